@@ -1,0 +1,185 @@
+"""What a run is: frozen values that the command line fills, `run.json` keeps and the library acts on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from torch import nn
+from tyro.conf import arg
+
+from spikerate.data import Augment
+from spikerate.losses import CrossEntropy, SelfDistillation
+from spikerate.models import Branched, Staged, deepconv_branches, resnet18, resnet19
+from spikerate.neuron import LIF
+from spikerate.optim import Optim
+from spikerate.rules import BPTT, RateBP
+from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
+
+_MODELS = {"resnet18": resnet18, "resnet19": resnet19}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set, and what is made of it."""
+
+    name: Literal["digits", "cifar10"] = "digits"
+    """data set; digits is built in"""
+    path: Annotated[Path | None, arg(aliases=["--data"])] = None
+    """folder of the data set, in the layout of its official distribution"""
+    held_out: int = 0
+    """training images held out to choose the best epoch by; digits has its own fixed split"""
+    augment: Augment = Augment()
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """The neuron of all layers."""
+
+    decay: float = 0.2
+    """what is left of the membrane after one step, in (0, 1]; 1 is the neuron without leak"""
+    threshold: float = 1.0
+    """membrane potential at which a spike is fired"""
+    v_reset: float | None = None
+    """None for the soft reset, which subtracts the threshold; a number to reset to it"""
+    detach_reset: bool = True
+    """whether the reset is a constant for the gradient"""
+    surrogate: Sigmoid | ATan | Triangular | Rectangular | FastSigmoid | Dspike = Sigmoid()
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> LIF:
+        """A new layer of such neurons."""
+        return LIF(self.decay, None, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    name: Literal["resnet18", "resnet19"] = "resnet18"
+    """architecture"""
+    width: Annotated[int, arg(aliases=["--width"])] = 64
+    """channels of the first stage; the others follow from it"""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"model.width is {self.width}: give a number of channels >= 1")
+
+    def build(self, num_classes: int, in_channels: int, neuron: Neuron) -> Staged:
+        """A new network with fresh weights, from PyTorch's global generator."""
+        return _MODELS[self.name](num_classes, in_channels, self.width, neuron.build)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run."""
+
+    data: Data = Data()
+    model: Model = Model()
+    neuron: Neuron = Neuron()
+    rule: BPTT | RateBP = RateBP()
+    loss: CrossEntropy | SelfDistillation = CrossEntropy()
+    optim: Optim = Optim()
+    T: int = 4
+    """time steps"""
+    epochs: int = 300
+    """passes over the training images"""
+    batch: int = 128
+    """images in a batch"""
+    seed: int = 0
+    """seed of the weights, the order of the images and their augmentation"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: convolutions in bfloat16 by autocast; membranes, statistics and weights stay in float32"""
+    compile: bool = False
+    """compile the network by torch.compile: a minute once, then faster steps"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        for name, value, what in (
+            ("T", self.T, "a number of time steps"),
+            ("epochs", self.epochs, "a number of epochs"),
+            ("batch", self.batch, "a number of images"),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: give {what} >= 1")
+        if self.batch < 2:
+            raise ValueError("batch is 1: batch norm needs two images at least")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
+
+    def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+        """The network to train: with branches for self-distillation, else plain."""
+        body = self.model.build(num_classes, in_shape[0], self.neuron)
+        if isinstance(self.loss, SelfDistillation):
+            return Branched(body, deepconv_branches(body, in_shape, num_classes))
+        return body
+
+
+def encode(value: Any) -> Any:
+    """A configuration as JSON types; a dataclass says its type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    return str(value) if isinstance(value, Path) else value
+
+
+def decode(kind: Any, value: Any, where: str = "run") -> Any:
+    """The inverse of `encode` for the type `kind`, for files from strangers.
+
+    Raises:
+        ValueError: a field is unknown or missing, or a value has the wrong type or range; the sentence says where.
+    """
+    if typing.get_origin(kind) is Annotated:
+        return decode(typing.get_args(kind)[0], value, where)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return _decode_union(typing.get_args(kind), value, where)
+    if typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise ValueError(f"{where} is {value!r}: give one of {', '.join(map(repr, typing.get_args(kind)))}")
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {value!r}: give a value of type {getattr(kind, '__name__', kind)}")
+
+
+def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = tuple(k for k in kinds if k is not type(None))
+    if isinstance(value, dict):
+        named = [k for k in kinds if dataclasses.is_dataclass(k) and typing.cast(type, k).__name__ == value.get("type")]
+        if named:
+            return decode(named[0], value, where)
+        names = ", ".join(getattr(k, "__name__", str(k)) for k in kinds)
+        raise ValueError(f"{where} is of type {value.get('type')!r}: give one of {names}")
+    return decode(kinds[0], value, where)
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict) or value.get("type") != kind.__name__:
+        raise ValueError(f"{where} is {str(value)[:60]!r}: give the fields of a {kind.__name__}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    given = {name: v for name, v in value.items() if name != "type"}
+    for name in given:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            raise ValueError(f"{where} has the unknown field {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+    missing = [name for name in hints if name not in given]
+    if missing:
+        raise ValueError(f"{where} has no field {missing[0]!r}: it was written by another version of spikerate")
+    return kind(**{name: decode(hints[name], v, f"{where}.{name}") for name, v in given.items()})

@@ -1,0 +1,81 @@
+"""What a person sees in the terminal: progress, tables, sentences."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spikerate.losses import Terms
+from spikerate.train import Row
+
+_REFRESH_SECONDS = 0.25
+
+
+class TrainingBar:
+    """A progress bar with loss, accuracy, reliable share and time left; a line for each epoch where there is no terminal.
+
+    Args:
+        epochs: of the run.
+        steps: of the run, all epochs together.
+    """
+
+    def __init__(self, console: Console, epochs: int, steps: int) -> None:
+        self.console = console
+        self.epochs = epochs
+        self.steps = steps
+        self.shown = 0.0
+        self.held_out = ""
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[terms]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("train", total=steps, epoch=f"1/{epochs}", terms="")
+
+    def __enter__(self) -> TrainingBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line)
+
+    def step(self, step: int, terms: Terms) -> None:
+        now = time.monotonic()
+        if not self.console.is_terminal or (now - self.shown < _REFRESH_SECONDS and step < self.steps):
+            return
+        self.shown = now
+        epoch = f"{min(self.epochs, 1 + step * self.epochs // self.steps)}/{self.epochs}"
+        text = _terms_line({name: float(value) for name, value in terms.items()}) + self.held_out
+        self.progress.update(self.task, completed=step, epoch=epoch, terms=text)
+
+    def epoch(self, row: Row) -> None:
+        self.held_out = f"  held-out {row['held_out']:.1%}" if "held_out" in row else ""
+        if not self.console.is_terminal:
+            line = f"epoch {row['epoch']}/{self.epochs}  {_terms_line(row)}{self.held_out}  {row['seconds']:.1f} s"
+            self.console.print(line, soft_wrap=True)
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table in the house's style; the first column is the name of the row."""
+    made = Table(title=title, title_justify="left", header_style="bold", show_header=len(columns) > 0)
+    for k, column in enumerate(columns):
+        made.add_column(column, overflow="fold", style="cyan" if k == 0 else None)
+    return made
+
+
+def _terms_line(terms: Row) -> str:
+    line = f"loss {terms['loss']:.3f}  accuracy {terms['accuracy']:.1%}"
+    return line + (f"  reliable {terms['reliable']:.1%}" if "reliable" in terms else "")

@@ -1,0 +1,161 @@
+"""Operations whose value is known already: the forward pass hands it on, the backward pass is the operation's own.
+
+A firing rate goes through every layer beside the spikes, and its value there is the mean of what the spikes gave. So a
+layer is never computed for the rate, only differentiated at it. Each function saves what its gradient needs and nothing
+of size T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class _Scale(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
+        ctx.save_for_backward(gain)
+        ctx.dtype = input.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gain,) = ctx.saved_tensors
+        return None, (grad * gain).to(ctx.dtype), None
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        _, need_input, need_weight, need_bias = ctx.needs_input_grad
+        return (
+            None,
+            grad @ weight if need_input else None,
+            rows.T @ input.flatten(0, -2) if need_weight else None,
+            rows.sum(0) if need_bias else None,
+        )
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.geometry = (stride, padding, dilation, groups)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        grads = torch.ops.aten.convolution_backward(
+            grad,
+            input,
+            weight,
+            [weight.shape[0]],
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(stride),
+            groups,
+            ctx.needs_input_grad[1:4],
+        )
+        return None, *grads, None, None, None, None
+
+
+class _Normalize(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight, mean, invstd)
+        ctx.eps = eps
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, invstd = ctx.saved_tensors
+        grads = torch.ops.aten.native_batch_norm_backward(
+            grad.to(input.dtype), input, weight, None, None, mean, invstd, True, ctx.eps, ctx.needs_input_grad[1:4]
+        )
+        return None, *grads, None, None, None
+
+
+def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
+    """`value`, with the gradient `gain * d input`. All of one shape; `value` and `gain` are constants."""
+    return _Scale.apply(value, input, gain)
+
+
+def linear(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`value` [B, ..., O], with the gradient of `F.linear(input, weight, bias)`; `input` [B, ..., I]."""
+    return _Linear.apply(value, input.to(value.dtype), weight.to(value.dtype), _cast(bias, value))
+
+
+def convolution(
+    value: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`value` [B, O, ...], with the gradient of the convolution of `input` [B, C, ...] by `weight` [O, C / groups, ...]."""
+    weight, bias = weight.to(value.dtype), _cast(bias, value)
+    return _Convolution.apply(value, input.to(value.dtype), weight, bias, stride, padding, dilation, groups)
+
+
+def normalize(
+    value: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    eps: float,
+) -> Tensor:
+    """`value` [B, C, ...], with the gradient of batch normalisation at `input` [B, C, ...].
+
+    `mean` [C] is that of `input`. `invstd` [C] may come from a larger variance than that of `input`; the excess is a
+    constant, and the gradient goes through the variance of `input`:
+    `d input = weight invstd (g - E[g] - x E[g x])`, `x = (input - mean) invstd`.
+    """
+    return _Normalize.apply(value, input, weight, bias, mean, invstd, eps)
+
+
+def _cast(bias: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(like.dtype)

@@ -1,0 +1,114 @@
+"""Losses as values: each takes the logits of all outputs and the labels, and returns named terms.
+
+Every loss is called as `loss(outputs, labels)` with `outputs` a sequence of logits [B, K], the branches' first and the
+final head's last, and `labels` [B] int64. It returns a dict of scalars: `loss`, what is minimised, and its terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of the final head: `{"loss"}`."""
+
+    def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
+        return {"loss": F.cross_entropy(outputs[-1].float(), labels)}
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """Enhanced self-distillation: cross-entropy on every output, and a teacher made of the outputs that are right.
+
+        L = alpha CE(branches) + final_alpha CE(final) + beta KL
+
+    `CE` is summed over the outputs. `KL` is the sum over all N outputs p of `tau^2 KL(softmax(teacher / tau) ||
+    softmax(p / tau))`, the mean over the samples that have a teacher; the teacher is a constant. A batch in which no
+    sample has one gives `KL = 0`.
+
+    Terms: `loss`, `ce` (weighted by the alphas), `kl` (not weighted), `reliable` (the share of samples that at least one
+    output gets right).
+
+    Args:
+        alpha: weight of the cross-entropy of the branches, >= 0.
+        beta: weight of the distillation, >= 0.
+        tau: temperature of the softmax, > 0.
+        final_alpha: weight of the cross-entropy of the final head; `alpha` if None.
+        teacher: "reliable", per sample the mean of the raw logits of those outputs whose argmax is the label, and no
+            teacher where there is none (the paper); "all", the mean of all outputs for every sample; None, no teacher.
+
+    Raises:
+        ValueError: a weight is negative, or the temperature not positive.
+
+    Reference: Zhao, Yu, Yu, Liu, Wang, NeurIPS 2025, arXiv 2510.06254: Eq. 8 (teacher), 9 (CE), 10 (KL), 11 (total). The
+    authors' code gives NaN on a batch without a reliable sample. It needs a network with branches; without them it
+    distils the final head into itself.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.3
+    tau: float = 3.0
+    final_alpha: float | None = None
+    teacher: Literal["reliable", "all"] | None = "reliable"
+
+    def __post_init__(self) -> None:
+        weights = {"alpha": self.alpha, "beta": self.beta, "final_alpha": self.final_alpha}
+        for name, weight in weights.items():
+            if weight is not None and not 0 <= weight < math.inf:
+                raise ValueError(f"SelfDistillation.{name} is {weight}: give a number >= 0")
+        if not 0 < self.tau < math.inf:
+            raise ValueError(f"SelfDistillation.tau is {self.tau}: give a positive number")
+
+    def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
+        logits = torch.stack([p.to(torch.promote_types(p.dtype, torch.float32)) for p in outputs])  # [N, B, K]
+        *branches, final = (F.cross_entropy(p, labels) for p in logits)
+        ce = (self.alpha if self.final_alpha is None else self.final_alpha) * final + self.alpha * sum(branches)
+        teacher, reliable = reliable_teacher(logits.detach(), labels)
+        share = reliable.to(logits.dtype).mean()
+        if self.teacher is None:
+            return {"loss": ce, "ce": ce, "reliable": share}
+        if self.teacher == "all":
+            teacher, reliable = logits.detach().mean(0), torch.ones_like(reliable)
+        kl = self._distil(logits, teacher, reliable)
+        return {"loss": ce + self.beta * kl, "ce": ce, "kl": kl, "reliable": share}
+
+    def _distil(self, logits: Tensor, teacher: Tensor, reliable: Tensor) -> Tensor:
+        target = F.log_softmax(teacher / self.tau, dim=-1)
+        student = F.log_softmax(logits / self.tau, dim=-1)
+        per_sample = (target.exp() * (target - student)).sum(dim=(0, 2))
+        return self.tau**2 * (per_sample * reliable).sum() / reliable.sum().clamp(min=1)
+
+
+Loss = CrossEntropy | SelfDistillation
+
+
+def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the raw logits of those outputs that are right (Zhao et al., Eq. 8).
+
+    Args:
+        logits: [N, B, K] of N outputs.
+        labels: [B].
+
+    Returns:
+        the teacher [B, K], 0 where no output is right, and whether one is [B].
+    """
+    right = logits.argmax(-1) == labels  # [N, B]
+    count = right.sum(0)
+    teacher = (logits * right.unsqueeze(-1)).sum(0) / count.clamp(min=1).unsqueeze(-1)
+    return teacher, count > 0
+
+
+def accuracies(outputs: Sequence[Tensor], labels: Tensor) -> Terms:
+    """The share of samples that each output gets right: `accuracy` of the final head, `accuracy/exit1`, ... of the rest."""
+    right = [(p.argmax(-1) == labels).float().mean() for p in outputs]
+    return {"accuracy": right[-1]} | {f"accuracy/exit{k + 1}": value for k, value in enumerate(right[:-1])}

@@ -1,0 +1,80 @@
+"""A signal that keeps a ledger: how often the neurons of each layer fire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled
+
+
+@dataclass
+class Ledger:
+    """Spikes and chances to spike of each neuron module, over all batches so far."""
+
+    spikes: dict[Any, Tensor] = field(default_factory=dict)
+    chances: dict[Any, int] = field(default_factory=dict)
+
+    def note(self, neuron: Any, train: Tensor) -> None:
+        self.spikes[neuron] = self.spikes.get(neuron, 0) + train.sum(dtype=torch.float64)
+        self.chances[neuron] = self.chances.get(neuron, 0) + train.numel()
+
+    def rates(self, network: nn.Module) -> dict[str, float]:
+        """Module path -> firing rate of the layer in spikes per neuron and step, in the network's order."""
+        return {
+            name: float(self.spikes[module]) / self.chances[module]
+            for name, module in network.named_modules()
+            if module in self.spikes
+        }
+
+    def mean_rate(self) -> float:
+        """Spikes per neuron and step, over all neurons."""
+        return float(sum(self.spikes.values())) / max(1, sum(self.chances.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Metered(Signal):
+    """An `Unrolled` signal whose firings are noted in a ledger."""
+
+    inner: Unrolled = field(kw_only=True)
+    ledger: Ledger = field(kw_only=True)
+
+    @property
+    def rate(self) -> Tensor:
+        return self.inner.rate
+
+    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Metered:
+        return self._around(self.inner.affine(f, *others, at_rate=at_rate))
+
+    def nonlinear(self, f: PerStep) -> Metered:
+        return self._around(self.inner.nonlinear(f))
+
+    def normalize(self, norm: Normalization) -> Metered:
+        return self._around(self.inner.normalize(norm))
+
+    def fire(self, neuron: Neuron) -> Metered:
+        fired = self.inner.fire(neuron)
+        self.ledger.note(neuron, fired.steps)
+        return self._around(fired)
+
+    def tap(self) -> Tensor:
+        return self.inner.tap()
+
+    def _around(self, inner: Unrolled) -> Metered:
+        return replace(self, train=inner.train, constant=inner.constant, inner=inner)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A rule for evaluation: runs the network as `BPTT()` does, and notes in `ledger` how often each layer fires."""
+
+    ledger: Ledger
+
+    def __call__(self, network: Callable[[Signal], Signal], x: Tensor) -> Signal:
+        T = len(x)
+        inner = Unrolled(x, False, T, Tape(T))
+        return network(Metered(x, False, T, inner.tape, inner=inner, ledger=self.ledger))

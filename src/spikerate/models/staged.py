@@ -1,0 +1,73 @@
+"""What every model here is: a stem, named stages and a head."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from spikerate.signal import Tape, Unrolled
+
+Activation = Callable[[], nn.Module] | Literal["relu"]
+
+
+class Staged(nn.Module):
+    """A stem, stages between which branches may leave, and a head.
+
+    Args:
+        stem: first layers, input [B, C, H, W].
+        stages: name -> module, in order; each takes the output of the one before.
+        head: the last stage's output -> logits [B, K].
+    """
+
+    def __init__(self, stem: nn.Module, stages: Mapping[str, nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        if not stages:
+            raise ValueError("Staged has no stages: give at least one")
+        self.stem = stem
+        self.stages = nn.ModuleDict(stages)
+        self.head = head
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        for stage in self.stages.values():
+            x = stage(x)
+        return self.head(x)
+
+
+def stage_shapes(body: Staged, in_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """The output shape [B, ...] of each stage of a spiking network for one sample (B = 1), by a run on the meta device.
+
+    Args:
+        in_shape: of one input sample, (C, H, W).
+    """
+    ghost = copy.deepcopy(body).to("meta").eval()
+    x = ghost.stem(Unrolled(torch.empty(1, 1, *in_shape, device="meta"), True, 1, Tape(1)))
+    shapes = []
+    for stage in ghost.stages.values():
+        x = stage(x)
+        shapes.append(tuple(x.shape))
+    return shapes
+
+
+def activate(activation: Activation) -> nn.Module:
+    """A new activation module: what `activation()` makes, a `LIF` for instance, or an `nn.ReLU` for "relu".
+
+    Raises:
+        ValueError: another string.
+    """
+    if callable(activation):
+        return activation()
+    if activation == "relu":
+        return nn.ReLU()
+    raise ValueError(f'activation is {activation!r}: give "relu", or a function that makes a module, such as LIF')
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise `ValueError` naming the first of `sizes` that is less than 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}: give a number >= 1")

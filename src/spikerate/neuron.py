@@ -1,0 +1,150 @@
+"""The leaky integrate-and-fire neuron: unrolled with gradient, or traced for its spikes and its gain."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikerate.surrogate import Sigmoid, Surrogate
+
+
+class LIF(nn.Module):
+    """Leaky integrate-and-fire neurons, one for each element of the input; time is the hidden axis of a `Signal`.
+
+        v[t] = decay * u[t-1] + input[t],   s[t] = H(v[t] - threshold),   u[0] = 0
+        u[t] = v[t] - threshold * s[t]                        soft reset (`v_reset=None`)
+        u[t] = v[t] * (1 - s[t]) + v_reset * s[t]             hard reset (`v_reset` a number)
+
+    The input is not scaled by the decay, and the leak goes to 0. Membranes are kept in float32 or wider, spikes in the
+    type of the input.
+
+    Args:
+        decay: what is left of the membrane after one step, in (0, 1]; 0.2 unless `tau` is given. snnTorch's `beta`
+            (`Leaky(beta=decay, reset_delay=False)`).
+        tau: the membrane time constant in steps, >= 1, instead of `decay`: `decay = 1 - 1 / tau`. SpikingJelly's `tau`
+            with `decay_input=False` (its hard reset leaks to `v_reset`, so it is the same only for `v_reset=0`).
+        threshold: the membrane potential at which a spike is fired, > 0.
+        v_reset: None for the soft reset (subtract the threshold), a number < threshold for the hard one.
+        detach_reset: whether the reset is a constant for the gradient, as in the papers.
+        surrogate: the derivative of the step function.
+
+    Raises:
+        ValueError: a parameter is out of its range, or both `decay` and `tau` are given.
+        TypeError: called on a tensor instead of a `Signal`.
+
+    Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
+    """
+
+    def __init__(
+        self,
+        decay: float | None = None,
+        tau: float | None = None,
+        threshold: float = 1.0,
+        v_reset: float | None = None,
+        detach_reset: bool = True,
+        surrogate: Surrogate = Sigmoid(),
+    ) -> None:
+        super().__init__()
+        if decay is not None and tau is not None:
+            raise ValueError(f"LIF got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
+        if tau is not None and not (tau > 1 and math.isfinite(tau)):
+            raise ValueError(f"LIF.tau is {tau}: give a finite number of steps above 1, or decay=1 for no leak")
+        self.decay = 1 - 1 / tau if tau is not None else 0.2 if decay is None else decay
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"LIF.decay is {decay}: give a number in (0, 1]")
+        if not (threshold > 0 and math.isfinite(threshold)):
+            raise ValueError(f"LIF.threshold is {threshold}: give a positive, finite number")
+        if v_reset is not None and not -math.inf < v_reset < threshold:
+            raise ValueError(f"LIF.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
+        self.threshold = threshold
+        self.v_reset = v_reset
+        self.detach_reset = detach_reset
+        self.surrogate = surrogate
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            raise TypeError("LIF has no time axis in a plain tensor: call the network by a rule, BPTT()(network, x)")
+        return x.fire(self)
+
+    def extra_repr(self) -> str:
+        reset = "soft" if self.v_reset is None else self.v_reset
+        detached = ", detached" if self.detach_reset else ""
+        return f"decay={self.decay:g}, threshold={self.threshold:g}, reset={reset}{detached}, {self.surrogate}"
+
+    def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Spikes with the gradient through every step.
+
+        Args:
+            inputs: input currents [T, B, ...].
+            state: the membrane u after the steps before [B, ...], None at the start.
+
+        Returns:
+            spikes [T, B, ...] and the membrane after the last step [B, ...].
+        """
+        spikes = []
+        for current in inputs.unbind(0):
+            v = self._charge(state, current)
+            s = self.surrogate.spike(v - self.threshold)
+            spikes.append(s.to(current.dtype))
+            state = self._reset(v, s.detach() if self.detach_reset else s)
+        assert state is not None
+        return torch.stack(spikes), state
+
+    @torch.no_grad()
+    def trace(self, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Spikes without a graph, and the sum over time that makes the gain of the rate.
+
+        `gain = E_t[slope(v[t]) reach[t]]`, `reach[t] = 1 + (d v[t] / d v[t-1]) reach[t-1]`, `reach[1] = 1`: how far one
+        unit more of input at every step moves the membrane, times the slope of the spike (Yu et al., NeurIPS 2024,
+        E[kappa] and its traces).
+
+        Args:
+            inputs: input currents [T, B, ...].
+            state: (membrane u, carried reach, summed gain) after the steps before, each [B, ...]; None at the start.
+
+        Returns:
+            spikes [T, B, ...] and the state after the last step; `state[-1]` is the sum over all steps so far of
+            `slope * reach`.
+        """
+        spikes = []
+        u, carried, total = state if state is not None else (None, None, None)
+        for current in inputs.unbind(0):
+            v = self._charge(u, current)
+            s = (v >= self.threshold).to(v.dtype)
+            slope = self.surrogate.slope(v - self.threshold)
+            reach = 1 + carried if carried is not None else torch.ones_like(v)
+            total = slope * reach if total is None else total + slope * reach
+            spikes.append(s.to(current.dtype))
+            carried = self._passed_on(v, s, slope) * reach
+            u = self._reset(v, s)
+        assert u is not None and carried is not None and total is not None
+        return torch.stack(spikes), (u, carried, total)
+
+    def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
+        wide = current.to(torch.promote_types(current.dtype, torch.float32))
+        return wide if u is None else self.decay * u + wide
+
+    def _reset(self, v: Tensor, s: Tensor) -> Tensor:
+        if self.v_reset is None:
+            return v - self.threshold * s
+        return v * (1 - s) + self.v_reset * s
+
+    def _passed_on(self, v: Tensor, s: Tensor, slope: Tensor) -> Tensor | float:
+        """d v[t+1] / d v[t]."""
+        if self.v_reset is None:
+            return self.decay if self.detach_reset else self.decay * (1 - self.threshold * slope)
+        kept = 1 - s if self.detach_reset else 1 - s + (self.v_reset - v) * slope
+        return self.decay * kept
+
+
+def IF(
+    threshold: float = 1.0,
+    v_reset: float | None = None,
+    detach_reset: bool = True,
+    surrogate: Surrogate = Sigmoid(),
+) -> LIF:
+    """Integrate-and-fire neurons: `LIF` without leak (`decay=1`)."""
+    return LIF(decay=1.0, threshold=threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)

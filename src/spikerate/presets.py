@@ -1,0 +1,120 @@
+"""Presets: each published setting as a function that returns a `Run`, its docstring the record."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+
+from spikerate.config import Data, Model, Run
+from spikerate.data import Augment
+from spikerate.losses import CrossEntropy, SelfDistillation
+from spikerate.optim import Optim
+from spikerate.rules import BPTT, RateBP
+
+_CIFAR10 = Run(
+    data=Data("cifar10", held_out=5000, augment=Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)),
+    model=Model("resnet18", 64),
+    rule=RateBP(),
+    loss=CrossEntropy(),
+    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
+    T=4,
+    epochs=300,
+    batch=128,
+)
+
+_CIFAR10_SMALL = replace(
+    _CIFAR10,
+    data=replace(_CIFAR10.data, augment=Augment(crop=4, flip=True)),
+    model=Model("resnet18", 16),
+    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1"),
+    epochs=10,
+    batch=64,
+    precision="bf16",
+    compile=True,
+)
+
+_DIGITS = Run(
+    data=Data("digits", augment=Augment(crop=1)),
+    model=Model("resnet18", 16),
+    rule=RateBP(),
+    loss=CrossEntropy(),
+    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1"),
+    T=4,
+    epochs=15,
+    batch=64,
+)
+
+
+def digits_esd() -> Run:
+    """ESD on the built-in digits: the main job. ResNet-18 of width 16, T = 4."""
+    return replace(_DIGITS, loss=SelfDistillation())
+
+
+def digits_rate() -> Run:
+    """Rate-based backpropagation on the built-in digits; else as digits-esd."""
+    return _DIGITS
+
+
+def digits_bptt() -> Run:
+    """Backpropagation through time on the built-in digits; else as digits-esd."""
+    return replace(_DIGITS, rule=BPTT())
+
+
+def cifar10_esd() -> Run:
+    """ESD on CIFAR-10, ResNet-18, T = 6: the settings of Zhao et al., NeurIPS 2025 (arXiv 2510.06254)."""
+    return replace(_CIFAR10, loss=SelfDistillation(alpha=1.0, beta=0.3, tau=3.0), T=6)
+
+
+def cifar10_rate() -> Run:
+    """Rate-based backpropagation (rate_M) on CIFAR-10, ResNet-18, T = 4: Yu et al., NeurIPS 2024 (arXiv 2410.11488)."""
+    return _CIFAR10
+
+
+def cifar10_bptt() -> Run:
+    """Backpropagation through time on CIFAR-10, the baseline of Yu et al., NeurIPS 2024: T = 4, its loss not scaled."""
+    return replace(_CIFAR10, rule=BPTT(), optim=replace(_CIFAR10.optim, loss_scale="1"))
+
+
+def cifar10_small_esd() -> Run:
+    """ESD on CIFAR-10 for a laptop: ResNet-18 of width 16, T = 4, 10 epochs, crop and flip, bf16, compiled."""
+    return replace(_CIFAR10_SMALL, loss=SelfDistillation())
+
+
+def cifar10_small_rate() -> Run:
+    """Rate-based backpropagation on CIFAR-10 for a laptop; else as cifar10-small-esd."""
+    return _CIFAR10_SMALL
+
+
+def cifar10_small_bptt() -> Run:
+    """Backpropagation through time on CIFAR-10 for a laptop; else as cifar10-small-esd."""
+    return replace(_CIFAR10_SMALL, rule=BPTT())
+
+
+PRESETS: dict[str, Callable[[], Run]] = {
+    f.__name__.replace("_", "-"): f
+    for f in (
+        digits_esd,
+        digits_rate,
+        digits_bptt,
+        cifar10_esd,
+        cifar10_rate,
+        cifar10_bptt,
+        cifar10_small_esd,
+        cifar10_small_rate,
+        cifar10_small_bptt,
+    )
+}
+
+
+def preset(name: str) -> Run:
+    """The run of that name.
+
+    Raises:
+        ValueError: there is none; the sentence has the near matches.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    near = difflib.get_close_matches(name, PRESETS, 3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "spikerate list shows them"
+    raise ValueError(f"there is no preset {name!r}: {hint}")

@@ -1,0 +1,114 @@
+"""Training rules as values: each says which signal enters the network, and so where the gradient goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spikerate.signal import RateCoded, Signal, Tape, Unrolled
+
+Network = Callable[[Signal], Signal]
+
+
+@dataclass(frozen=True)
+class BPTT:
+    """Backpropagation through time: the gradient goes through every step.
+
+    `chunk=None` runs layer by layer, each over all T steps, with batch-norm statistics over steps, batch and space;
+    `chunk=1` runs step by step, with statistics and running averages at each step; between, chunks of n steps.
+    Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
+
+    Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
+    `steps` [T, B, K] and `rate` [B, K].
+
+    Raises:
+        ValueError: `chunk` is less than 1, or x is not [T, B, ...].
+        TypeError: the network has an operation without a rule.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_chunk("BPTT", self.chunk)
+
+    def __call__(self, network: Network, x: Tensor) -> Signal:
+        _check_input(x)
+        outputs = [network(Unrolled(*chunk)) for chunk in _chunks(x, self.chunk)]
+        return _join(outputs, len(x))
+
+
+@dataclass(frozen=True)
+class RateBP:
+    """Rate-based backpropagation: spikes run forward without a graph, one backward pass runs through the firing rates.
+
+    `dL/dc = dL/dr * gain`, `dL/dr' = W^T dL/dc`, `dL/dW = dL/dc r'^T` with the rates `r = E_t[s]`, the mean currents
+    `c = W r'` and each neuron's `gain` (`LIF.trace`). Time and memory of the backward pass do not depend on T.
+    Equal to BPTT at T = 1; an approximation beyond, for networks that code by rate. Do not use it where the timing of
+    spikes carries information.
+
+    `chunk=None` is the multi-step form (rate_M), `chunk=1` the single-step form (rate_S), between, chunks of n steps:
+    memory for activations goes with the chunk, and batch norm sees one chunk at a time. Its running statistics move once
+    for each chunk.
+
+    Call and errors as for `BPTT`. Activation checkpointing works with `chunk=None` only (`RuntimeError`).
+
+    Reference: Yu, Liu, Wang, Li, Wang: Advancing Training Efficiency of Deep Spiking Neural Networks through Rate-based
+    Backpropagation, NeurIPS 2024, arXiv 2410.11488. The authors' code runs every layer a second time on the rates; here
+    the value is known from the spikes, and only the gradient is new. It divides the loss by T: see `Optim.loss_scale`.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_chunk("RateBP", self.chunk)
+
+    def __call__(self, network: Network, x: Tensor) -> Signal:
+        _check_input(x)
+        rate = x[0] if _constant(x) else x.mean(0)
+        outputs = []
+        for train, constant, T, tape in _chunks(x, self.chunk):
+            with torch.set_grad_enabled(tape.last and torch.is_grad_enabled()):
+                outputs.append(network(RateCoded(train, constant, T, tape, average=rate)))
+        return _join(outputs, len(x))
+
+
+Rule = BPTT | RateBP
+
+
+def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, Tape]]:
+    """The fields of a signal for each chunk of x [T, B, ...], on one tape."""
+    parts = x.split(chunk or len(x))
+    constant = _constant(x)
+    tape = Tape(len(x), whole=len(parts) == 1)
+    for k, part in enumerate(parts):
+        tape.rewind(last=k == len(parts) - 1)
+        yield part[:1] if constant else part, constant, len(part), tape
+    tape.close()
+
+
+def _join(outputs: list[Signal], T: int) -> Signal:
+    """The output of the last chunk, with the steps of all."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return replace(outputs[-1], train=torch.cat([y.steps for y in outputs]), constant=False, T=T)
+
+
+def _constant(x: Tensor) -> bool:
+    """Whether x [T, B, ...] is one image at every step, known by its stride."""
+    return len(x) == 1 or x.stride(0) == 0
+
+
+def _check_chunk(rule: str, chunk: int | None) -> None:
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"{rule}.chunk is {chunk}: give a number of steps >= 1, or None for all T at once")
+
+
+def _check_input(x: Tensor) -> None:
+    if x.dim() < 3 or len(x) == 0 or not x.is_floating_point():
+        raise ValueError(
+            f"the input is {x.dtype} of shape {list(x.shape)}: give floating point [T, B, ...] with T >= 1; "
+            "for static images [B, ...], x.expand(T, *x.shape)"
+        )

@@ -10,7 +10,7 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,7 +29,7 @@ from spikerate.meter import Ledger, Meter
 from spikerate.models import Branched, stage_shapes
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, check_free
-from spikerate.train import pick_device, train
+from spikerate.train import build_network, pick_device, train
 
 Command = TypeVar("Command")
 
@@ -123,10 +123,10 @@ def _dispatch(args: list[str]) -> int:
 def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
     told = io.StringIO()
-    given = {} if default is None else {"default": default}
+    given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, prog=prog, args=args, config=(AvoidSubcommands,), **given)
+            return tyro.cli(kind, prog=prog, args=args, default=given, config=(AvoidSubcommands,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -229,7 +229,7 @@ def _eval(command: Eval) -> None:
     run = folder.config()
     device = pick_device(command.device)
     data = load(run.data.name, command.data or run.data.path, run.data.held_out)
-    network = run.build(len(data.classes), data.shape).to(device, memory_format=torch.channels_last)
+    network = build_network(run, data, device)
     folder.load_weights(command.weights, network)
     test, ledger = _measure(network, data, run)
     console = Console()

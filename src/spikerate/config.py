@@ -7,11 +7,10 @@ import difflib
 import math
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from torch import nn
 from tyro.conf import arg
 
 from spikerate.data import Augment
@@ -116,7 +115,7 @@ class Run:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
 
-    def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+    def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""
         body = self.model.build(num_classes, in_shape[0], self.neuron)
         if isinstance(self.loss, SelfDistillation):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikerate.data import ImageSet, Images, plain_batches
+from spikerate.data import Images, ImageSet, plain_batches
 from spikerate.rules import BPTT
 from spikerate.signal import Signal
 

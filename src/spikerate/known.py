@@ -116,12 +116,12 @@ class _Normalize(Function):
 
 def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
     """`value`, with the gradient `gain * d input`. All of one shape; `value` and `gain` are constants."""
-    return _Scale.apply(value, input, gain)
+    return _Scale.apply(value, input, gain)  # type: ignore[no-untyped-call]
 
 
 def linear(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`value` [B, ..., O], with the gradient of `F.linear(input, weight, bias)`; `input` [B, ..., I]."""
-    return _Linear.apply(value, input.to(value.dtype), weight.to(value.dtype), _cast(bias, value))
+    return _Linear.apply(value, input.to(value.dtype), weight.to(value.dtype), _cast(bias, value))  # type: ignore[no-untyped-call]
 
 
 def convolution(
@@ -136,7 +136,7 @@ def convolution(
 ) -> Tensor:
     """`value` [B, O, ...], with the gradient of the convolution of `input` [B, C, ...] by `weight` [O, C / groups, ...]."""
     weight, bias = weight.to(value.dtype), _cast(bias, value)
-    return _Convolution.apply(value, input.to(value.dtype), weight, bias, stride, padding, dilation, groups)
+    return _Convolution.apply(value, input.to(value.dtype), weight, bias, stride, padding, dilation, groups)  # type: ignore[no-untyped-call]
 
 
 def normalize(
@@ -154,7 +154,7 @@ def normalize(
     constant, and the gradient goes through the variance of `input`:
     `d input = weight invstd (g - E[g] - x E[g x])`, `x = (input - mean) invstd`.
     """
-    return _Normalize.apply(value, input, weight, bias, mean, invstd, eps)
+    return _Normalize.apply(value, input, weight, bias, mean, invstd, eps)  # type: ignore[no-untyped-call]
 
 
 def _cast(bias: Tensor | None, like: Tensor) -> Tensor | None:

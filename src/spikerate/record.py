@@ -107,7 +107,9 @@ class RunFolder:
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{file} is of another network than run.json says: {str(error).splitlines()[1].strip()}") from error
+            raise ValueError(
+                f"{file} is of another network than run.json says: {str(error).splitlines()[1].strip()}"
+            ) from error
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""

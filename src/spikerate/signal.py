@@ -288,7 +288,9 @@ class Normalization:
             with torch.no_grad():
                 n = T * train[0].numel() // flat.shape[1]
                 if n < 2:
-                    raise ValueError(f"batch norm in training needs more than one value per channel, got {list(train.shape)}")
+                    raise ValueError(
+                        f"batch norm in training needs more than one value per channel, got {list(train.shape)}"
+                    )
                 variance = invstd.pow(-2) - self.eps
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var.dtype), self.momentum)
@@ -343,8 +345,12 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         if isinstance(padding, str):
             return x.affine(conv)
         space = weight.dim() - 2
-        geometry = [[n] * space if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
-        return x.affine(conv, at_rate=lambda value, rate: known.convolution(value, rate, weight, bias, *geometry, groups))
+        strides, paddings, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, padding, dilation))
+
+        def known_conv(value: Tensor, rate: Tensor) -> Tensor:
+            return known.convolution(value, rate, weight, bias, strides, paddings, dilations, groups)
+
+        return x.affine(conv, at_rate=known_conv)
 
     return verb
 
@@ -361,12 +367,7 @@ def _pool(f: Callable[..., Tensor]) -> Callable[..., Signal]:
 
 
 def _max_pool(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
-        if kwargs.get("return_indices"):
-            raise TypeError(_no_rule(f"{f.__name__} with return_indices=True"))
-        return x.nonlinear(lambda t: f(t, *args, **kwargs))
-
-    return verb
+    return lambda x, *args, **kwargs: x.nonlinear(lambda t: f(t, *args, **kwargs))
 
 
 def _flatten(x: Signal, start_dim: int = 0, end_dim: int = -1) -> Signal:

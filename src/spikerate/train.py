@@ -62,6 +62,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def build_network(run: Run, data: ImageSet, device: torch.device) -> nn.Module:
+    """The network of a run with fresh weights, on the device, its kernels in channels-last order."""
+    network = run.build(len(data.classes), data.shape).to(device)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def train(run: Run, data: ImageSet, folder: RunFolder, watch: Watch) -> Trained:
     """Train a network, and keep each epoch's row and the best and last weights in the folder.
 
@@ -70,7 +76,7 @@ def train(run: Run, data: ImageSet, folder: RunFolder, watch: Watch) -> Trained:
     device = pick_device(run.device)
     data = data.to(device)
     torch.manual_seed(run.seed)
-    network = run.build(len(data.classes), data.shape).to(device, memory_format=torch.channels_last)
+    network = build_network(run, data, device)
     optimizer = run.optim.build(network)
     forward = _forward(run, device, watch)
     steps = steps_per_epoch(data.train, run.batch)

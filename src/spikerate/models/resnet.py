@@ -32,9 +32,7 @@ class BasicBlock(nn.Module):
         return self.activation2(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet18(
-    num_classes: int = 10, in_channels: int = 3, width: int = 64, activation: Activation = LIF
-) -> Staged:
+def resnet18(num_classes: int = 10, in_channels: int = 3, width: int = 64, activation: Activation = LIF) -> Staged:
     """ResNet-18 for small images of any size: a 3x3 stem, stages of `width` x (1, 2, 4, 8) channels, two blocks each.
 
     11,173,962 parameters with the defaults. Input [B, in_channels, H, W], output [B, num_classes]. Reference: He et al.,
@@ -49,9 +47,7 @@ def resnet18(
     return Staged(*body, _head(nn.Linear(channels[-1], num_classes)))
 
 
-def resnet19(
-    num_classes: int = 10, in_channels: int = 3, width: int = 128, activation: Activation = LIF
-) -> Staged:
+def resnet19(num_classes: int = 10, in_channels: int = 3, width: int = 128, activation: Activation = LIF) -> Staged:
     """ResNet-19: a 3x3 stem, stages of `width` x (1, 2, 4) channels with 3, 3, 2 blocks, a head with one hidden layer.
 
     Input [B, in_channels, H, W], output [B, num_classes]. Reference: Zheng et al., AAAI 2021; this form, Zhao et al.,

@@ -1,0 +1,5 @@
+"""`python -m spikerate`."""
+
+from spikerate.cli import entry
+
+entry()

@@ -1,0 +1,241 @@
+"""Signals: what every layer keeps, which layers there are, and what is computed how often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import Probe
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spikerate import BPTT, IF, LIF, Dspike, RateBP, Sigmoid, Signal
+
+RULES = [BPTT(), BPTT(chunk=1), BPTT(chunk=2), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
+
+
+class Residual(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Signal) -> Signal:
+        return x + self.layers(x)
+
+
+class Concatenated(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Signal) -> Signal:
+        return torch.cat([layer(x) for layer in self.layers], dim=1)
+
+
+def every_layer(c: int, neuron: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Each layer of the allow-list, from [B, c, 8, 8] to [B, 3]."""
+    return [
+        nn.Conv2d(c, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        neuron(),
+        nn.Dropout(0.3),
+        Residual(nn.Conv2d(4, 4, 3, padding="same", groups=2, bias=False), nn.BatchNorm2d(4, affine=False), neuron()),
+        nn.MaxPool2d(2),
+        nn.Identity(),
+        Concatenated(nn.Conv2d(4, 2, 1, dilation=2), nn.Conv2d(4, 3, 1)),
+        nn.BatchNorm2d(5, track_running_stats=False),
+        neuron(),
+        nn.AvgPool2d(2),
+        nn.Dropout2d(0.2),
+        nn.AdaptiveMaxPool2d(2),
+        nn.AdaptiveAvgPool2d((2, 1)),
+        nn.Flatten(),
+        nn.Linear(10, 6),
+        neuron(),
+        nn.Linear(6, 3),
+    ]
+
+
+def probed(layers: list[nn.Module]) -> tuple[nn.Sequential, list[Probe]]:
+    probes = [Probe() for _ in layers]
+    both = [m for pair in zip(layers, probes, strict=True) for m in pair]
+    return nn.Sequential(*both).double(), probes
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    T=st.integers(1, 5),
+    B=st.integers(2, 4),
+    c=st.integers(1, 3),
+    static=st.booleans(),
+    training=st.booleans(),
+    rule=st.sampled_from(RULES),
+    v_reset=st.sampled_from([None, 0.0]),
+    detach=st.booleans(),
+    surrogate=st.sampled_from([Sigmoid(), Dspike()]),
+)
+@settings(max_examples=60, deadline=None)
+def test_rate_is_the_mean_of_the_steps_after_every_layer(
+    seed: int,
+    T: int,
+    B: int,
+    c: int,
+    static: bool,
+    training: bool,
+    rule: BPTT | RateBP,
+    v_reset: float | None,
+    detach: bool,
+    surrogate: Any,
+) -> None:
+    torch.manual_seed(seed)
+    neuron = lambda: LIF(0.5, None, 0.7, v_reset, detach, surrogate)  # noqa: E731
+    network, probes = probed(every_layer(c, neuron))
+    network.train(training)
+    x = torch.rand(B, c, 8, 8, dtype=torch.float64).expand(T, B, c, 8, 8) if static else torch.rand(T, B, c, 8, 8).double()
+    out = rule(network, x)
+    assert out.steps.shape == (T, B, 3)
+    assert torch.allclose(out.rate, out.steps.mean(0), rtol=1e-9, atol=1e-12)
+    if rule.chunk is None or rule.chunk >= T:
+        for probe in probes:
+            assert probe.signal.steps.shape == (T, *probe.signal.rate.shape)
+            assert torch.allclose(probe.signal.rate, probe.signal.steps.mean(0), rtol=1e-9, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), T=st.integers(1, 5), chunk=st.sampled_from([None, 1, 2]), static=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_spikes_of_both_rules_are_bit_identical(seed: int, T: int, chunk: int | None, static: bool) -> None:
+    outputs = []
+    for rule in (BPTT(chunk), RateBP(chunk)):
+        torch.manual_seed(seed)
+        network, probes = probed(every_layer(2, lambda: LIF(threshold=0.6)))
+        x = torch.rand(3, 2, 8, 8).double().expand(T, 3, 2, 8, 8) if static else torch.rand(T, 3, 2, 8, 8).double()
+        outputs.append((rule(network, x).steps, [p.signal.steps for p in probes], dict(network.named_buffers())))
+    (a, steps_a, buffers_a), (b, steps_b, buffers_b) = outputs
+    assert torch.equal(a, b)
+    assert all(torch.equal(p, q) for p, q in zip(steps_a, steps_b, strict=True))
+    assert all(torch.equal(buffers_a[name], buffers_b[name]) for name in buffers_a)
+
+
+def test_one_dimensional_layers() -> None:
+    layers = [nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), IF(), nn.MaxPool1d(2), nn.AvgPool1d(2)]
+    network, _ = probed(
+        [*layers, nn.AdaptiveAvgPool1d(1), nn.AdaptiveMaxPool1d(1), nn.Dropout1d(), nn.Flatten(), nn.Linear(4, 2)]
+    )
+    x = torch.rand(3, 5, 2, 12).double()
+    for rule in RULES:
+        out = rule(network, x)
+        assert torch.allclose(out.rate, out.steps.mean(0))
+        out.rate.sum().backward()
+
+
+def conv_flops(network: nn.Module, run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("rule", [BPTT(), BPTT(chunk=1), BPTT(chunk=3), RateBP(), RateBP(chunk=1), RateBP(chunk=3)], ids=str)
+def test_constant_input_goes_once_through_the_layers_before_the_first_neuron(rule: BPTT | RateBP) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1), LIF())
+    image = torch.rand(3, 2, 8, 8)
+    with torch.no_grad():
+        once = conv_flops(network, lambda: BPTT()(network, image.expand(1, *image.shape)))
+        assert conv_flops(network, lambda: rule(network, image.expand(6, *image.shape))) == once
+        assert conv_flops(network, lambda: rule(network, image.repeat(6, 1, 1, 1, 1))) == 6 * once
+
+
+@pytest.mark.parametrize("T", [1, 2, 4])
+def test_a_convolution_whose_value_is_known_is_not_computed_again(T: int) -> None:
+    network = nn.Sequential(LIF(), nn.Conv2d(2, 4, 3), LIF(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    x = torch.rand(T, 3, 2, 8, 8)
+    with torch.no_grad():
+        forward = conv_flops(network, lambda: BPTT()(network, x))
+    assert conv_flops(network, lambda: RateBP()(network, x)) == forward
+
+
+def test_dropout_draws_one_mask_for_all_steps() -> None:
+    for rule in RULES:
+        network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+        steps = rule(network, torch.ones(4, 3, 1, 20)).steps
+        assert 0 < float((steps == 0).float().mean()) < 1
+        assert torch.equal(steps, steps[:1].expand_as(steps))
+        assert torch.equal(rule(network.eval(), torch.ones(4, 3, 1, 20)).steps, torch.ones(4, 3, 20))
+
+
+class Calls(nn.Module):
+    def __init__(self, f: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Any) -> Any:
+        return self.f(x)
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (torch.relu, "relu"),
+        (nn.ReLU(), "relu"),
+        (nn.GroupNorm(1, 2), "group_norm"),
+        (nn.LayerNorm(8), "layer_norm"),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "pad"),
+        (nn.Upsample(scale_factor=2), "interpolate"),
+        (lambda x: x.mean((2, 3)), "Tensor.mean"),
+        (lambda x: x.view(3, -1), "Tensor.view"),
+        (lambda x: torch.flatten(x), "flatten from axis 0"),
+        (lambda x: torch.cat([x, x], 0), "cat along axis 0"),
+        (lambda x: torch.add(x, torch.ones(1)), "adding something that is no signal"),
+        (lambda x: x + torch.ones(1), "adding something that is no signal"),
+        (nn.MaxPool2d(2, return_indices=True), "max_pool2d_with_indices"),
+    ],
+    ids=lambda f: f if isinstance(f, str) else "",
+)
+@pytest.mark.parametrize("rule", [BPTT(), RateBP()], ids=str)
+def test_an_operation_without_a_rule_is_named(f: Callable[[Any], Any], name: str, rule: BPTT | RateBP) -> None:
+    with pytest.raises(TypeError, match=f"{name}.* has no rule for a spiking signal"):
+        rule(Calls(f), torch.rand(2, 3, 2, 8, 8))
+
+
+def test_a_signal_looks_like_a_tensor_without_time() -> None:
+    probe = Probe()
+    BPTT()(probe, torch.rand(5, 3, 2, 8, 8))
+    x = probe.signal
+    assert (x.dim(), x.shape, x.size(1), x.size()) == (4, (3, 2, 8, 8), 2, (3, 2, 8, 8))
+    with pytest.raises(AttributeError, match="no attribute nonsense"):
+        _ = x.nonsense  # type: ignore[attr-defined]
+
+
+def test_batch_norm_needs_more_than_one_value() -> None:
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        BPTT()(nn.Sequential(nn.BatchNorm1d(3)), torch.rand(1, 1, 3))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_of_a_constant_input_are_those_of_all_its_steps(
+    rule: BPTT | RateBP, momentum: float | None
+) -> None:
+    image, T = torch.rand(3, 2, 4, 4, dtype=torch.float64), 4
+    layers = [nn.BatchNorm2d(2, momentum=momentum).double() for _ in range(2)]
+    rule(layers[0], image.expand(T, *image.shape))
+    rule(layers[1], image.repeat(T, 1, 1, 1, 1))
+    for a, b in zip(layers[0].buffers(), layers[1].buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9)
+
+
+def by_torch(x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_batch_norm_is_torchs_over_steps_and_batch() -> None:
+    ours, theirs = nn.BatchNorm2d(2).double(), nn.BatchNorm2d(2).double()
+    x = torch.rand(4, 3, 2, 5, 5, dtype=torch.float64)
+    assert torch.allclose(BPTT()(ours, x).steps, by_torch(x, theirs))
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9)
+    ours.eval(), theirs.eval()
+    assert torch.allclose(BPTT()(ours, x).steps, by_torch(x, theirs))

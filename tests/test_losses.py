@@ -1,0 +1,110 @@
+"""Losses: the teacher, the ablations as fields, and batches without a teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spikerate import CrossEntropy, SelfDistillation
+from spikerate.losses import accuracies, reliable_teacher
+
+
+def some(N: int = 3, B: int = 8, K: int = 5, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    outputs = [torch.randn(B, K, generator=g, dtype=torch.float64) * 2 for _ in range(N)]
+    return [p.requires_grad_() for p in outputs], torch.randint(0, K, (B,), generator=g)
+
+
+def by_the_paper(outputs: list[Tensor], labels: Tensor, alpha: float, beta: float, tau: float) -> tuple[float, float, float]:
+    """Eq. 8 to 11, a sample at a time."""
+    ce = sum(float(F.cross_entropy(p, labels)) for p in outputs)
+    kls = []
+    for b, label in enumerate(labels):
+        right = [p[b] for p in outputs if p[b].argmax() == label]
+        if right:
+            teacher = (torch.stack(right).mean(0) / tau).softmax(0)
+            kls.append(sum(float((teacher * (teacher.log() - (p[b] / tau).log_softmax(0))).sum()) * tau**2 for p in outputs))
+    kl = sum(kls) / len(kls) if kls else 0.0
+    return alpha * ce + beta * kl, alpha * ce, kl
+
+
+@given(seed=st.integers(0, 2**31), N=st.integers(1, 4), B=st.integers(1, 9), tau=st.floats(0.5, 5), beta=st.floats(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_terms_are_the_papers(seed: int, N: int, B: int, tau: float, beta: float) -> None:
+    outputs, labels = some(N, B, 4, seed)
+    terms = SelfDistillation(0.7, beta, tau)(outputs, labels)
+    expected = by_the_paper([p.detach() for p in outputs], labels, 0.7, beta, tau)
+    assert [float(terms[name]) for name in ("loss", "ce", "kl")] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_batch_without_a_reliable_sample_gives_0_and_not_nan() -> None:
+    outputs = [torch.tensor([[2.0, 0.0, 0.0]] * 4, requires_grad=True) for _ in range(3)]
+    terms = SelfDistillation()(outputs, torch.ones(4, dtype=torch.long))
+    assert float(terms["kl"].detach()) == 0
+    assert float(terms["reliable"]) == 0
+    terms["loss"].backward()
+    plain = torch.autograd.grad(sum(F.cross_entropy(p, torch.ones(4, dtype=torch.long)) for p in outputs), outputs)
+    assert all(p.grad is not None and torch.allclose(p.grad, g) for p, g in zip(outputs, plain, strict=True))
+
+
+def test_the_teacher_is_a_constant() -> None:
+    outputs, labels = some()
+    teacher, _ = reliable_teacher(torch.stack(outputs).detach(), labels)
+    assert not teacher.requires_grad
+    terms = SelfDistillation(alpha=0, beta=1)(outputs, labels)
+    terms["loss"].backward()
+    assert outputs[0].grad is not None
+    assert torch.allclose(outputs[0].grad.sum(1), torch.zeros(8, dtype=torch.float64), atol=1e-12)
+
+
+def test_each_ablation_is_one_field() -> None:
+    outputs, labels = some()
+    each = [float(F.cross_entropy(p, labels)) for p in outputs]
+
+    def loss(**fields: Any) -> dict[str, float]:
+        return {k: float(v) for k, v in SelfDistillation(**fields)(outputs, labels).items()}
+
+    assert loss(alpha=0, final_alpha=1, teacher=None)["loss"] == pytest.approx(each[-1])
+    assert loss(teacher=None)["loss"] == pytest.approx(sum(each))
+    assert "kl" not in loss(teacher=None)
+    assert loss(alpha=0.7, final_alpha=1.0)["ce"] == pytest.approx(0.7 * sum(each[:-1]) + each[-1])
+    mean = (torch.stack(outputs).detach().mean(0) / 3).softmax(-1)
+    every = sum(9 * (mean * (mean.log() - (p / 3).log_softmax(-1))).sum(-1).mean() for p in outputs)
+    assert loss(teacher="all")["kl"] == pytest.approx(float(every))
+    assert loss(teacher="all")["reliable"] == loss()["reliable"] < 1
+
+
+def test_cross_entropy_takes_the_final_output() -> None:
+    outputs, labels = some()
+    assert torch.equal(CrossEntropy()(outputs, labels)["loss"], F.cross_entropy(outputs[-1].float(), labels))
+
+
+def test_half_precision_logits_are_widened() -> None:
+    outputs, labels = some()
+    terms = SelfDistillation()([p.detach().to(torch.bfloat16) for p in outputs], labels)
+    assert terms["loss"].dtype == torch.float32
+
+
+def test_accuracies_name_the_exits_in_order() -> None:
+    labels = torch.tensor([0, 1])
+    a, b = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert {k: float(v) for k, v in accuracies([a, b, a], labels).items()} == {
+        "accuracy": 0.5,
+        "accuracy/exit1": 0.5,
+        "accuracy/exit2": 1.0,
+    }
+
+
+@pytest.mark.parametrize("field", ["alpha", "beta", "final_alpha", "tau"])
+def test_weights_out_of_range(field: str) -> None:
+    for value in (-1.0, math.inf, math.nan):
+        fields: dict[str, Any] = {field: value}
+        with pytest.raises(ValueError, match=f"SelfDistillation.{field} is {value}"):
+            SelfDistillation(**fields)

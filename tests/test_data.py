@@ -144,12 +144,12 @@ def test_any_damage_is_a_sentence_or_harmless(
     raw = bytearray(file.read_bytes())
     raw[flip % len(raw)] ^= 1 << bit
     file.write_bytes(bytes(raw[: len(raw) - cut] if cut < 1000 else raw))
+    said = ""
     try:
-        data = load("cifar10", folder, 0)
+        assert load("cifar10", folder, 0).train.images.shape == (5, 3, 32, 32)
     except ValueError as error:
-        assert "data_batch_1" in str(error)
-    else:
-        assert data.train.images.shape == (5, 3, 32, 32)
+        said = str(error)
+    assert not said or "data_batch_1" in said
 
 
 def test_missing_folders_and_unknown_sets(tmp_path: Path) -> None:

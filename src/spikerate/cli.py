@@ -7,6 +7,7 @@ import datetime
 import difflib
 import inspect
 import io
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -88,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"spikerate: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"spikerate: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("spikerate: interrupted; the run's folder keeps what its finished epochs gave", file=sys.stderr)
         return 130
@@ -141,7 +145,8 @@ def _sentence(box: str, prog: str) -> str:
         if line.startswith(("Argument helptext", "For full helptext")):
             break
         kept += [line] if line else []
-    return " ".join(kept) + f" ({prog} --help shows all)"
+    sentence = " ".join(kept).replace(" Perhaps you meant:", "; perhaps you meant")
+    return re.sub(r"^Error parsing run\.\w+: ", "", sentence) + f" ({prog} --help shows all)"
 
 
 # train ------------------------------------------------------------------------------------------------------------------
@@ -161,11 +166,12 @@ def _train(name: str, command: Train, args: list[str]) -> None:
         "environment": card.environment(),
     }
     folder = RunFolder.create(folder_path, run, about)
-    console.print(f"[bold]{name}[/]: {inspect.getdoc(PRESETS[name])}", highlight=False)
+    console.print(f"[bold]{name}[/]: {inspect.getdoc(PRESETS[name])}", highlight=False, soft_wrap=True)
     console.print(
         f"{len(data.train):,} images to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
         f"T = {run.T}, {run.epochs} epochs of {run.batch} images a batch, on {pick_device(run.device)}",
         highlight=False,
+        soft_wrap=True,
     )
     with TrainingBar(console, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch)) as bar:
         trained = train(run, data, folder, bar)
@@ -233,8 +239,8 @@ def _eval(command: Eval) -> None:
     folder.load_weights(command.weights, network)
     test, ledger = _measure(network, data, run)
     console = Console()
-    console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}, T = {run.T}", highlight=False)
-    console.print(f"test accuracy of the spiking network: {_with_interval(test)}", highlight=False)
+    console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}, T = {run.T}", highlight=False, soft_wrap=True)
+    console.print(f"test accuracy of the spiking network: {_with_interval(test)}", highlight=False, soft_wrap=True)
     rates = table("Firing rates", "layer", "spikes per neuron and step", "")
     for layer, rate in ledger.rates(network).items():
         rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", "█" * round(40 * rate))
@@ -243,19 +249,17 @@ def _eval(command: Eval) -> None:
 
 
 def _list() -> None:
-    presets = table("Presets", "name", "data", "network", "rule", "T", "epochs", "what")
+    presets = table("Presets", "name", "what it trains", "T", "epochs")
     for name, make in PRESETS.items():
         run = make()
-        network = f"{run.model.name}, width {run.model.width}"
-        rule = type(run.rule).__name__ + (" + ESD" if type(run.loss).__name__ == "SelfDistillation" else "")
         what = (inspect.getdoc(make) or "").split("\n")[0]
-        presets.add_row(name, run.data.name, network, rule, str(run.T), str(run.epochs), what)
+        presets.add_row(name, what, str(run.T), str(run.epochs))
     Console().print(presets)
 
 
 def _show(name: str) -> None:
     run, console = preset(name), Console()
-    console.print(f"[bold]{name}[/]: {inspect.getdoc(PRESETS[name])}", highlight=False)
+    console.print(f"[bold]{name}[/]: {inspect.getdoc(PRESETS[name])}", highlight=False, soft_wrap=True)
     settings = table("Settings", "field", "value")
     for field, value in _flat(encode(run)):
         settings.add_row(field, str(value))

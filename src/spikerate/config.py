@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from spikerate.data import Augment
+from spikerate.data import SHAPES, Augment
 from spikerate.losses import CrossEntropy, SelfDistillation
 from spikerate.models import Branched, Staged, deepconv_branches, resnet18, resnet19
 from spikerate.neuron import LIF
@@ -35,6 +35,14 @@ class Data:
     held_out: int = 0
     """training images held out to choose the best epoch by; digits has its own fixed split"""
     augment: Augment = Augment()
+
+    def __post_init__(self) -> None:
+        if self.name == "digits" and (self.held_out or self.path):
+            raise ValueError("digits is built in with its own held-out images: leave data.path and data.held_out alone")
+        if self.held_out < 0:
+            raise ValueError(f"data.held_out is {self.held_out}: give a number of images >= 0")
+        if self.augment.autoaugment and SHAPES[self.name][0][0] != 3:
+            raise ValueError(f"data.augment.autoaugment is for colour images, and {self.name} has none: give None")
 
 
 @dataclass(frozen=True)

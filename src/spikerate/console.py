@@ -72,7 +72,7 @@ def table(title: str, *columns: str) -> Table:
     """An empty table in the house's style; the first column is the name of the row."""
     made = Table(title=title, title_justify="left", header_style="bold", show_header=len(columns) > 0)
     for k, column in enumerate(columns):
-        made.add_column(column, overflow="fold", style="cyan" if k == 0 else None)
+        made.add_column(column, overflow="fold", no_wrap=k == 0, style="cyan" if k == 0 else None)
     return made
 
 

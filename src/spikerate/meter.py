@@ -20,7 +20,7 @@ class Ledger:
     chances: dict[Any, int] = field(default_factory=dict)
 
     def note(self, neuron: Any, train: Tensor) -> None:
-        self.spikes[neuron] = self.spikes.get(neuron, 0) + train.sum(dtype=torch.float64)
+        self.spikes[neuron] = self.spikes.get(neuron, 0) + train.detach().sum(dtype=torch.float64)
         self.chances[neuron] = self.chances.get(neuron, 0) + train.numel()
 
     def rates(self, network: nn.Module) -> dict[str, float]:

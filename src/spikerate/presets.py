@@ -35,14 +35,14 @@ _CIFAR10_SMALL = replace(
 )
 
 _DIGITS = Run(
-    data=Data("digits", augment=Augment(crop=1)),
+    data=Data("digits"),
     model=Model("resnet18", 16),
     rule=RateBP(),
     loss=CrossEntropy(),
     optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1"),
     T=4,
-    epochs=15,
-    batch=64,
+    epochs=20,
+    batch=32,
 )
 
 

@@ -1,0 +1,109 @@
+"""The house stays in order: floors, style, types, and documents that run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import tomllib
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "spikerate"
+
+FLOORS = [
+    {"known", "card", "losses", "optim", "data"},
+    {"surrogate", "signal"},
+    {"neuron"},
+    {"models", "rules", "meter"},
+    {"config"},
+    {"presets", "record", "evaluate"},
+    {"train"},
+    {"console"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Names of spikerate's modules that a file imports, below the package: "data.images"."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "spikerate":
+            inner = node.module.removeprefix("spikerate").removeprefix(".")
+            found |= {inner} if inner else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", [f for f in modules() if f != SOURCE / "__init__.py"], ids=lambda f: f.stem)
+def test_a_file_imports_only_from_floors_below(file: Path) -> None:
+    own = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    floor = next(k for k, names in enumerate(FLOORS) if own in names)
+    below = set().union(*FLOORS[:floor])
+    for name in imports(file):
+        top = name.split(".")[0]
+        assert top in below or top == own, f"{file.relative_to(SOURCE)} imports {name}"
+
+
+def test_every_file_has_a_floor_and_a_role() -> None:
+    for file in modules():
+        assert ast.get_docstring(ast.parse(file.read_text())), f"{file} says nothing of its role"
+    names = {f.relative_to(SOURCE).parts[0].removesuffix(".py") for f in modules()} - {"__init__"}
+    assert names == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
+def test_style_and_types(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_constraints_pin_what_is_installed_and_what_is_asked_for() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"] + project["optional-dependencies"]["test"]]  # type: ignore[index]
+    assert set(asked) <= set(pins)
+    assert pins["torch"] == "2.13.0"
+    assert version("spikerate") == project["version"]
+    for name in asked:
+        floor = next(
+            d for d in project["dependencies"] + project["optional-dependencies"]["test"] if d.lower().startswith(name)
+        )
+        assert ">=" in floor and "==" not in floor and "<" not in floor
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md"])
+def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
+    for k, block in enumerate(blocks(document, "python")):
+        file = tmp_path / f"example{k}.py"
+        file.write_text(block)
+        done = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, block + done.stderr
+
+
+def test_the_documents_links_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_library_example_has_twelve_lines() -> None:
+    code = [line for line in blocks("README.md", "python")[0].splitlines() if line.strip()]
+    assert len(code) == 12
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    assert any("pytest" in block for block in blocks("README.md", "sh"))

@@ -1,0 +1,370 @@
+"""A run: its configuration, its folder, and the loop that trains it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from spikerate import BPTT, LIF, RateBP, SelfDistillation, Staged, card
+from spikerate.config import Data, Model, Neuron, Run, decode, encode
+from spikerate.data import SHAPES, Augment, ImageSet, load
+from spikerate.evaluate import Accuracy, accuracy
+from spikerate.losses import Terms
+from spikerate.meter import Ledger, Meter
+from spikerate.models import resnet18
+from spikerate.optim import Optim
+from spikerate.presets import PRESETS, preset
+from spikerate.record import RunFolder
+from spikerate.surrogate import Dspike
+from spikerate.train import Trained, build_network, pick_device, train
+
+TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation(), optim=Optim(loss_scale="1/T"))
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.steps: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def step(self, step: int, terms: Terms) -> None:
+        self.steps.append(step)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return load("digits", None, 0)
+
+
+def run_in(path: Path, run: Run, data: ImageSet) -> tuple[Trained, Silent, RunFolder]:
+    watch, folder = Silent(), RunFolder.create(path, run, {})
+    return train(run, data, folder, watch), watch, folder
+
+
+# configuration ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_go_through_json_and_build(name: str) -> None:
+    run = preset(name)
+    assert decode(Run, json.loads(json.dumps(encode(run)))) == run
+    shape, classes = SHAPES[run.data.name]
+    with torch.device("meta"):
+        run.build(classes, shape)
+
+
+def test_presets_hold_the_papers_settings() -> None:
+    for name in ("cifar10-esd", "cifar10-rate", "cifar10-bptt"):
+        run = preset(name)
+        assert (run.epochs, run.batch, run.model.name, run.model.width) == (300, 128, "resnet18", 64)
+        assert (run.optim.lr, run.optim.momentum, run.optim.weight_decay) == (0.1, 0.9, 5e-4)
+        assert run.data.augment == Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
+        assert (run.neuron.decay, run.neuron.threshold, run.neuron.v_reset) == (0.2, 1.0, None)
+        assert run.optim.loss_scale == ("1" if name.endswith("bptt") else "1/T")
+    assert preset("cifar10-esd").loss == SelfDistillation(alpha=1.0, beta=0.3, tau=3.0)
+    assert preset("cifar10-esd").T == 6
+    assert isinstance(preset("cifar10-bptt").rule, BPTT)
+
+
+@given(
+    chunk=st.none() | st.integers(1, 9),
+    teacher=st.sampled_from(["reliable", "all", None]),
+    v_reset=st.none() | st.floats(-2, 0.5),
+    path=st.none() | st.just(Path("a/b")),
+)
+def test_a_configuration_comes_back_from_json(chunk: Any, teacher: Any, v_reset: Any, path: Any) -> None:
+    run = Run(
+        data=Data("cifar10", path),
+        rule=RateBP(chunk),
+        loss=SelfDistillation(teacher=teacher),
+        neuron=Neuron(v_reset=v_reset, surrogate=Dspike(2.0)),
+    )
+    assert decode(Run, json.loads(json.dumps(encode(run)))) == run
+
+
+def changed(**entries: Any) -> dict[str, Any]:
+    record = encode(Run())
+    for key, value in entries.items():
+        inner, *path = record, *key.split("__")
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (changed(T=0), "T is 0"),
+        (changed(T="4"), "run.T is '4': give a value of type int"),
+        (changed(T=True), "run.T is True"),
+        (changed(optim__lr=float("inf")), "optim.lr is inf"),
+        (changed(epoch=3), "unknown field 'epoch': did you mean epochs"),
+        (changed(zzz=3), "unknown field 'zzz'$"),
+        (changed(rule__type="Hebb"), "run.rule is of type 'Hebb': give one of BPTT, RateBP"),
+        (changed(rule=3), "run.rule is '3'"),
+        (changed(data__name="mnist"), "run.data.name is 'mnist': give one of 'digits', 'cifar10'"),
+        (changed(data__path=3), "run.data.path is 3"),
+        (changed(model="resnet18"), "run.model is 'resnet18': give the fields of a Model"),
+        ({"type": "Run"}, "has no field 'data'"),
+        ([], "give the fields of a Run"),
+        (None, "give the fields of a Run"),
+    ],
+)
+def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        decode(Run, record)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Run(T=0), "T is 0"),
+        (lambda: Run(epochs=0), "epochs is 0"),
+        (lambda: Run(batch=0), "batch is 0"),
+        (lambda: Run(batch=1), "batch is 1"),
+        (lambda: Run(seed=-1), "seed is -1"),
+        (lambda: Model(width=0), "model.width is 0"),
+        (lambda: Neuron(decay=0), "LIF.decay is 0"),
+        (lambda: Optim(lr=0), "optim.lr is 0"),
+        (lambda: Optim(momentum=1), "optim.momentum is 1"),
+        (lambda: Optim(weight_decay=-1), "optim.weight_decay is -1"),
+        (lambda: Data("digits", held_out=3), "built in"),
+        (lambda: Data("cifar10", held_out=-1), "data.held_out is -1"),
+        (lambda: Data("digits", augment=Augment(autoaugment="cifar10")), "colour images"),
+        (lambda: preset("cifar10-edd"), "did you mean cifar10-esd"),
+        (lambda: preset("?"), "spikerate list"),
+        (lambda: pick_device("gpu"), "device is 'gpu'"),
+    ],
+)
+def test_values_out_of_range(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+# optimiser --------------------------------------------------------------------------------------------------------------
+
+
+def test_no_weight_decay_on_vectors_and_no_nesterov() -> None:
+    network = resnet18(width=2)
+    optimizer = Optim(weight_decay=0.01).build(network)
+    decay = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert all(decay[p] == (0.01 if p.dim() > 1 else 0) for p in network.parameters())
+    assert len(decay) == len(list(network.parameters()))
+    assert all(not g["nesterov"] and g["momentum"] == 0.9 for g in optimizer.param_groups)
+
+
+def test_cosine_and_loss_scale() -> None:
+    optim = Optim(lr=0.2)
+    assert [optim.lr_at(p) for p in (0, 0.5, 1)] == pytest.approx([0.2, 0.1, 0.0])
+    assert (optim.scale(4), Optim(loss_scale="1/T").scale(4)) == (1, 0.25)
+
+
+def test_the_loss_scale_acts_on_the_gradient_and_not_on_the_loss(digits: ImageSet, tmp_path: Path) -> None:
+    """With a learning rate T times as large, and nothing else that sees the gradient, the run is the same."""
+    base = replace(TINY, epochs=1)
+    runs = [
+        replace(base, optim=Optim(lr=0.1, weight_decay=0, loss_scale="1")),
+        replace(base, optim=Optim(lr=0.2, weight_decay=0, loss_scale="1/T")),
+    ]
+    losses = [run_in(tmp_path / str(k), run, digits)[0].rows[0]["loss"] for k, run in enumerate(runs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+# training ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_record(digits: ImageSet, tmp_path: Path) -> None:
+    trained, watch, folder = run_in(tmp_path / "run", TINY, digits)
+    assert watch.rows == trained.rows == folder.metrics()
+    assert watch.steps == list(range(1, 13))
+    row = trained.rows[-1]
+    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "seconds"}
+    assert set(row) == names | {f"accuracy/exit{k}" for k in (1, 2, 3)}
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.jsonl",
+        "run.json",
+    ]
+    assert folder.config() == TINY
+    again = build_network(TINY, digits, torch.device("cpu"))
+    folder.load_weights("last", again)
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.network.state_dict().values(), strict=True)
+    )
+    folder.load_weights("best", again)
+    assert accuracy(again, digits, digits.held_out, TINY.T).value == trained.best["held_out"]
+
+
+@pytest.mark.parametrize("rule", [RateBP(chunk=1), BPTT()], ids=str)
+def test_the_same_seed_gives_the_same_run(rule: Any, digits: ImageSet, tmp_path: Path) -> None:
+    def rows(name: str, seed: int) -> list[dict[str, Any]]:
+        run = replace(TINY, rule=rule, seed=seed, data=Data(augment=Augment(crop=1)))
+        kept = run_in(tmp_path / name, run, digits)[0].rows
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in kept]
+
+    assert rows("a", 0) == rows("b", 0) != rows("c", 1)
+
+
+def test_a_run_learns(digits: ImageSet, tmp_path: Path) -> None:
+    run = replace(TINY, model=Model(width=8), epochs=4, batch=32, optim=Optim())
+    trained, _, _ = run_in(tmp_path / "run", run, digits)
+    assert trained.best["held_out"] > 0.8
+    assert trained.rows[-1]["loss"] < 0.5 * trained.rows[0]["loss"]
+
+
+def test_best_is_the_first_highest_or_the_last() -> None:
+    def best(*held_out: float) -> int:
+        return int(
+            Trained(torch.nn.Identity(), [{"epoch": k + 1, "held_out": a} for k, a in enumerate(held_out)]).best["epoch"]
+        )
+
+    assert best(0.1, 0.7, 0.7, 0.3) == 2
+    assert Trained(torch.nn.Identity(), [{"epoch": 1}, {"epoch": 2}]).best["epoch"] == 2
+
+
+def test_the_test_set_is_not_touched(digits: ImageSet, tmp_path: Path) -> None:
+    class Untouchable:
+        labels = digits.test.labels
+
+        def to(self, device: torch.device) -> Any:
+            return self
+
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"training looked at the test set: {name}")
+
+    run_in(tmp_path / "run", replace(TINY, epochs=1), replace(digits, test=Untouchable()))  # type: ignore[arg-type]
+
+
+def test_bf16_trains(digits: ImageSet, tmp_path: Path) -> None:
+    trained, _, _ = run_in(tmp_path / "run", replace(TINY, precision="bf16", epochs=1), digits)
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained.network.parameters())
+
+
+def test_without_a_compiler_there_is_a_line_and_the_eager_run(
+    digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    _, watch, _ = run_in(tmp_path / "run", replace(TINY, compile=True, epochs=1), digits)
+    assert watch.lines[0].startswith("not compiled, since there is no C++ compiler (install g++ or clang)")
+
+
+def small_staged(in_channels: int, num_classes: int) -> Staged:
+    """Small, so that it compiles in seconds."""
+    stem = nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), LIF())
+    return Staged(stem, {"a": nn.AvgPool2d(2), "b": nn.Identity()}, nn.Sequential(nn.Flatten(), nn.Linear(36, num_classes)))
+
+
+def test_a_compiled_run_is_announced_and_learns_the_same(
+    digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if card.compiler_problem(torch.device("cpu")):
+        pytest.skip("no compiler here")
+    torch.compiler.reset()
+    monkeypatch.setattr(Run, "build", lambda self, num_classes, in_shape: small_staged(in_shape[0], num_classes))
+    run = replace(TINY, epochs=1)
+    _, watch, folder = run_in(tmp_path / "compiled", replace(run, compile=True), digits)
+    assert watch.lines[0].startswith("compiling the network")
+    plain = run_in(tmp_path / "plain", run, digits)[0].rows[0]
+    assert folder.metrics()[0]["loss"] == pytest.approx(plain["loss"], rel=0.05)
+
+
+# evaluation -------------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: ImageSet) -> None:
+    network = resnet18(in_channels=1, width=2)
+    counts = {accuracy(network, digits, digits.test, 2, batch=batch) for batch in (7, 100, 1000)}
+    assert len(counts) == 1
+    assert counts.pop().n == 360
+    assert network.training
+
+
+def test_wilson_interval() -> None:
+    low, high = Accuracy(9, 10).interval()
+    assert (round(low, 3), round(high, 3)) == (0.596, 0.982)  # Wilson's interval, textbook value
+    assert Accuracy(0, 10).interval()[0] == pytest.approx(0, abs=1e-12)
+    assert Accuracy(10, 10).interval()[1] == pytest.approx(1)
+
+
+def test_meter_sees_what_fires_and_changes_nothing(digits: ImageSet) -> None:
+    network, ledger = resnet18(in_channels=1, width=2, activation=lambda: LIF(threshold=0.1)).eval(), Ledger()
+    x = torch.rand(2, 3, 1, 8, 8)
+    assert torch.equal(Meter(ledger)(network, x).steps, BPTT()(network, x).steps)
+    rates = ledger.rates(network)
+    assert len(rates) == 17
+    assert next(iter(rates)) == "stem.2"
+    assert 0 < ledger.mean_rate() < 1
+    stem = BPTT()(network.stem, x)
+    assert rates["stem.2"] == pytest.approx(float(stem.rate.mean()))
+
+
+# folder -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_never_written_over(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", TINY, {})
+    with pytest.raises(ValueError, match="holds another run already"):
+        RunFolder.create(tmp_path / "run", TINY, {})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="holds something else already"):
+        RunFolder.create(tmp_path / "other", TINY, {})
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        RunFolder.create(tmp_path / "file", TINY, {})
+    with pytest.raises(ValueError, match="can't be written"):
+        RunFolder.create(tmp_path / "file" / "inside", TINY, {})
+    (tmp_path / "empty").mkdir()
+    RunFolder.create(tmp_path / "empty", TINY, {})
+
+
+def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        RunFolder.open(tmp_path)
+    folder = RunFolder.create(tmp_path / "run", TINY, {})
+    network = resnet18(width=2)
+    with pytest.raises(ValueError, match="has not finished its first epoch"):
+        folder.load_weights("best", network)
+    folder.save_weights("best", network)
+    with pytest.raises(ValueError, match=r"best.safetensors is of another network .*: size mismatch"):
+        folder.load_weights("best", resnet18(width=3))
+    file = folder.path / "best.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="is broken"):
+        folder.load_weights("best", network)
+    record = folder.path / "run.json"
+    for text, words in (
+        ("{", "can't be read as JSON"),
+        ("[" * 100_000, "can't be read as JSON"),
+        ("[]", "is not of format 1"),
+        ('{"format": 2}', "is not of format 1"),
+        ('{"format": 1, "run": {"type": "Run", "T": 0}}', "has no field 'data'"),
+    ):
+        record.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            RunFolder.open(folder.path).config()
+
+
+def test_the_environment_card_names_what_matters() -> None:
+    env = card.environment()
+    assert env["packages"]["torch"] == torch.__version__
+    assert env["cores"] >= 1
+    assert isinstance(card.cpu_flags(), set)
+    json.dumps(env)

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import tomllib
 from conftest import ROOT
 
 SOURCE = ROOT / "src" / "spikerate"
@@ -68,6 +67,7 @@ def test_style_and_types(command: list[str]) -> None:
 
 def test_constraints_pin_what_is_installed_and_what_is_asked_for() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"] + project["optional-dependencies"]["test"]]  # type: ignore[index]
     assert set(asked) <= set(pins)

@@ -91,7 +91,7 @@ class LIF(nn.Module):
             spikes.append(s.to(current.dtype))
             state = self._reset(v, s.detach() if self.detach_reset else s)
         assert state is not None
-        return torch.stack(spikes), state
+        return _stack(spikes), state
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -121,7 +121,7 @@ class LIF(nn.Module):
             carried = self._passed_on(v, s, slope) * reach
             u = self._reset(v, s)
         assert u is not None and carried is not None and total is not None
-        return torch.stack(spikes), (u, carried, total)
+        return _stack(spikes), (u, carried, total)
 
     def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
         wide = current.to(torch.promote_types(current.dtype, torch.float32))
@@ -138,6 +138,11 @@ class LIF(nn.Module):
             return self.decay if self.detach_reset else self.decay * (1 - self.threshold * slope)
         kept = 1 - s if self.detach_reset else 1 - s + (self.v_reset - v) * slope
         return self.decay * kept
+
+
+def _stack(steps: list[Tensor]) -> Tensor:
+    """T tensors [B, ...] -> [T, B, ...], each step in its own memory format, which `torch.stack` would lose."""
+    return torch.cat(steps).unflatten(0, (len(steps), -1))
 
 
 def IF(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from spikerate.card import compiler_problem
 from spikerate.config import Run
-from spikerate.data import ImageSet, epoch_batches, steps_per_epoch
+from spikerate.data import ImageSet, epoch_batches, steps_per_epoch, stream
 from spikerate.evaluate import accuracy
 from spikerate.losses import Terms, accuracies
 from spikerate.record import RunFolder
+from spikerate.rules import BPTT, Rule
 
 Row = dict[str, Any]
 
@@ -78,13 +79,14 @@ def train(run: Run, data: ImageSet, folder: RunFolder, watch: Watch) -> Trained:
     torch.manual_seed(run.seed)
     network = build_network(run, data, device)
     optimizer = run.optim.build(network)
-    forward = _forward(run, device, watch)
+    prepare = _compiler(run, device, watch)
+    forward, look = prepare(run.rule), prepare(BPTT())
     steps = steps_per_epoch(data.train, run.batch)
     rows: list[Row] = []
     done = 0
     for epoch in range(run.epochs):
         start = time.perf_counter()
-        torch.manual_seed(run.seed + epoch)
+        torch.manual_seed(stream(run.seed, epoch))
         totals: Terms = {}
         for x, y in epoch_batches(data, run.batch, run.data.augment, run.seed, epoch):
             for group in optimizer.param_groups:
@@ -96,7 +98,7 @@ def train(run: Run, data: ImageSet, folder: RunFolder, watch: Watch) -> Trained:
         row: Row = {"epoch": epoch + 1, "lr": run.optim.lr_at((done - steps) / (run.epochs * steps))}
         row |= {name: float(value) / steps for name, value in totals.items()}
         if len(data.held_out):
-            row["held_out"] = accuracy(network, data, data.held_out, run.T, run.precision, forward).value
+            row["held_out"] = accuracy(network, data, data.held_out, run.T, run.precision, look).value
         row["seconds"] = round(time.perf_counter() - start, 3)
         rows.append(row)
         folder.log(row)
@@ -107,15 +109,23 @@ def train(run: Run, data: ImageSet, folder: RunFolder, watch: Watch) -> Trained:
     return Trained(network, rows)
 
 
-def _forward(run: Run, device: torch.device, watch: Watch) -> Callable[..., Any]:
+def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Rule], Callable[..., Any]]:
+    """What makes a rule ready to run: `torch.compile` where the run asks for it and it works here."""
+
+    def eager(rule: Rule) -> Callable[..., Any]:
+        return rule
+
+    def compiled(rule: Rule) -> Callable[..., Any]:
+        return torch.compile(rule, fullgraph=True, dynamic=False)
+
     if not run.compile:
-        return run.rule
+        return eager
     problem = compiler_problem(device)
     if problem:
         watch.say(f"not compiled, since {problem}: the steps take longer, the result is the same")
-        return run.rule
+        return eager
     watch.say("compiling the network at the first step, which takes a minute or two")
-    return torch.compile(run.rule, fullgraph=True, dynamic=False)
+    return compiled
 
 
 def _step(

@@ -27,8 +27,7 @@ def epoch_batches(
     order = torch.from_numpy(_generator(seed, epoch).permutation(len(data.train))).to(data.train.labels.device)
     for k in range(steps_per_epoch(data.train, batch)):
         share = data.train[order[k * batch : (k + 1) * batch].tensor_split(ranks)[rank]]
-        stream = int(_generator(seed, epoch, k, rank).integers(2**63))
-        yield data.normalize(augment(to_float(share.images), stream)), share.labels
+        yield data.normalize(augment(to_float(share.images), stream(seed, epoch, k, rank))), share.labels
 
 
 def plain_batches(data: ImageSet, images: Images, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -40,6 +39,11 @@ def plain_batches(data: ImageSet, images: Images, batch: int) -> Iterator[tuple[
 def to_float(images: Tensor) -> Tensor:
     """[B, C, H, W] bytes -> [0, 1], channels last."""
     return images.to(torch.float32, memory_format=torch.channels_last) / 255
+
+
+def stream(*key: int) -> int:
+    """The seed of a stream of random numbers of its own for each key."""
+    return int(_generator(*key).integers(2**63))
 
 
 def _generator(*key: int) -> np.random.Generator:

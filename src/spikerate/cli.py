@@ -166,7 +166,7 @@ def _train(name: str, command: Train, args: list[str]) -> None:
         "environment": card.environment(),
     }
     folder = RunFolder.create(folder_path, run, about)
-    console.print(f"[bold]{name}[/]: {inspect.getdoc(PRESETS[name])}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{name}[/]: {_headline(name)}", highlight=False, soft_wrap=True)
     console.print(
         f"{len(data.train):,} images to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
         f"T = {run.T}, {run.epochs} epochs of {run.batch} images a batch, on {pick_device(run.device)}",
@@ -252,9 +252,13 @@ def _list() -> None:
     presets = table("Presets", "name", "what it trains", "T", "epochs")
     for name, make in PRESETS.items():
         run = make()
-        what = (inspect.getdoc(make) or "").split("\n")[0]
-        presets.add_row(name, what, str(run.T), str(run.epochs))
+        presets.add_row(name, _headline(name), str(run.T), str(run.epochs))
     Console().print(presets)
+
+
+def _headline(name: str) -> str:
+    """The first line of a preset's docstring."""
+    return (inspect.getdoc(PRESETS[name]) or "").split("\n")[0]
 
 
 def _show(name: str) -> None:

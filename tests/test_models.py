@@ -110,3 +110,12 @@ def test_sizes_out_of_range(field: str, value: int) -> None:
             make(**{field: value})
     with pytest.raises(ValueError, match="activation is 'gelu'"):
         resnet18(width=2, activation="gelu")  # type: ignore[arg-type]
+
+
+def test_branches_train_under_autocast() -> None:
+    body = any_staged()
+    network = Branched(body, deepconv_branches(body, (1, 12, 12), 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = RateBP()(network, torch.rand(3, 2, 1, 12, 12))
+    sum(e.float().sum() for e in out.exits).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.branches.parameters())

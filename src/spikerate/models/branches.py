@@ -73,7 +73,14 @@ class Branched(nn.Module):
         x = self.body.head(x)
         if not x.complete:
             return x
-        return replace(x, exits=tuple(self.branches[name](rate) for name, rate in taps.items()))
+        return replace(x, exits=tuple(self._branch(name, rate) for name, rate in taps.items()))
+
+    def _branch(self, name: str, rate: Tensor) -> Tensor:
+        if rate.device.type != "cpu":
+            return self.branches[name](rate)
+        # oneDNN has no fast input gradient for depthwise convolutions of stride 2 in bfloat16 (docs/log.md).
+        with torch.autocast("cpu", enabled=False):
+            return self.branches[name](rate.to(torch.promote_types(rate.dtype, torch.float32)))
 
 
 def deepconv_branches(body: Staged, in_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:

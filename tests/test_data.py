@@ -14,10 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikerate.data import SHAPES, Augment, epoch_batches, load, plain_batches, steps_per_epoch
+from spikerate.data import SHAPES, Augment, Part, epoch_batches, load, plain_batches, steps_per_epoch
 from spikerate.data.batches import to_float
 from spikerate.data.images import Images, hold_out
+from spikerate.dist import Ranks
 
+CPU = torch.device("cpu")
 FILES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"]
 
 
@@ -45,7 +47,7 @@ def test_digits_are_all_there_and_their_split_is_fixed() -> None:
         assert part.images.max() == 255
     assert (data.shape, len(data.classes)) == SHAPES["digits"]
     assert "CC BY 4.0" in data.licence
-    x = torch.cat([x for x, _ in plain_batches(data, data.train, 100)])
+    x = torch.cat([x for x, _ in plain_batches(data, data.train, 100, CPU)])
     assert abs(float(x.mean())) < 0.01
     assert abs(float(x.std()) - 1) < 0.01
 
@@ -229,34 +231,41 @@ def test_augmentation_out_of_range() -> None:
             Augment(**{field: -1})
 
 
-def test_an_epoch_is_a_pure_function_of_seed_epoch_and_rank() -> None:
+def test_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
     data = load("digits", None, 0)
 
     def epoch(*key: int) -> list[torch.Tensor]:
-        return [x for x, _ in epoch_batches(data, 100, Augment(crop=1), *key)]
+        return [part.x for (part,) in epoch_batches(data, 100, Augment(crop=1), *key)]
 
     first = epoch(0, 3)
     torch.rand(7)
     assert len(first) == steps_per_epoch(data.train, 100) == 12
     assert all(torch.equal(a, b) for a, b in zip(first, epoch(0, 3), strict=True))
-    for other in ((0, 4), (1, 3), (0, 3, 1, 2)):
-        assert not torch.equal(first[0][:50], epoch(*other)[0][:50])
+    for other in ((0, 4), (1, 3)):
+        assert not torch.equal(first[0], epoch(*other)[0])
+    later = [part.x for (part,) in epoch_batches(data, 100, Augment(crop=1), 0, 3, start=5)]
+    assert all(torch.equal(a, b) for a, b in zip(first[5:], later, strict=True))
 
 
-def test_ranks_share_the_batches_of_one() -> None:
+@given(ranks=st.integers(1, 5), parts=st.integers(1, 3), batch=st.integers(30, 150))
+@settings(max_examples=15, deadline=None)
+def test_ranks_and_parts_change_nothing_of_a_batch(ranks: int, parts: int, batch: int) -> None:
+    """Neither its images, nor their order, nor their augmentation."""
     data = load("digits", None, 0)
 
-    def labels(rank: int, ranks: int) -> list[torch.Tensor]:
-        return [y for _, y in epoch_batches(data, 64, Augment(), 5, 2, rank, ranks)]
+    def first(share: Any = slice, parts: int = 1) -> list[Part]:
+        return next(epoch_batches(data, batch, Augment(crop=2, cutout=3), 5, 2, share, parts))
 
-    whole = labels(0, 1)
-    parts = zip(*(labels(r, 3) for r in range(3)), strict=True)
-    assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, parts, strict=True))
+    (whole,) = first()
+    divided = [first(Ranks(rank, ranks).share, parts) for rank in range(ranks)]
+    assert torch.equal(torch.cat([rank[p].x for p in range(parts) for rank in divided]), whole.x)
+    for rank in divided:
+        assert torch.equal(torch.cat([part.labels for part in rank]), whole.labels)
 
 
 def test_batches_are_channels_last_floats() -> None:
     data = load("digits", None, 0)
-    x, y = next(iter(plain_batches(data, data.test, 7)))
+    x, y = next(iter(plain_batches(data, data.test, 7, CPU)))
     assert (x.dtype, y.dtype, x.shape) == (torch.float32, torch.int64, (7, 1, 8, 8))
     assert to_float(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).is_contiguous(memory_format=torch.channels_last)
     assert steps_per_epoch(data.test, 1000) == 1

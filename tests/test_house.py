@@ -15,13 +15,15 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
-    {"known", "card", "losses", "optim", "data"},
+    {"known", "card", "files", "dist", "interrupt", "losses", "optim", "data"},
     {"surrogate", "signal"},
     {"neuron"},
     {"models", "rules", "meter"},
     {"config"},
-    {"presets", "record", "evaluate"},
+    {"presets", "state", "evaluate", "guard"},
+    {"record"},
     {"train"},
+    {"experiment"},
     {"console"},
     {"cli"},
     {"__main__"},

@@ -23,8 +23,9 @@ from spikerate.models import resnet18
 from spikerate.optim import Optim
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder
+from spikerate.state import State
 from spikerate.surrogate import Dspike
-from spikerate.train import Trained, build_network, pick_device, train
+from spikerate.train import Trainer, build_network, pick_device
 
 TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation(), optim=Optim(loss_scale="1/T"))
 
@@ -50,9 +51,9 @@ def digits() -> ImageSet:
     return load("digits", None, 0)
 
 
-def run_in(path: Path, run: Run, data: ImageSet) -> tuple[Trained, Silent, RunFolder]:
+def run_in(path: Path, run: Run, data: ImageSet) -> tuple[State, Silent, RunFolder]:
     watch, folder = Silent(), RunFolder.create(path, run, {})
-    return train(run, data, folder, watch), watch, folder
+    return Trainer(run, data, folder, watch).train(), watch, folder
 
 
 # configuration ----------------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def test_a_run_leaves_its_record(digits: ImageSet, tmp_path: Path) -> None:
     assert watch.rows == trained.rows == folder.metrics()
     assert watch.steps == list(range(1, 13))
     row = trained.rows[-1]
-    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "seconds"}
+    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "firing_rate", "seconds"}
     assert set(row) == names | {f"accuracy/exit{k}" for k in (1, 2, 3)}
     assert sorted(p.name for p in folder.path.iterdir()) == [
         "best.safetensors",
@@ -228,14 +229,15 @@ def test_a_run_learns(digits: ImageSet, tmp_path: Path) -> None:
     assert trained.rows[-1]["loss"] < 0.5 * trained.rows[0]["loss"]
 
 
-def test_best_is_the_first_highest_or_the_last() -> None:
-    def best(*held_out: float) -> int:
-        return int(
-            Trained(torch.nn.Identity(), [{"epoch": k + 1, "held_out": a} for k, a in enumerate(held_out)]).best["epoch"]
-        )
+def test_best_is_the_last_of_the_highest_or_the_last() -> None:
+    network = nn.Linear(1, 1)
 
-    assert best(0.1, 0.7, 0.7, 0.3) == 2
-    assert Trained(torch.nn.Identity(), [{"epoch": 1}, {"epoch": 2}]).best["epoch"] == 2
+    def best(*rows: dict[str, Any]) -> int:
+        state = State(network, Optim().build(network), rows=[{"epoch": k + 1} | row for k, row in enumerate(rows)])
+        return int(state.best["epoch"])
+
+    assert best({"held_out": 0.1}, {"held_out": 0.7}, {"held_out": 0.7}, {"held_out": 0.3}) == 3
+    assert best({}, {}) == 2
 
 
 def test_the_test_set_is_not_touched(digits: ImageSet, tmp_path: Path) -> None:
@@ -342,12 +344,12 @@ def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
     network = resnet18(width=2)
     with pytest.raises(ValueError, match="has not finished its first epoch"):
         folder.load_weights("best", network)
-    folder.save_weights("best", network)
+    folder.save_weights("best", network, {})
     with pytest.raises(ValueError, match=r"best.safetensors is of another network .*: size mismatch"):
         folder.load_weights("best", resnet18(width=3))
     file = folder.path / "best.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="is broken"):
+    with pytest.raises(ValueError, match="is truncated"):
         folder.load_weights("best", network)
     record = folder.path / "run.json"
     for text, words in (

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,43 @@ import torch
 _PACKAGES = ("spikerate", "torch", "kornia", "numpy", "pillow", "safetensors", "tyro", "rich", "pooch")
 
 
+def now() -> str:
+    """Date and time in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def fingerprint(record: Any) -> str:
+    """A short name of JSON types: the same for the same content."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source() -> dict[str, str | None]:
+    """The git commit that spikerate runs from, and a hash of what was changed since; None outside a checkout."""
+    folder = Path(__file__).parent
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": None, "diff": None}
+    diff = _git(folder, "diff", "HEAD") or ""
+    commit = (_git(folder, "rev-parse", "HEAD") or "").strip()
+    return {"commit": commit, "diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None}
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def joules() -> float | None:
+    """What the processors have used since some moment, by Linux's powercap (RAPL); None where the machine does not tell."""
+    try:
+        counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
+        return sum(int(file.read_text()) for file in counters) / 1e6 if counters else None
+    except OSError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Hardware and software as JSON types."""
     card: dict[str, Any] = {
@@ -22,9 +63,16 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
-        "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        "gpus": [
+            f"{p.name}, {p.total_memory / 2**30:.0f} GiB"
+            for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        ],
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
     }
     return card | {"packages": versions()}
 

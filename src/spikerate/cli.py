@@ -1,17 +1,18 @@
-"""The command line: `spikerate train | eval | list | show | doctor`."""
+"""The command line: `spikerate train | eval | reproduce | list | show | doctor`."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import difflib
 import inspect
 import io
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,19 +26,27 @@ from spikerate import card
 from spikerate.config import Run, encode
 from spikerate.console import TrainingBar, table
 from spikerate.data import SHAPES, ImageSet, load, steps_per_epoch
-from spikerate.evaluate import Accuracy, accuracy
-from spikerate.meter import Ledger, Meter
+from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
+from spikerate.evaluate import Accuracy
+from spikerate.experiment import Measured, begin, data_card, measure, perform, use_threads_of
+from spikerate.guard import NotFinite
+from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.models import Branched, stage_shapes
 from spikerate.presets import PRESETS, preset
-from spikerate.record import RunFolder, check_free
-from spikerate.train import build_network, pick_device, train
+from spikerate.record import RunFolder, SaveError, check_free, compare
+from spikerate.state import State
+from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
+
+_COMMANDS = ("train", "eval", "reproduce", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
   train [PRESET] [--field value ...]   train a network; without a preset, digits-esd (built-in data, under two minutes)
+  train --resume RUN                   continue a run that was stopped
   eval RUN                             accuracy and firing rates of a trained network on the test set
+  reproduce RUN                        run it again, and say whether every metric agrees
   list                                 the presets
   show PRESET                          a preset's settings and network
   doctor                               what is installed here, and what it can do
@@ -52,6 +61,40 @@ class Train:
     run: Annotated[Run, arg(name="")]
     out: Path | None = None
     """folder of the run; runs/PRESET-seedN by default, with a number behind where that is taken"""
+    seeds: int = 1
+    """run so many seeds, from run.seed on, and report mean and deviation; the same command again goes on where it stopped"""
+    save_minutes: float = 10
+    """a checkpoint at least so often; there is one after every epoch"""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}: give a number of runs >= 1")
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run that was stopped, from its last checkpoint."""
+
+    resume: Path
+    """folder of the run"""
+    data: Path | None = None
+    """folder of the data set, where it has moved"""
+    device: str | None = None
+    """another device than before"""
+    save_minutes: float = 10
+    """a checkpoint at least so often; there is one after every epoch"""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a finished run again, and say whether every metric agrees."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    data: Path | None = None
+    """folder of the data set, where it has moved"""
+    out: Path | None = None
+    """folder of the new run; RUN-again by default"""
 
 
 @dataclass(frozen=True)
@@ -82,18 +125,23 @@ class Bare:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 after bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 2 after bad input, 130 and 143 when stopped, 1 when training fails."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(args)
-    except ValueError as error:
+    except Interrupted as stopped:
+        return stopped.status
+    except (NotFinite, LostRank) as error:
+        print(f"spikerate: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, SaveError) as error:
         print(f"spikerate: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"spikerate: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("spikerate: interrupted; the run's folder keeps what its finished epochs gave", file=sys.stderr)
+        print("spikerate: interrupted", file=sys.stderr)
         return 130
 
 
@@ -104,9 +152,13 @@ def _dispatch(args: list[str]) -> int:
     name, rest = args[0], args[1:]
     if name == "--version":
         print(f"spikerate {version('spikerate')}")
+    elif name == "train" and any(word.partition("=")[0] == "--resume" for word in rest):
+        _resume(rest)
     elif name == "train":
         chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "digits-esd"
-        _train(chosen, _parse(Train, rest, f"spikerate train {chosen}", Train(preset(chosen))), args)
+        _train(chosen, rest, args)
+    elif name == "reproduce":
+        return _reproduce(rest, args)
     elif name == "eval":
         _eval(_parse(Eval, rest, "spikerate eval"))
     elif name == "show":
@@ -118,8 +170,8 @@ def _dispatch(args: list[str]) -> int:
         _parse(Bare, rest, "spikerate doctor")
         _doctor()
     else:
-        near = difflib.get_close_matches(name, ["train", "eval", "list", "show", "doctor"], 1)
-        hint = f"did you mean {near[0]}?" if near else "give one of train, eval, list, show, doctor"
+        near = difflib.get_close_matches(name, _COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(_COMMANDS)}"
         raise ValueError(f"there is no command {name!r}: {hint}")
     return 0
 
@@ -149,82 +201,183 @@ def _sentence(box: str, prog: str) -> str:
     return re.sub(r"^Error parsing run\.\w+: ", "", sentence) + f" ({prog} --help shows all)"
 
 
-# train ------------------------------------------------------------------------------------------------------------------
+# train, reproduce ------------------------------------------------------------------------------------------------------
 
 
-def _train(name: str, command: Train, args: list[str]) -> None:
-    run, console = command.run, Console()
-    folder_path = command.out or _free_folder(Path("runs") / f"{name}-seed{run.seed}")
-    check_free(folder_path)
-    pick_device(run.device)
-    data = load(run.data.name, run.data.path, run.data.held_out)
-    about = {
-        "preset": name,
-        "command": shlex.join(["spikerate", *args]),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "data": _data_card(data),
-        "environment": card.environment(),
-    }
-    folder = RunFolder.create(folder_path, run, about)
-    console.print(f"[bold]{name}[/]: {_headline(name)}", highlight=False, soft_wrap=True)
+def _train(name: str, rest: list[str], args: list[str]) -> None:
+    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name)))
+    about = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    if command.seeds > 1:
+        return _train_seeds(name, command, about)
+    path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
+    if not restarted():
+        check_free(path)
+    with _joined(command.run) as ranks:
+        data = _load(command.run)
+        folder = begin(path, command.run, data, about, ranks)
+        _perform(name, command.run, data, folder, command.save_minutes, ranks)
+
+
+def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
+    """One run for each seed, in turn; each process that torchrun has started takes its share of them."""
+    ranks, first = of_launcher(), command.run.seed
+    seeds = range(first, first + command.seeds)
+    base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
+    for seed in seeds[ranks.rank :: ranks.n]:
+        run, path = replace(command.run, seed=seed), base / f"seed{seed}"
+        if (path / "run.json").is_file() and RunFolder.open(path).config() != run:
+            raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
+        if RunFolder(path).result():
+            continue
+        data = _load(run)
+        folder = RunFolder.open(path) if (path / "run.json").is_file() else begin(path, run, data, about)
+        _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
+    results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
+    if all(results.values()):
+        _show_seeds(results, base)
+
+
+def _show_seeds(results: dict[int, dict[str, Any]], base: Path) -> None:
+    shown = table(f"{len(results)} seeds", "seed", "held-out accuracy", "test accuracy", "firing rate")
+    names = ("held_out_accuracy", "test_accuracy", "firing_rate")
+    for seed, result in results.items():
+        shown.add_row(str(seed), *(_number(name, result[name]) for name in names))
+    columns = [[result[name] for result in results.values()] for name in names]
+    for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
+        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(names, columns, strict=True)))
+    console = Console()
+    console.print(shown)
+    console.print(f"runs in {base}", highlight=False, soft_wrap=True)
+
+
+def _number(name: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if name == "firing_rate" else f"{value:.2%}"
+
+
+def _resume(rest: list[str]) -> None:
+    command = _parse(Resume, rest, "spikerate train --resume")
+    folder = RunFolder.open(command.resume)
+    run = _moved(folder.config(), command.data, command.device)
+    with _joined(run) as ranks:
+        use_threads_of(folder)
+        data = _load(run)
+        if data_card(data)["sha256"] != folder.about().get("data", {}).get("sha256"):
+            raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
+        about = folder.about()
+        if ranks.first:
+            folder.amend(resumed=[*about.get("resumed", []), {"at": card.now(), "environment": card.environment()}])
+        _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
+
+
+def _reproduce(rest: list[str], args: list[str]) -> int:
+    command = _parse(Reproduce, rest, "spikerate reproduce")
+    original = RunFolder.open(command.run)
+    if not original.result():
+        raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
+    run = _moved(original.config(), command.data, None)
+    path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
+    check_free(path)
+    about = {"preset": original.about().get("preset"), "command": shlex.join(["spikerate", *args])}
+    with _joined(run) as ranks:
+        use_threads_of(original)
+        data = _load(run)
+        again = begin(path, run, data, about, ranks)
+        _perform(f"{command.run} again", run, data, again, 10, ranks)
+        return _compare(original, again) if ranks.first else 0
+
+
+def _compare(original: RunFolder, again: RunFolder) -> int:
+    """Say whether two runs agree in every metric, and if not, what differs between their cards; the exit status."""
+    console = Console()
+    rows = compare(*([*folder.metrics(), dict(_flat(folder.result())) | {"epoch": "test"}] for folder in (original, again)))
+    rows.pop("test_interval_95", None)
+    if not rows:
+        console.print("every metric of every epoch agrees, and the test result too", highlight=False)
+        return 0
+    shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
+    for name, (epoch, then, now) in rows.items():
+        shown.add_row(name, str(epoch), *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in (then, now)))
+    console.print(shown)
+    then, now = (dict(_flat(folder.about())) for folder in (original, again))
+    cards = table("What differs between the two cards", "entry", "then", "now")
+    times = ("started", "finished", "command", "resumed", "preset")
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name) and not name.startswith(times):
+            cards.add_row(name, str(then.get(name)), str(now.get(name)))
+    console.print(cards if cards.row_count else "the two cards do not differ: something here is not deterministic")
+    return 1
+
+
+def _joined(run: Run) -> AbstractContextManager[Ranks]:
+    launched_here = of_launcher()
+    if run.batch // run.accumulate < 2 * launched_here.n:
+        raise ValueError(
+            f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
+            "batch norm needs two images at least in each part on each rank"
+        )
+    return joined(pick_device(run.device, launched_here.local).type == "cuda", slow_start=run.compile)
+
+
+def _load(run: Run) -> ImageSet:
+    return load(run.data.name, run.data.path, run.data.held_out)
+
+
+def _moved(run: Run, data: Path | None, device: str | None) -> Run:
+    run = replace(run, data=replace(run.data, path=data)) if data else run
+    return replace(run, device=device) if device else run
+
+
+def _perform(
+    name: str, run: Run, data: ImageSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
+) -> None:
+    console = Console(quiet=not ranks.first)
+    headline = f": {_headline(name)}" if name in PRESETS else ""
+    console.print(f"[bold]{name}[/]{headline}", highlight=False, soft_wrap=True)
     console.print(
         f"{len(data.train):,} images to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
-        f"T = {run.T}, {run.epochs} epochs of {run.batch} images a batch, on {pick_device(run.device)}",
+        f"T = {run.T}, {run.epochs} epochs of {run.batch} images a batch, on {pick_device(run.device, ranks.local)}"
+        + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
         highlight=False,
         soft_wrap=True,
     )
-    with TrainingBar(console, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch)) as bar:
-        trained = train(run, data, folder, bar)
-    folder.load_weights("best", trained.network)
-    test, ledger = _measure(trained.network, data, run)
+    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
+    bar = TrainingBar(console, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch))
+    try:
+        with Interrupt() as stop, bar:
+            state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes)
+    except Interrupted as stopped:
+        console.print(f"stopped ({stopped}), and saved; go on by: {again}", highlight=False, soft_wrap=True)
+        raise
+    _show_result(console, run, folder, state, measured)
+
+
+def _show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
     result = table("Result")
     result.add_column(style="cyan")
     result.add_column()
-    best = trained.best
+    best = state.best
     chosen = f", chosen by held-out accuracy {best['held_out']:.2%}" if "held_out" in best else ", the last"
-    result.add_row("test accuracy, spiking network", _with_interval(test))
+    result.add_row("test accuracy, spiking network", _with_interval(measured.accuracy))
     result.add_row("weights", f"best.safetensors: epoch {best['epoch']} of {run.epochs}{chosen}")
-    result.add_row("firing rate", f"{ledger.mean_rate():.3f} spikes per neuron and step")
-    result.add_row("training time", f"{sum(row['seconds'] for row in trained.rows):.0f} s")
+    result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} spikes per neuron and step")
+    result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
     result.add_row("run folder", str(folder.path))
     result.add_row("next", f"spikerate eval {shlex.quote(str(folder.path))}")
     console.print(result)
-    folder.save_result(_result(test, ledger, trained.network, best["epoch"]))
 
 
 def _free_folder(path: Path) -> Path:
-    k, free = 1, path
+    """The path, or with a number behind; the last one taken where torchrun has started the same command again."""
+    k, free, taken = 1, path, path
     while free.exists():
-        k += 1
+        k, taken = k + 1, free
         free = path.with_name(f"{path.name}-{k}")
-    return free
-
-
-def _data_card(data: ImageSet) -> dict[str, Any]:
-    sizes = {"train": len(data.train), "held_out": len(data.held_out), "test": len(data.test)}
-    return {"name": data.name, "licence": data.licence, "sizes": sizes, "split": data.split, "sha256": data.checksums}
-
-
-def _measure(network: torch.nn.Module, data: ImageSet, run: Run) -> tuple[Accuracy, Ledger]:
-    ledger = Ledger()
-    data = data.to(next(network.parameters()).device)
-    return accuracy(network, data, data.test, run.T, run.precision, Meter(ledger)), ledger
+    return taken if restarted() else free
 
 
 def _with_interval(result: Accuracy) -> str:
     low, high = result.interval()
     return f"{result.value:.2%}  (95 % interval {low:.2%} to {high:.2%}, {result.n:,} images)"
-
-
-def _result(test: Accuracy, ledger: Ledger, network: torch.nn.Module, epoch: int | None) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "test_accuracy": test.value,
-        "test_interval_95": test.interval(),
-        "test_images": test.n,
-        "firing_rate": ledger.mean_rate(),
-        "firing_rates": ledger.rates(network),
-    }
 
 
 # eval, list, show, doctor -----------------------------------------------------------------------------------------------
@@ -237,10 +390,11 @@ def _eval(command: Eval) -> None:
     data = load(run.data.name, command.data or run.data.path, run.data.held_out)
     network = build_network(run, data, device)
     folder.load_weights(command.weights, network)
-    test, ledger = _measure(network, data, run)
+    measured = measure(network, data, run)
+    accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
     console = Console()
     console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}, T = {run.T}", highlight=False, soft_wrap=True)
-    console.print(f"test accuracy of the spiking network: {_with_interval(test)}", highlight=False, soft_wrap=True)
+    console.print(f"test accuracy of the spiking network: {accuracy}", highlight=False, soft_wrap=True)
     rates = table("Firing rates", "layer", "spikes per neuron and step", "")
     for layer, rate in ledger.rates(network).items():
         rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", "█" * round(40 * rate))

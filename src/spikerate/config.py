@@ -34,6 +34,8 @@ class Data:
     """folder of the data set, in the layout of its official distribution"""
     held_out: int = 0
     """training images held out to choose the best epoch by; digits has its own fixed split"""
+    store: Literal["device", "host"] = "device"
+    """where the images are kept; host: in main memory, and each rank's share of a batch is copied to its device"""
     augment: Augment = Augment()
 
     def __post_init__(self) -> None:
@@ -107,6 +109,12 @@ class Run:
     """bf16: convolutions in bfloat16 by autocast; membranes, statistics and weights stay in float32"""
     compile: bool = False
     """compile the network by torch.compile: a minute once, then faster steps"""
+    accumulate: int = 1
+    """parts of a batch whose gradients are added up before the step: less memory; batch norm sees one part at a time"""
+    sync_bn: bool = False
+    """batch-norm statistics over the images of all ranks; else each rank's own, as in the papers"""
+    deterministic: bool = False
+    """only operations that give the same bits each time; slower on a GPU, and for some an error"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
 
@@ -115,11 +123,16 @@ class Run:
             ("T", self.T, "a number of time steps"),
             ("epochs", self.epochs, "a number of epochs"),
             ("batch", self.batch, "a number of images"),
+            ("accumulate", self.accumulate, "a number of parts"),
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}: give {what} >= 1")
-        if self.batch < 2:
-            raise ValueError("batch is 1: batch norm needs two images at least")
+        if self.batch < 2 * self.accumulate:
+            raise ValueError(
+                f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs two images at least in each part"
+            )
+        if self.sync_bn and self.compile:
+            raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
 

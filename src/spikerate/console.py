@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from spikerate.losses import Terms
-from spikerate.train import Row
+from spikerate.state import Row
 
 _REFRESH_SECONDS = 0.25
 

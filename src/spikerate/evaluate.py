@@ -43,17 +43,19 @@ def accuracy(
     precision: str = "fp32",
     rule: Callable[[Any, Tensor], Signal] = BPTT(),
     batch: int = 256,
+    device: torch.device | None = None,
 ) -> Accuracy:
     """Run a spiking network in evaluation mode on all `images`, each shown for T steps.
 
-    The network is left in the mode it was in.
+    The network is left in the mode it was in, which is on `device`; by default, where the images are.
     """
     was_training = network.training
     network.eval()
-    right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    device = device or images.labels.device
+    right = torch.zeros((), dtype=torch.int64, device=device)
     try:
-        with torch.no_grad(), torch.autocast(images.labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for x, y in plain_batches(data, images, batch):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            for x, y in plain_batches(data, images, batch, device):
                 right += (rule(network, x.expand(T, *x.shape)).rate.argmax(-1) == y).sum()
     finally:
         network.train(was_training)

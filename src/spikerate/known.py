@@ -7,13 +7,16 @@ of size T.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+Total = Callable[[Tensor], Tensor]
+"""Sums a tensor over the processes that share a batch."""
 
 
 class _Scale(Function):
@@ -99,19 +102,41 @@ class _Normalize(Function):
         mean: Tensor,
         invstd: Tensor,
         eps: float,
+        total: Total | None,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, mean, invstd)
         ctx.eps = eps
+        ctx.total = total
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd = ctx.saved_tensors
-        grads = torch.ops.aten.native_batch_norm_backward(
-            grad.to(input.dtype), input, weight, None, None, mean, invstd, True, ctx.eps, ctx.needs_input_grad[1:4]
-        )
-        return None, *grads, None, None, None
+        grad = grad.to(input.dtype)
+        if ctx.total is not None:
+            grads = _normalize_backward_of_all(grad, input, weight, mean, invstd, ctx.total)
+        else:
+            grads = torch.ops.aten.native_batch_norm_backward(
+                grad, input, weight, None, None, mean, invstd, True, ctx.eps, ctx.needs_input_grad[1:4]
+            )
+        return None, *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[1:4], strict=True)), *[None] * 4
+
+
+def _normalize_backward_of_all(
+    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, total: Total
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the input, the weight and the bias where the batch is spread over processes."""
+    kept, others = (1, -1, *[1] * (input.dim() - 2)), [0, *range(2, input.dim())]
+    g = grad.to(mean.dtype)
+    x = (input.to(mean.dtype) - mean.view(kept)) * invstd.view(kept)
+    of_bias, of_weight = g.sum(others), (g * x).sum(others)
+    size = g.new_full((1,), g.numel() // g.shape[1])
+    sums = total(torch.cat([of_bias, of_weight, size]))
+    mean_grad, mean_product = (sums[:-1] / sums[-1]).chunk(2)
+    slope = invstd if weight is None else invstd * weight
+    grad_input = (g - mean_grad.view(kept) - x * mean_product.view(kept)) * slope.view(kept)
+    return grad_input.to(input.dtype), of_weight, of_bias
 
 
 def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
@@ -147,14 +172,16 @@ def normalize(
     mean: Tensor,
     invstd: Tensor,
     eps: float,
+    total: Total | None = None,
 ) -> Tensor:
     """`value` [B, C, ...], with the gradient of batch normalisation at `input` [B, C, ...].
 
     `mean` [C] is that of `input`. `invstd` [C] may come from a larger variance than that of `input`; the excess is a
     constant, and the gradient goes through the variance of `input`:
-    `d input = weight invstd (g - E[g] - x E[g x])`, `x = (input - mean) invstd`.
+    `d input = weight invstd (g - E[g] - x E[g x])`, `x = (input - mean) invstd`. With `total`, the means E are those over
+    the batches of all processes.
     """
-    return _Normalize.apply(value, input, weight, bias, mean, invstd, eps)  # type: ignore[no-untyped-call]
+    return _Normalize.apply(value, input, weight, bias, mean, invstd, eps, total)  # type: ignore[no-untyped-call]
 
 
 def _cast(bias: Tensor | None, like: Tensor) -> Tensor | None:

@@ -31,6 +31,11 @@ class Ledger:
             if module in self.spikes
         }
 
+    def totalled(self, total: Callable[[Tensor], Tensor]) -> Ledger:
+        """The ledger of all processes; `total` sums a tensor over them."""
+        both = {n: total(torch.stack([s, torch.full_like(s, self.chances[n])])) for n, s in self.spikes.items()}
+        return Ledger({n: b[0] for n, b in both.items()}, {n: int(b[1]) for n, b in both.items()})
+
     def mean_rate(self) -> float:
         """Spikes per neuron and step, over all neurons."""
         return float(sum(self.spikes.values())) / max(1, sum(self.chances.values()))

@@ -1,19 +1,20 @@
-"""A run is a folder: `run.json`, `metrics.jsonl`, weights and results, each written whole or not at all."""
+"""A run is a folder: `run.json`, `metrics.jsonl`, checkpoints and results, each written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
 from spikerate.config import Run, decode, encode
+from spikerate.files import is_leftover, pack_tensors, read_tensors, write_whole
+from spikerate.state import Row, State, load_weights
 
 FORMAT = 1
 
@@ -22,9 +23,9 @@ FORMAT = 1
 class RunFolder:
     """The folder of one run.
 
-    `run.json`: configuration, environment, data, split and command. `metrics.jsonl`: a line for each epoch.
-    `best.safetensors`, `last.safetensors`: the weights of the epoch with the highest held-out accuracy and of the last.
-    `result.json`: what the evaluation gave.
+    `run.json`: configuration and reproducibility card. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
+    state, from which the run goes on; the other files follow from it. `best.safetensors`: the weights of the epoch with
+    the highest held-out accuracy. `result.json`: what the evaluation gave.
     """
 
     path: Path
@@ -43,7 +44,7 @@ class RunFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder._write("run.json", _json({"format": FORMAT, "run": encode(run), **about}))
+            write_whole(path / "run.json", _json({"format": FORMAT, "run": encode(run), **about}))
         except OSError as error:
             raise ValueError(f"the run folder {path} can't be written: {error.strerror}; choose another by --out") from error
         return folder
@@ -59,11 +60,11 @@ class RunFolder:
             raise ValueError(f"{path} holds no run (no run.json): give the folder that spikerate train has printed")
         return cls(path)
 
-    def config(self) -> Run:
-        """The configuration.
+    def about(self) -> dict[str, Any]:
+        """The content of `run.json`.
 
         Raises:
-            ValueError: `run.json` is broken, or of another format.
+            ValueError: it is broken, or of another format.
         """
         file = self.path / "run.json"
         try:
@@ -72,24 +73,85 @@ class RunFolder:
             raise ValueError(f"{file} can't be read as JSON: {error}") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ValueError(f"{file} is not of format {FORMAT}: it was written by another version of spikerate")
+        return record
+
+    def config(self) -> Run:
+        """The configuration.
+
+        Raises:
+            ValueError: `run.json` is broken, or of another format.
+        """
+        record = self.about()
         try:
             return decode(Run, record.get("run"))
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{self.path / 'run.json'}: {error}") from error
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def amend(self, **entries: Any) -> None:
+        """Add entries to `run.json`, as JSON types."""
+        write_whole(self.path / "run.json", _json(self.about() | entries))
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Row]:
         """The lines of `metrics.jsonl`."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
 
-    def save_weights(self, name: str, network: nn.Module) -> None:
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`; empty where the run is not finished."""
+        file = self.path / "result.json"
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a checkpoint."""
+        return (self.path / "last.safetensors").is_file()
+
+    def save(self, state: State) -> None:
+        """Write the checkpoint; after an epoch, also the metrics, and the weights where they are the best so far.
+
+        Raises:
+            SaveError: something can't be written. The checkpoint before is intact; where there was no room for this one,
+                it lies in a temporary folder that the sentence names.
+        """
+        content = pack_tensors(state.tensors(), state.facts())
+        try:
+            write_whole(self.path / "last.safetensors", content)
+        except OSError as error:
+            raise SaveError(f"{self._unwritable(error)}; {self._rescue(content)}") from error
+        try:
+            self.publish(state)
+        except OSError as error:
+            raise SaveError(
+                f"{self._unwritable(error)}; the checkpoint is whole: make room, and {self._resume()}"
+            ) from error
+
+    def publish(self, state: State) -> None:
+        """Write what follows from a state at the end of an epoch."""
+        if state.step or not state.rows:
+            return
+        write_whole(self.path / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
+        if state.best is state.rows[-1]:
+            self.save_weights("best", state.network, state.best)
+
+    def restore(self, state: State) -> None:
+        """Take the state of the checkpoint, and write again what follows from it: the run may have died in between.
+
+        Raises:
+            ValueError: it is broken, or of another network.
+        """
+        tensors, facts = read_tensors(self.path / "last.safetensors")
+        state.restore(tensors, facts, str(self.path / "last.safetensors"))
+        self.publish(state)
+
+    def save_state(self, name: str, state: State) -> Path:
+        """Write a state for inspection to `NAME.safetensors`."""
+        file = self.path / f"{name}.safetensors"
+        write_whole(file, pack_tensors(state.tensors(), state.facts()))
+        return file
+
+    def save_weights(self, name: str, network: nn.Module, facts: Mapping[str, Any]) -> None:
         """Write parameters and buffers to `NAME.safetensors`."""
-        state: dict[str, Tensor] = {key: value.contiguous() for key, value in network.state_dict().items()}
-        self._write(f"{name}.safetensors", safetensors.torch.save(state))
+        weights: dict[str, Tensor] = {f"network.{key}": value for key, value in network.state_dict().items()}
+        write_whole(self.path / f"{name}.safetensors", pack_tensors(weights, facts))
 
     def load_weights(self, name: str, network: nn.Module) -> None:
         """Read parameters and buffers from `NAME.safetensors`.
@@ -100,38 +162,55 @@ class RunFolder:
         file = self.path / f"{name}.safetensors"
         if not file.is_file():
             raise ValueError(f"{file} is not there: the run has not finished its first epoch")
-        try:
-            state = safetensors.torch.load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{file} is broken ({error}): train again") from error
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{file} is of another network than run.json says: {str(error).splitlines()[1].strip()}"
-            ) from error
+        tensors, _ = read_tensors(file)
+        prefix = "network."
+        load_weights(network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file))
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
-        self._write("result.json", _json(result))
+        write_whole(self.path / "result.json", _json(result))
 
-    def _write(self, name: str, content: bytes) -> None:
-        """Atomically: a reader sees the old file or the new one, whatever happens between."""
-        temporary = self.path / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+    def _unwritable(self, error: OSError) -> str:
+        return f"the run folder {self.path} can't be written ({error.strerror})"
+
+    def _resume(self) -> str:
+        return f"go on by: spikerate train --resume {shlex.quote(str(self.path))}"
+
+    def _rescue(self, content: bytes) -> str:
+        try:
+            file = Path(tempfile.mkdtemp(prefix="spikerate-")) / "last.safetensors"
+            write_whole(file, content)
+        except OSError:
+            return f"the checkpoint before is whole: make room, and {self._resume()}"
+        move = f"mv {shlex.quote(str(file))} {shlex.quote(str(self.path))}"
+        return f"the state of the run is saved in {file}: make room, {move}, and {self._resume()}"
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written where it belongs."""
 
 
 def check_free(path: Path) -> None:
     """Raise `ValueError` unless a run can be put into `path`: a new or an empty folder."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder by --out")
-    if path.is_dir() and any(path.iterdir()):
-        what = "another run" if (path / "run.json").exists() else "something else"
-        raise ValueError(f"the folder {path} holds {what} already: choose another by --out, or remove it")
+    if path.is_dir() and not all(is_leftover(file) for file in path.iterdir()):
+        if (path / "run.json").exists():
+            raise ValueError(
+                f"the folder {path} holds another run already: choose another by --out, "
+                f"or continue that one by spikerate train --resume {shlex.quote(str(path))}"
+            )
+        raise ValueError(f"the folder {path} holds something else already: choose another by --out, or remove it")
+
+
+def compare(then: Sequence[Row], now: Sequence[Row]) -> dict[str, tuple[Any, Any, Any]]:
+    """Metric -> epoch and values of two runs where they differ first; times are left out."""
+    differing: dict[str, tuple[Any, Any, Any]] = {}
+    for one, other in zip(then, now, strict=False):
+        for name in sorted((one.keys() | other.keys()) - {"seconds"}):
+            if one.get(name) != other.get(name):
+                differing.setdefault(name, (one["epoch"], one.get(name), other.get(name)))
+    return differing
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

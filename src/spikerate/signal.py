@@ -244,7 +244,7 @@ class RateCoded(Signal):
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
-        average = known.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps)
+        average = known.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
         return replace(self, train=train, average=average)
 
     def fire(self, neuron: Neuron) -> RateCoded:
@@ -267,6 +267,7 @@ class Normalization:
         running_mean, running_var: [C] or None.
         momentum: the share of the new statistics in the running ones.
         eps: added to the variance.
+        total: sums a tensor over the processes whose batches are normalised as one; None for this process alone.
     """
 
     weight: Tensor | None
@@ -275,6 +276,7 @@ class Normalization:
     running_var: Tensor | None
     momentum: float
     eps: float
+    total: known.Total | None = None
 
     def __call__(self, train: Tensor, T: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise [T or 1, B, C, ...] by its statistics over all axes but C.
@@ -283,10 +285,14 @@ class Normalization:
             the normalised train, its mean [C] and its reciprocal standard deviation [C].
         """
         flat = train.flatten(0, 1)
-        y, mean, invstd = torch.native_batch_norm(flat, self.weight, self.bias, None, None, True, 0.0, self.eps)
+        n: Any = T * train[0].numel() // flat.shape[1]
+        if self.total is None:
+            y, mean, invstd = torch.native_batch_norm(flat, self.weight, self.bias, None, None, True, 0.0, self.eps)
+        else:
+            y, mean, invstd = self._of_all(flat, self.total)
+            n = self.total(mean.new_full((1,), n))
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                n = T * train[0].numel() // flat.shape[1]
                 if n < 2:
                     raise ValueError(
                         f"batch norm in training needs more than one value per channel, got {list(train.shape)}"
@@ -295,6 +301,19 @@ class Normalization:
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var.dtype), self.momentum)
         return y.unflatten(0, train.shape[:2]), mean, invstd
+
+    def _of_all(self, x: Tensor, total: known.Total) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise [N, C, ...] by the statistics over all processes."""
+        kept, others = (1, -1, *[1] * (x.dim() - 2)), [0, *range(2, x.dim())]
+        with torch.no_grad():
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            size = wide.new_full((1,), x.numel() // x.shape[1])
+            *sums, size = total(torch.cat([wide.sum(others), size])).split([x.shape[1], 1])
+            mean = sums[0] / size
+            variance = total((wide - mean.view(kept)).square().sum(others)) / size
+            invstd = (variance + self.eps).rsqrt()
+            y = F.batch_norm(wide, mean, variance, self.weight, self.bias, False, 0.0, self.eps).to(x.dtype)
+        return known.normalize(y, x, self.weight, self.bias, mean, invstd, self.eps, total), mean, invstd
 
 
 def _per_step(f: PerStep, *trains: Tensor) -> Tensor:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spikerate import guard
 from spikerate.card import compiler_problem
 from spikerate.config import Run
-from spikerate.data import ImageSet, epoch_batches, steps_per_epoch, stream
-from spikerate.evaluate import accuracy
+from spikerate.data import ImageSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.dist import Ranks
+from spikerate.evaluate import Accuracy, accuracy
+from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.losses import Terms, accuracies
+from spikerate.models import synchronize_batch_norm
 from spikerate.record import RunFolder
 from spikerate.rules import BPTT, Rule
+from spikerate.state import Row, State
 
-Row = dict[str, Any]
+_PROBE = 128
+"""Images by which silent layers are found at the end of each epoch."""
 
 
 class Watch(Protocol):
@@ -34,27 +41,14 @@ class Watch(Protocol):
         """An epoch is done; `row` is its line in `metrics.jsonl`."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a run: the network with its last weights, and each epoch's row."""
-
-    network: nn.Module
-    rows: list[Row]
-
-    @property
-    def best(self) -> Row:
-        """The row of the epoch whose weights are `best`: the first with the highest held-out accuracy, or the last."""
-        return max(self.rows, key=lambda row: (row.get("held_out", 0.0), 0 if "held_out" in row else row["epoch"]))
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one.
+def pick_device(name: str, local: int = 0) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one, the one of number `local`.
 
     Raises:
         ValueError: the name is no device, or there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -69,44 +63,191 @@ def build_network(run: Run, data: ImageSet, device: torch.device) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def train(run: Run, data: ImageSet, folder: RunFolder, watch: Watch) -> Trained:
-    """Train a network, and keep each epoch's row and the best and last weights in the folder.
+class Outputs(nn.Module):
+    """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last."""
 
-    The best epoch is chosen on the held-out images; the test images are not touched.
+    def __init__(self, network: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.run = forward
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        out = self.run(self.network, x)
+        return [*out.exits, out.rate]
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """One run on one rank: the steps of the run, in order, from where its state stands.
+
+    Args:
+        folder: where the run is kept; only rank 0 writes.
+        stop: asks the run to end after the step.
+        save_minutes: a checkpoint is written at least so often, and after every epoch.
     """
-    device = pick_device(run.device)
-    data = data.to(device)
-    torch.manual_seed(run.seed)
-    network = build_network(run, data, device)
-    optimizer = run.optim.build(network)
-    prepare = _compiler(run, device, watch)
-    forward, look = prepare(run.rule), prepare(BPTT())
-    steps = steps_per_epoch(data.train, run.batch)
-    rows: list[Row] = []
-    done = 0
-    for epoch in range(run.epochs):
-        start = time.perf_counter()
-        torch.manual_seed(stream(run.seed, epoch))
-        totals: Terms = {}
-        for x, y in epoch_batches(data, run.batch, run.data.augment, run.seed, epoch):
-            for group in optimizer.param_groups:
+
+    run: Run
+    data: ImageSet
+    folder: RunFolder
+    watch: Watch
+    ranks: Ranks = Ranks()
+    stop: Interrupt = Interrupt()
+    save_minutes: float = 10
+
+    def train(self) -> State:
+        """Train to the end, and keep state, rows and best weights in the folder.
+
+        The best epoch is chosen on the held-out images; the test images are not touched. A folder with a checkpoint is
+        continued: the result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
+
+        Raises:
+            Interrupted: `stop` was asked for; the state is saved.
+            NotFinite: the loss or a gradient is not finite; the state before that step is saved.
+            SaveError: the folder can't be written.
+            ValueError: the checkpoint is broken or of another network.
+        """
+        run, ranks = self.run, self.ranks
+        device = pick_device(run.device, ranks.local)
+        with _deterministic(run.deterministic):
+            torch.manual_seed(run.seed)
+            network = build_network(run, self.data, device)
+            if run.sync_bn and ranks.n > 1:
+                network = synchronize_batch_norm(network, ranks.total)
+            state = State(network, run.optim.build(network))
+            prepare = _compiler(run, device, self.watch)
+            forward = ranks.wrap(Outputs(network, prepare(run.rule)))
+            self._begin(state)
+            data = self.data.to(device) if run.data.store == "device" else self.data
+            look = prepare(BPTT())
+            while state.epoch < run.epochs:
+                self._epoch(state, data, device, forward, look)
+        return state
+
+    def _begin(self, state: State) -> None:
+        if self.folder.has_state:
+            self.folder.restore(state)
+        elif self.ranks.first:
+            self.folder.save(state)
+        self.ranks.tell("")
+
+    def _epoch(
+        self, state: State, data: ImageSet, device: torch.device, forward: nn.Module, look: Callable[..., Any]
+    ) -> None:
+        run, ranks, network = self.run, self.ranks, state.network
+        start = saved = time.perf_counter()
+        steps = steps_per_epoch(data.train, run.batch)
+        batches = epoch_batches(
+            data, run.batch, run.data.augment, run.seed, state.epoch, ranks.share, run.accumulate, state.step, device
+        )
+        for parts in batches:
+            done = state.epoch * steps + state.step
+            torch.manual_seed(stream(run.seed, state.epoch, state.step, ranks.rank))
+            for group in state.optimizer.param_groups:
                 group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
-            terms = _step(run, network, forward, optimizer, x, y)
-            totals = {name: totals.get(name, 0) + value for name, value in terms.items()}
-            done += 1
-            watch.step(done, terms)
-        row: Row = {"epoch": epoch + 1, "lr": run.optim.lr_at((done - steps) / (run.epochs * steps))}
-        row |= {name: float(value) / steps for name, value in totals.items()}
+            terms = self._step(state, forward, parts)
+            state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
+            state.step += 1
+            self.watch.step(done + 1, terms)
+            stopping = ranks.any(self.stop.asked)
+            due = time.perf_counter() - saved > 60 * self.save_minutes
+            if (stopping or due) and state.step < steps:
+                self._save(state)
+                saved = time.perf_counter()
+            if stopping and state.step < steps:
+                raise Interrupted(self.stop.signal)
+        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch / run.epochs)}
+        row |= {name: float(value) / steps for name, value in state.totals.items()}
         if len(data.held_out):
-            row["held_out"] = accuracy(network, data, data.held_out, run.T, run.precision, look).value
+            ranks.align(network)
+            row["held_out"] = self._held_out(network, data, device, look).value
+        row["firing_rate"] = self._probe(network, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
-        rows.append(row)
-        folder.log(row)
-        folder.save_weights("last", network)
-        if Trained(network, rows).best is row:
-            folder.save_weights("best", network)
-        watch.epoch(row)
-    return Trained(network, rows)
+        state.rows.append(row)
+        state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
+        self._save(state)
+        self.watch.epoch(row)
+        if ranks.any(self.stop.asked) and state.epoch < run.epochs:
+            raise Interrupted(self.stop.signal)
+
+    def _step(self, state: State, forward: nn.Module, parts: list[Part]) -> Terms:
+        run, ranks, network = self.run, self.ranks, state.network
+        before = [buffer.clone() for buffer in network.buffers()]
+        size = sum(len(part.labels) for part in parts)
+        terms: Terms = {}
+        for part in parts:
+            weight = len(part.labels) / size
+            with ranks.apart(forward, part is not parts[-1]):
+                outputs = self._run(forward, part.x)
+                outputs = [ranks.whole(logits, len(part.labels)) for logits in outputs]
+                of_part = run.loss(outputs, part.labels)
+                # The mean over ranks of gradients that each go to the rank's own images only.
+                (of_part["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
+            with torch.no_grad():
+                named = of_part | accuracies(outputs, part.labels)
+                terms = {name: terms.get(name, 0) + value.detach() * weight for name, value in named.items()}
+        if not guard.is_finite(terms["loss"], network):
+            self._give_up(state, forward, parts, before, terms)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        return terms
+
+    def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+            return forward(x.expand(self.run.T, *x.shape))
+
+    def _give_up(self, state: State, forward: nn.Module, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
+        network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
+        names = guard.names_not_finite(terms)
+
+        def again() -> None:
+            for part in parts:
+                self._run(lambda x: self.run.rule(network, x), part.x)
+
+        found = self.ranks.hear(guard.where_not_finite(network, again, terms))
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+        kept = ""
+        if self.ranks.first:
+            kept = f"; the state before the step is in {self.folder.save_state(f'before-{step}', state)}"
+        raise guard.NotFinite(
+            f"{step.replace('-', ' ')}: {'the loss' if names else 'a gradient'} is not finite"
+            + (f" (terms: {', '.join(names)})" if names else "")
+            + (f"; it appears first {found}" if found else "; run again, the layers were finite")
+            + f"{kept}. A smaller --optim.lr or --precision fp32 may help"
+        )
+
+    def _held_out(self, network: nn.Module, data: ImageSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
+        own = data.held_out[self.ranks.share(len(data.held_out))]
+        counted = accuracy(network, data, own, self.run.T, self.run.precision, look, device=device)
+        right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
+        return Accuracy(right, n)
+
+    def _probe(self, network: nn.Module, data: ImageSet, device: torch.device) -> float:
+        """The mean firing rate on a few images; says which layers are stuck."""
+        images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
+        x, _ = next(plain_batches(data, images, _PROBE, device))
+        rates = self._run(lambda x: guard.firing_rates(network, x), x)
+        for layer, what in guard.stuck(rates).items():
+            self.watch.say(f"warning: layer {layer} {what} on {len(images)} images: it can't learn")
+        return sum(rates.values()) / max(1, len(rates))
+
+    def _save(self, state: State) -> None:
+        if self.ranks.first:
+            self.folder.save(state)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Rule], Callable[..., Any]]:
@@ -126,17 +267,3 @@ def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Rule], 
         return eager
     watch.say("compiling the network at the first step, which takes a minute or two")
     return compiled
-
-
-def _step(
-    run: Run, network: nn.Module, forward: Callable[..., Any], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
-) -> Terms:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        out = forward(network, x.expand(run.T, *x.shape))
-    outputs = [*out.exits, out.rate]
-    terms = run.loss(outputs, y)
-    (terms["loss"] * run.optim.scale(run.T)).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    with torch.no_grad():
-        return {name: term.detach() for name, term in (terms | accuracies(outputs, y)).items()}

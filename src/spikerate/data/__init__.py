@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spikerate.data.augment import Augment
-from spikerate.data.batches import epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.data.cifar import cifar10
 from spikerate.data.digits import digits
 from spikerate.data.images import Images, ImageSet
@@ -13,7 +13,18 @@ from spikerate.data.images import Images, ImageSet
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10)}
 """Of each data set, what a network needs to know: the shape (C, H, W) of a sample and the number of classes."""
 
-__all__ = ["SHAPES", "Augment", "ImageSet", "Images", "epoch_batches", "load", "plain_batches", "steps_per_epoch", "stream"]
+__all__ = [
+    "SHAPES",
+    "Augment",
+    "ImageSet",
+    "Images",
+    "Part",
+    "epoch_batches",
+    "load",
+    "plain_batches",
+    "steps_per_epoch",
+    "stream",
+]
 
 
 def load(name: str, path: Path | None, held_out: int) -> ImageSet:

@@ -25,7 +25,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor) -> Images:
+    def __getitem__(self, index: Tensor | slice) -> Images:
         return Images(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> Images:

@@ -1,0 +1,159 @@
+"""The processes that train one network together; the only importer of torch.distributed."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+_STEP_SECONDS = 50
+_PATIENT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run; one alone by default.
+
+    Attributes:
+        rank: this process, 0 to n - 1; only rank 0 writes.
+        n: how many there are.
+        local: this process's number on its machine, which is that of its GPU.
+        host: a group of the processors, for what is agreed upon outside the network; None where n = 1.
+    """
+
+    rank: int = 0
+    n: int = 1
+    local: int = 0
+    host: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
+
+    def share(self, size: int) -> slice:
+        """Which of `size` things are this rank's: contiguous parts that differ by one at most."""
+        return slice(size * self.rank // self.n, size * (self.rank + 1) // self.n)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, the same on each; a constant for the gradient."""
+        if self.n == 1:
+            return x
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(x)
+        return x
+
+    def whole(self, part: Tensor, size: int) -> Tensor:
+        """All ranks' parts [share(size), ...] as one [size, ...]; the gradient goes to this rank's own part."""
+        if self.n == 1:
+            return part
+        own = self.share(size)
+        buffer = part.new_zeros(size, *part.shape[1:], requires_grad=False)
+        buffer[own] = part.detach()
+        buffer = self.total(buffer)
+        return torch.cat([buffer[: own.start], part, buffer[own.stop :]])
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over the ranks, and its buffers those of rank 0."""
+        return module if self.n == 1 else DistributedDataParallel(module)
+
+    def apart(self, module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+        """Where wanted, gradients of a wrapped module are added up on each rank, and not yet averaged."""
+        return module.no_sync() if wanted and isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def align(self, module: nn.Module) -> None:
+        """Give every rank the buffers of rank 0."""
+        if self.n > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank."""
+        if self.n == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        distributed.all_reduce(votes, group=self.host)
+        return bool(votes)
+
+    def hear(self, text: str | None) -> str | None:
+        """What the first of the ranks that have something to say says, on every rank."""
+        if self.n == 1:
+            return text
+        said: list[str | None] = [None] * self.n
+        distributed.all_gather_object(said, text, group=self.host)
+        return next((f"{t} (rank {k})" for k, t in enumerate(said) if t), None)
+
+    def tell(self, text: str) -> str:
+        """Rank 0's text, on every rank; waits, for half an hour at most, until all have come here."""
+        if self.n == 1:
+            return text
+        told = [text]
+        distributed.broadcast_object_list(told, 0, group=self.host)
+        distributed.barrier(group=self.host)
+        return told[0]
+
+
+def launched() -> bool:
+    """Whether this process is one of several started by torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def of_launcher() -> Ranks:
+    """Rank and number of processes as torchrun tells, without connecting them."""
+    if not launched():
+        return Ranks()
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+
+
+@contextmanager
+def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
+    """Connect the processes that torchrun has started: NCCL where each has a GPU, gloo otherwise.
+
+    Args:
+        gpu: whether the network is on a GPU.
+        slow_start: whether a step may take minutes, as the one that compiles; else a rank that does not answer for
+            50 seconds is taken for lost.
+
+    Raises:
+        LostRank: another process has ended, or does not answer.
+    """
+    ranks = of_launcher()
+    if ranks.n == 1:
+        yield ranks
+        return
+    patience = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
+    try:
+        distributed.init_process_group("nccl" if gpu else "gloo", timeout=patience)
+        host = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_PATIENT_SECONDS))
+        yield Ranks(ranks.rank, ranks.n, ranks.local, host)
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise LostRank(f"rank {ranks.rank} of {ranks.n} stops, since another rank is gone or silent: {reason}") from error
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+class LostRank(Exception):
+    """Another process of the run has ended, or does not answer."""
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Gloo has no error class of its own."""
+    words = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

@@ -1,0 +1,117 @@
+"""A run from its settings to its result: trained, evaluated once on the test set, and recorded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikerate import card
+from spikerate.config import Run, encode
+from spikerate.data import ImageSet
+from spikerate.dist import Ranks, restarted
+from spikerate.evaluate import Accuracy, accuracy
+from spikerate.interrupt import Interrupt
+from spikerate.meter import Ledger, Meter
+from spikerate.record import RunFolder
+from spikerate.state import Row, State
+from spikerate.train import Trainer, Watch
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy on the test set, and how often each layer fires there."""
+
+    accuracy: Accuracy
+    ledger: Ledger
+
+    def record(self, network: nn.Module, best: Row) -> dict[str, Any]:
+        """The entries of `result.json`."""
+        return {
+            "epoch": best["epoch"],
+            "held_out_accuracy": best.get("held_out"),
+            "test_accuracy": self.accuracy.value,
+            "test_interval_95": list(self.accuracy.interval()),
+            "test_images": self.accuracy.n,
+            "firing_rate": self.ledger.mean_rate(),
+            "firing_rates": self.ledger.rates(network),
+        }
+
+
+def measure(network: nn.Module, data: ImageSet, run: Run, ranks: Ranks = Ranks()) -> Measured:
+    """Evaluate a network on the test set; each rank does its share, no image is counted twice."""
+    ledger = Ledger()
+    device = next(network.parameters()).device
+    own = data.test[ranks.share(len(data.test))]
+    counted = accuracy(network, data, own, run.T, run.precision, Meter(ledger), device=device)
+    right = int(ranks.total(next(iter(ledger.spikes.values())).new_tensor(counted.right)))
+    return Measured(Accuracy(right, len(data.test)), ledger.totalled(ranks.total))
+
+
+def data_card(data: ImageSet) -> dict[str, Any]:
+    """What `run.json` says of a data set."""
+    sizes = {"train": len(data.train), "held_out": len(data.held_out), "test": len(data.test)}
+    return {"name": data.name, "licence": data.licence, "sizes": sizes, "split": data.split, "sha256": data.checksums}
+
+
+def begin(path: Path, run: Run, data: ImageSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:
+    """The folder of a new run, or that of the same run where torchrun has started it again.
+
+    Raises:
+        ValueError: the folder is taken, or can't be written.
+    """
+    if ranks.first and not (restarted() and (path / "run.json").is_file() and RunFolder(path).config() == run):
+        RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
+    return RunFolder.open(Path(ranks.tell(str(path))))
+
+
+def use_threads_of(folder: RunFolder) -> None:
+    """As many threads as the run was begun with: another number adds up in another order, and rounds otherwise."""
+    threads = folder.about().get("environment", {}).get("threads")
+    if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+
+
+def perform(
+    run: Run,
+    data: ImageSet,
+    folder: RunFolder,
+    watch: Watch,
+    ranks: Ranks = Ranks(),
+    stop: Interrupt = Interrupt(),
+    save_minutes: float = 10,
+) -> tuple[State, Measured]:
+    """Train from where the folder stands, and evaluate the best weights on the test set.
+
+    Raises:
+        as `Trainer.train`.
+    """
+    start, joules = time.perf_counter(), card.joules()
+    state = Trainer(run, data, folder, watch, ranks, stop, save_minutes).train()
+    ranks.tell("")
+    folder.load_weights("best", state.network)
+    measured = measure(state.network, data, run, ranks)
+    if ranks.first:
+        after = card.joules()
+        used = None if joules is None or after is None else round(after - joules)
+        wall = {"seconds": round(time.perf_counter() - start, 1), "joules": used, "at": card.now()}
+        folder.save_result(measured.record(state.network, state.best))
+        folder.amend(finished=wall)
+    return state, measured
+
+
+def _card(run: Run, data: ImageSet, ranks: Ranks) -> dict[str, Any]:
+    return {
+        "fingerprint": card.fingerprint(encode(run)),
+        "started": card.now(),
+        "ranks": ranks.n,
+        "data": data_card(data),
+        "source": card.source(),
+        "environment": card.environment(),
+    }

@@ -1,4 +1,4 @@
-"""The command line: `spikerate train | eval | reproduce | list | show | doctor`."""
+"""The command line: `spikerate train | eval | reproduce | fetch | list | show | doctor`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tyro.conf import AvoidSubcommands, Positional, arg
 
 from spikerate import card
 from spikerate.config import Run, encode
-from spikerate.console import TrainingBar, table
-from spikerate.data import SHAPES, ImageSet, load, steps_per_epoch
+from spikerate.console import TrainingBar, TransferBar, table
+from spikerate.data import SHAPES, SOURCES, ImageSet, fetch, load, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.evaluate import Accuracy
 from spikerate.experiment import Measured, begin, data_card, measure, perform, use_threads_of
@@ -39,7 +39,7 @@ from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "reproduce", "list", "show", "doctor")
+_COMMANDS = ("train", "eval", "reproduce", "fetch", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
@@ -47,6 +47,7 @@ _USAGE = """usage: spikerate COMMAND ...
   train --resume RUN                   continue a run that was stopped
   eval RUN                             accuracy and firing rates of a trained network on the test set
   reproduce RUN                        run it again, and say whether every metric agrees
+  fetch DATA FOLDER                    download a data set, check it, and unpack it there
   list                                 the presets
   show PRESET                          a preset's settings and network
   doctor                               what is installed here, and what it can do
@@ -112,6 +113,16 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """Download a data set's official archive, check its checksum, and unpack it; goes on where a transfer broke."""
+
+    name: Positional[Literal["cifar10"]]
+    """the data set"""
+    to: Positional[Path]
+    """the folder to put it in"""
+
+
+@dataclass(frozen=True)
 class Show:
     """A preset's settings and network."""
 
@@ -161,6 +172,8 @@ def _dispatch(args: list[str]) -> int:
         return _reproduce(rest, args)
     elif name == "eval":
         _eval(_parse(Eval, rest, "spikerate eval"))
+    elif name == "fetch":
+        _fetch(_parse(Fetch, rest, "spikerate fetch"))
     elif name == "show":
         _show(_parse(Show, rest, "spikerate show").preset)
     elif name == "list":
@@ -400,6 +413,14 @@ def _eval(command: Eval) -> None:
         rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", "█" * round(40 * rate))
     rates.add_row("all", f"{ledger.mean_rate():.3f}", "█" * round(40 * ledger.mean_rate()), style="bold")
     console.print(rates)
+
+
+def _fetch(command: Fetch) -> None:
+    console, source = Console(), SOURCES[command.name]
+    console.print(f"{source.url} -> {command.to}", highlight=False, soft_wrap=True)
+    with TransferBar(console) as bar:
+        folder = fetch(source, command.to, bar)
+    console.print(f"checked and unpacked: {folder}", highlight=False, soft_wrap=True)
 
 
 def _list() -> None:

@@ -6,7 +6,15 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from spikerate.losses import Terms
@@ -66,6 +74,39 @@ class TrainingBar:
         if not self.console.is_terminal:
             line = f"epoch {row['epoch']}/{self.epochs}  {_terms_line(row)}{self.held_out}  {row['seconds']:.1f} s"
             self.console.print(line, soft_wrap=True)
+
+
+class TransferBar:
+    """A progress bar for a download, with the methods that pooch calls."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.progress.add_task("download", total=None)
+
+    def __enter__(self) -> TransferBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    @property
+    def total(self) -> int:
+        return int(self.progress.tasks[self.task].total or 0)
+
+    @total.setter
+    def total(self, n: int) -> None:
+        self.progress.update(self.task, total=n)
+
+    def update(self, n: int) -> None:
+        self.progress.advance(self.task, n)
+
+    def reset(self) -> None:
+        self.progress.update(self.task, completed=0)
+
+    def close(self) -> None:
+        pass
 
 
 def table(title: str, *columns: str) -> Table:

@@ -8,6 +8,7 @@ from spikerate.data.augment import Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.data.cifar import cifar10
 from spikerate.data.digits import digits
+from spikerate.data.download import SOURCES, fetch
 from spikerate.data.images import Images, ImageSet
 
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10)}
@@ -15,11 +16,13 @@ SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10)}
 
 __all__ = [
     "SHAPES",
+    "SOURCES",
     "Augment",
     "ImageSet",
     "Images",
     "Part",
     "epoch_batches",
+    "fetch",
     "load",
     "plain_batches",
     "steps_per_epoch",

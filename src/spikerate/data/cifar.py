@@ -16,6 +16,8 @@ from spikerate.data.images import Images, ImageSet, hold_out
 _TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
 _TEST = ["test_batch"]
 _PIXELS = 3 * 32 * 32
+_LARGEST = 2**28
+"""Bytes; the official files have 31 million."""
 
 
 def cifar10(path: Path | None, held_out: int) -> ImageSet:
@@ -54,7 +56,10 @@ def cifar10(path: Path | None, held_out: int) -> ImageSet:
 
 def _find(path: Path | None) -> Path:
     if path is None:
-        raise ValueError("cifar10 needs its folder: give --data PATH, where cifar-10-python.tar.gz was unpacked")
+        raise ValueError(
+            "cifar10 needs its folder: give --data PATH, where cifar-10-python.tar.gz was unpacked "
+            "(spikerate fetch cifar10 PATH gets it)"
+        )
     if not path.is_dir():
         raise ValueError(f"the data folder {path} does not exist: give the folder of cifar-10-batches-py")
     inner = path / "cifar-10-batches-py"
@@ -81,9 +86,12 @@ def _images(folder: Path, names: list[str], checksums: dict[str, str]) -> Images
 
 def _load(file: Path, checksums: dict[str, str]) -> dict[Any, Any]:
     try:
-        raw = file.read_bytes()
+        size = file.stat().st_size
+        raw = file.read_bytes() if size <= _LARGEST else b""
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from error
+    if size > _LARGEST:
+        raise ValueError(f"{file} has {size:,} bytes, and no file of CIFAR-10 so many: fetch it again")
     checksums[file.name] = hashlib.sha256(raw).hexdigest()
     try:
         batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
@@ -107,7 +115,7 @@ class _ArraysOnly(pickle.Unpickler):
         known = {
             ("numpy.core.multiarray", "_reconstruct"): _empty_array,
             ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "ndarray"): _no_array,
             ("numpy", "dtype"): _plain_dtype,
             ("_codecs", "encode"): _latin1,
         }
@@ -116,7 +124,12 @@ class _ArraysOnly(pickle.Unpickler):
         return known[module, name]
 
 
-def _empty_array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
+def _no_array(*arguments: Any) -> Any:
+    """Stands for the class as an argument; called itself, it could ask for any amount of memory."""
+    raise _Foreign("an array of a size of its own")
+
+
+def _empty_array(kind: Any, shape: tuple[int, ...], code: Any) -> np.ndarray:
     """An array to be filled by its state; of no size, whatever the file asks for."""
     return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
 

@@ -1,0 +1,607 @@
+"""Faults injected for real: killed processes, full disks, broken and hostile files, numbers that explode."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from spikerate import LIF, SelfDistillation
+from spikerate.cli import main
+from spikerate.config import Model, Run
+from spikerate.data import ImageSet, load
+from spikerate.data.download import Source, fetch, unpack
+from spikerate.files import pack_tensors, read_tensors, write_whole
+from spikerate.guard import NotFinite
+from spikerate.interrupt import Interrupt, Interrupted
+from spikerate.optim import Optim
+from spikerate.record import RunFolder, SaveError
+from spikerate.state import State
+from spikerate.train import Trainer, build_network
+
+TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation())
+ARGUMENTS = ["train", "digits-esd", "--width", "2", "--T", "2", "--batch", "100", "--epochs", "3"]
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def step(self, step: int, terms: Any) -> None: ...
+
+    def epoch(self, row: dict[str, Any]) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return load("digits", None, 0)
+
+
+def contents(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """What must not depend on how often a run was stopped: state, rows, result."""
+    tensors, facts = read_tensors(folder / "last.safetensors")
+    best, _ = read_tensors(folder / "best.safetensors")
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in facts["rows"]]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in lines] == rows
+    return tensors, rows, RunFolder(folder).result()
+
+
+def assert_same(a: Path, b: Path) -> None:
+    (tensors, rows, result), (others, other_rows, other_result) = contents(a), contents(b)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert rows == other_rows
+    assert result == other_result
+
+
+# stopped at any moment --------------------------------------------------------------------------------------------------
+
+SERVER = """
+import json, os, sys
+from spikerate.cli import main
+import kornia.augmentation.auto
+for line in sys.stdin:
+    arguments, out = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1), os.dup2(file, 2)
+        status = main(arguments)
+        sys.stdout.flush()
+        os._exit(status)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Processes:
+    """Starts the command line in processes of its own by forking one that has imported everything, to save the seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.out = folder / "output.txt"
+        self.server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, arguments: list[str], kill: signal.Signals | None = None, after: float = 0) -> int:
+        """The exit status of `spikerate ARGUMENTS`, sent a signal after so many seconds."""
+        assert self.server.stdin is not None and self.server.stdout is not None
+        print(json.dumps([arguments, str(self.out)]), file=self.server.stdin, flush=True)
+        pid = int(self.server.stdout.readline())
+        if kill is not None:
+            time.sleep(after)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, kill)
+        return int(self.server.stdout.readline())
+
+    def close(self) -> None:
+        self.server.communicate()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    started = Processes(tmp_path)
+    yield started
+    started.close()
+
+
+def until_finished(processes: Processes, run: Path, kill: signal.Signals, times: int) -> list[int]:
+    """Start a run, stop it `times` times at random moments, resume it each time, and let it end; the exit statuses."""
+    draw, statuses = random.Random(0), []
+    for k in range(times + 1):
+        begin = [*ARGUMENTS, "--out", str(run), "--save-minutes", "0"]
+        resume = ["train", "--resume", str(run), "--save-minutes", "0"]
+        arguments = resume if (run / "run.json").exists() else begin
+        statuses.append(processes.run(arguments, kill if k < times else None, draw.uniform(0, 0.6)))
+        if (run / "last.safetensors").exists():
+            read_tensors(run / "last.safetensors")
+    return statuses
+
+
+@pytest.fixture
+def unbroken(processes: Processes, tmp_path: Path) -> Path:
+    assert processes.run([*ARGUMENTS, "--out", str(tmp_path / "unbroken")]) == 0
+    return tmp_path / "unbroken"
+
+
+def test_thirty_sigkills_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
+    statuses = until_finished(processes, tmp_path / "killed", signal.SIGKILL, 30)
+    assert statuses.count(-signal.SIGKILL) >= 20
+    assert statuses[-1] == 0
+    assert_same(unbroken, tmp_path / "killed")
+
+
+def test_thirty_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
+    statuses = until_finished(processes, tmp_path / "stopped", signal.SIGTERM, 30)
+    # One that comes before the run has begun, or after it has ended, finds Python's own handler.
+    assert set(statuses) <= {0, 143, -signal.SIGTERM}
+    assert statuses.count(143) >= 5
+    assert statuses[-1] == 0
+    assert_same(unbroken, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, kill: signal.Signals, status: int) -> None:
+    run = tmp_path / "a run"
+    arguments = [*ARGUMENTS, "--epochs", "2000", "--out", str(run)]
+    assert processes.run(arguments, kill, 2.5) == status
+    said = processes.out.read_text()
+    assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume '{run}'" in said
+    assert "Traceback" not in said
+    read_tensors(run / "last.safetensors")
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with Interrupt() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stopped_in_the_middle_of_an_epoch(digits: ImageSet, tmp_path: Path) -> None:
+    """Every step of a run is a place to stop."""
+    whole = Trainer(TINY, digits, RunFolder.create(tmp_path / "whole", TINY, {}), Silent()).train()
+    folder, stops = RunFolder.create(tmp_path / "parts", TINY, {}), 0
+    while True:
+        stop = Interrupt()
+        stop.signal = signal.SIGTERM
+        try:
+            parts = Trainer(TINY, digits, folder, Silent(), stop=stop).train()
+            break
+        except Interrupted:
+            stops += 1
+    assert stops == 11
+    for a, b in zip(whole.network.state_dict().values(), parts.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert [r["loss"] for r in whole.rows] == [r["loss"] for r in parts.rows]
+
+
+def test_a_finished_run_is_resumed_to_its_result(spikerate: Callable[..., Any], tmp_path: Path) -> None:
+    assert spikerate(*ARGUMENTS, "--epochs", "1", "--out", "run").returncode == 0
+    before = contents(tmp_path / "run")
+    done = spikerate("train", "--resume", "run")
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert contents(tmp_path / "run")[1:] == before[1:]
+
+
+# no place to write ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KiB: room for a run's card, and for one checkpoint but not two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True)
+    if done.returncode:
+        pytest.skip("no right to mount a file system here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], tmp_path: Path) -> None:
+    run = small_disk / "run"
+    done = spikerate(*ARGUMENTS, "--out", str(run))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    found = re.search(r"the state of the run is saved in (\S+): make room, mv (\S+) (\S+), and go on by", done.stderr)
+    assert found, done.stderr
+    kept, rescued = (read_tensors(file)[1]["epoch"] for file in (run / "last.safetensors", Path(found[1])))
+    assert rescued == kept + 1
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    Path(found[2]).rename(tmp_path / "moved")
+    subprocess.run(["mv", tmp_path / "moved", run / "last.safetensors"], check=True)
+    assert spikerate("train", "--resume", str(run)).returncode == 0
+    assert spikerate(*ARGUMENTS, "--out", "unbroken").returncode == 0
+    assert contents(run)[1] == contents(tmp_path / "unbroken")[1]
+
+
+def test_a_read_only_disk(small_disk: Path, spikerate: Callable[..., Any]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = spikerate(*ARGUMENTS, "--out", str(small_disk / "run"))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"spikerate: the run folder {small_disk / 'run'} can't be written: Read-only file system; choose another by --out\n"
+    )
+
+
+def test_no_place_at_all(tmp_path: Path) -> None:
+    """Files may have 100 kB, anywhere: the checkpoint before stays."""
+    command = [sys.executable, "-m", "spikerate", *ARGUMENTS, "--out", "run"]
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert "the checkpoint before is whole" in done.stderr
+    assert "Traceback" not in done.stderr
+    read_tensors(tmp_path / "run" / "last.safetensors")
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_vanished_folder(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    run = tmp_path / "run"
+
+    class Thief(Silent):
+        def step(self, step: int, terms: Any) -> None:
+            if step == 3:
+                run.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SaveError, match=r"No such file or directory.*the state of the run is saved in (\S+):"):
+        Trainer(TINY, digits, RunFolder.create(run, TINY, {}), Thief()).train()
+    (rescued,) = tmp_path.glob("spikerate-*/last.safetensors")
+    assert read_tensors(rescued)[1]["epoch"] == 1
+    read_tensors(tmp_path / "elsewhere" / "last.safetensors")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_whole(file, b"old")
+    with pytest.raises(OSError, match="No such file"):
+        write_whole(tmp_path / "nowhere" / "file", b"new")
+    assert file.read_bytes() == b"old"
+    write_whole(file, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# numerical trouble ------------------------------------------------------------------------------------------------------
+
+
+def test_an_exploding_run_stops_with_the_step_and_the_layer(spikerate: Callable[..., Any], tmp_path: Path) -> None:
+    done = spikerate(*ARGUMENTS, "--optim.lr", "1e30", "--out", "run")
+    assert done.returncode == 1
+    assert re.match(
+        r"spikerate: epoch 1 step \d+: the loss is not finite \(terms: .*loss.*\); it appears first in the output of \S+ \(",
+        done.stderr,
+    ), done.stderr
+    assert done.stderr.count("\n") == 1
+    (before,) = (tmp_path / "run").glob("before-*.safetensors")
+    tensors, _ = read_tensors(before)
+    assert all(value.isfinite().all() for name, value in tensors.items() if name.startswith("network."))
+    read_tensors(tmp_path / "run" / "last.safetensors")
+
+
+def trainer(digits: ImageSet, path: Path, spoil: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    def build(run: Run, data: ImageSet, device: torch.device) -> nn.Module:
+        network = build_network(run, data, device)
+        spoil(network)
+        return network
+
+    monkeypatch.setattr("spikerate.train.build_network", build)
+    return Trainer(TINY, digits, RunFolder.create(path, TINY, {}), Silent())
+
+
+def test_the_layer_is_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(network: nn.Module) -> None:
+        network.get_parameter("branches.stage2.0.op.0.weight").data[0] = torch.inf
+
+    with pytest.raises(NotFinite, match=r"epoch 1 step 1: .*in the output of branches.stage2.0.op.0 \(Conv2d\)"):
+        trainer(digits, tmp_path / "run", spoil, monkeypatch).train()
+    assert (tmp_path / "run" / "before-epoch-1-step-1.safetensors").is_file()
+
+
+def test_the_gradient_is_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(network: nn.Module) -> None:
+        network.get_parameter("body.head.2.weight").register_hook(lambda grad: grad * torch.nan)
+
+    with pytest.raises(NotFinite, match=r"a gradient is not finite; it appears first in the gradient of body.head.2.weight"):
+        trainer(digits, tmp_path / "run", spoil, monkeypatch).train()
+
+
+def test_silent_and_saturated_layers_are_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(network: nn.Module) -> None:
+        for name, threshold in (("stage1.0.activation1", 1e6), ("stage3.1.activation2", 1e-30)):
+            neuron = network.get_submodule(f"body.stages.{name}")
+            assert isinstance(neuron, LIF)
+            neuron.threshold = threshold
+        network.get_parameter("body.stages.stage3.1.bn2.bias").data += 1e3
+
+    training = trainer(digits, tmp_path / "run", spoil, monkeypatch)
+    training.train()
+    assert isinstance(training.watch, Silent)
+    assert any("body.stages.stage1.0.activation1 never fires" in line for line in training.watch.lines)
+    assert any("body.stages.stage3.1.activation2 fires at every step" in line for line in training.watch.lines)
+
+
+# files from strangers ---------------------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-100] ^= 1
+    file.write_bytes(raw)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def foreign(file: Path) -> None:
+    tensors, facts = read_tensors(file)
+    file.write_bytes(pack_tensors(tensors, facts | {"moon": "full"}))
+
+
+def forged(file: Path) -> None:
+    file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def weights_only(file: Path) -> None:
+    facts = read_tensors(file)[1]
+    file.write_bytes(pack_tensors({"network.x": torch.zeros(1)}, facts))
+
+
+def malicious(file: Path) -> None:
+    torch.save({"x": Bomb(file.with_name("boom"))}, file)
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (truncate, "is truncated, or no file of spikerate"),
+        (flip, "is damaged: its checksum is wrong"),
+        (foreign, "is of another version of spikerate"),
+        (forged, "is truncated, or no file of spikerate"),
+        (weights_only, "is of another network than run.json says"),
+        (malicious, "is truncated, or no file of spikerate"),
+    ],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_a_broken_checkpoint_is_a_sentence(digits: ImageSet, tmp_path: Path, spoil: Any, words: str) -> None:
+    folder = RunFolder.create(tmp_path / "run", TINY, {"data": {"sha256": digits.checksums}})
+    network = build_network(TINY, digits, torch.device("cpu"))
+    folder.save(State(network, TINY.optim.build(network)))
+    spoil(tmp_path / "run" / "last.safetensors")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").glob("*.safetensors")}
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert words in told.getvalue()
+    assert told.getvalue().count("\n") == 1, told.getvalue()
+    assert {p: p.read_bytes() for p in (tmp_path / "run").glob("*.safetensors")} == before
+    assert not (tmp_path / "run" / "boom").exists()
+
+
+def archive(path: Path, *members: tuple[str, bytes | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members:
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            data = content if isinstance(content, bytes) else b""
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("set/a", b"x"), ("../evil", b"x")], "leaves its folder"),
+        ([("set/../../evil", b"x")], "leaves its folder"),
+        ([("/tmp/evil-spikerate", b"x")], "leaves its folder"),
+        ([("set/a", link("set/a", "/etc/passwd"))], "a link or a device"),
+        ([("other/a", b"x")], "has no folder set"),
+    ],
+)
+def test_a_hostile_archive_writes_nothing(tmp_path: Path, members: Any, words: str) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    file = archive(tmp_path / "set.tar.gz", *members)
+    with pytest.raises(ValueError, match=words):
+        unpack(file, inner / "set")
+    assert list(inner.iterdir()) == []
+    assert not (tmp_path / "evil").exists()
+    assert not Path("/tmp/evil-spikerate").exists()
+
+
+def test_an_archive_that_promises_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikerate.data.download._BYTES", 1000)
+    file = archive(tmp_path / "set.tar.gz", ("set/zeros", bytes(5000)))
+    with pytest.raises(ValueError, match="would unpack to more than"):
+        unpack(file, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_truncated_archive_leaves_no_half_of_a_set(tmp_path: Path) -> None:
+    file = archive(tmp_path / "set.tar.gz", ("set/a", os.urandom(50_000)), ("set/b", os.urandom(50_000)))
+    file.write_bytes(file.read_bytes()[:60_000])
+    with pytest.raises(ValueError, match="can't be unpacked"):
+        unpack(file, tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["set.tar.gz"]
+
+
+class Site(BaseHTTPRequestHandler):
+    """Serves one file, breaks off the first transfers, and knows ranges or not."""
+
+    content: bytes
+    breaks: int
+    ranges: bool
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range", "")
+        type(self).asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-") or 0) if self.ranges else 0
+        body = self.content[start:]
+        self.send_response(206 if asked and self.ranges else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if type(self).breaks:
+            type(self).breaks -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[type[Site], Source]]:
+    file = archive(tmp_path / "origin.tar.gz", ("set/a", os.urandom(100_000)), ("set/b", b"whole"))
+
+    class Own(Site):
+        content, breaks, ranges, asked = file.read_bytes(), 1, True, []
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/set.tar.gz"
+    yield Own, Source(url, hashlib.sha256(Own.content).hexdigest(), "set")
+    server.shutdown()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_transfer_goes_on(site: tuple[type[Site], Source], tmp_path: Path, ranges: bool) -> None:
+    handler, source = site
+    handler.ranges = ranges
+    to = tmp_path / "data"
+    with pytest.raises(ValueError, match=r"can't be fetched .*bytes are kept, give the command again to go on"):
+        fetch(source, to)
+    assert [p.name for p in to.iterdir()] == ["set.tar.gz.part"]
+    kept = (to / "set.tar.gz.part").stat().st_size
+    assert kept > 10_000
+    assert fetch(source, to) == to / "set"
+    assert handler.asked[1] == f"bytes={kept}-"
+    assert (to / "set" / "b").read_bytes() == b"whole"
+    assert [p.name for p in to.iterdir()] == ["set"]
+
+
+def test_a_changed_download_is_refused_before_it_is_opened(site: tuple[type[Site], Source], tmp_path: Path) -> None:
+    handler, source = site
+    handler.breaks = 0
+    with pytest.raises(ValueError, match="gave a file of sha256"):
+        fetch(replace(source, sha256="0" * 64), tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+    (tmp_path / "data" / "set").mkdir()
+    with pytest.raises(ValueError, match="is there already"):
+        fetch(source, tmp_path / "data")
+
+
+# again ------------------------------------------------------------------------------------------------------------------
+
+
+def test_reproduce(spikerate: Callable[..., Any], tmp_path: Path) -> None:
+    assert spikerate(*ARGUMENTS, "--epochs", "1", "--out", "run").returncode == 0
+    done = spikerate("reproduce", "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every metric of every epoch agrees" in done.stdout
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["environment"]["packages"]["torch"] = "1.0"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"test_accuracy": 0.5}))
+    done = spikerate("reproduce", "run", "--out", "third")
+    assert done.returncode == 1
+    assert "test_accuracy" in done.stdout
+    assert "environment.packages.torch" in done.stdout
+
+
+def test_seeds(spikerate: Callable[..., Any], tmp_path: Path) -> None:
+    command = [*ARGUMENTS, "--epochs", "1", "--seeds", "3", "--out", "all"]
+    done = spikerate(*command)
+    assert done.returncode == 0, done.stderr
+    accuracies = [RunFolder(tmp_path / "all" / f"seed{k}").result()["test_accuracy"] for k in range(3)]
+    assert f"{np.mean(accuracies):.2%}" in done.stdout
+    assert f"{np.std(accuracies, ddof=1):.2%}" in done.stdout
+    (tmp_path / "all" / "seed1" / "result.json").unlink()
+    again = spikerate(*command)
+    assert again.returncode == 0
+    assert "seed 1" in again.stdout and "seed 2\n" not in again.stdout
+    assert done.stdout.split("3 seeds")[1] == again.stdout.split("3 seeds")[1]
+    refused = spikerate(*command, "--T", "1")
+    assert refused.returncode == 2
+    assert "holds a run of other settings" in refused.stderr
+
+
+def test_the_record_says_what_a_repetition_needs(spikerate: Callable[..., Any], tmp_path: Path) -> None:
+    assert spikerate(*ARGUMENTS, "--epochs", "1", "--out", "run").returncode == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["command"].startswith("spikerate train digits-esd --width 2")
+    assert re.fullmatch("[0-9a-f]{16}", record["fingerprint"])
+    assert record["data"]["sizes"] == {"train": 1257, "held_out": 180, "test": 360}
+    assert record["data"]["licence"].startswith("CC BY 4.0")
+    assert record["environment"]["packages"]["torch"] == torch.__version__
+    assert record["finished"]["seconds"] > 0
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if commit.returncode == 0:
+        assert record["source"]["commit"] == commit.stdout.strip()
+
+
+def test_optimizer_state_comes_back_in_its_memory_format(digits: ImageSet, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", TINY, {})
+    state = Trainer(replace(TINY, epochs=1), digits, folder, Silent()).train()
+    network = build_network(TINY, digits, torch.device("cpu"))
+    again = State(network, Optim().build(network))
+    folder.restore(again)
+    for a, b in zip(state.network.parameters(), network.parameters(), strict=True):
+        one, other = state.optimizer.state[a]["momentum_buffer"], again.optimizer.state[b]["momentum_buffer"]
+        assert torch.equal(one, other)
+        assert other.stride() == b.stride()

@@ -14,7 +14,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-_STEP_SECONDS = 50
+_STEP_SECONDS = 20
+"""With the half minute that torchrun gives the others to end, a lost rank ends all of them within a minute."""
 _PATIENT_SECONDS = 1800
 
 
@@ -26,13 +27,15 @@ class Ranks:
         rank: this process, 0 to n - 1; only rank 0 writes.
         n: how many there are.
         local: this process's number on its machine, which is that of its GPU.
-        host: a group of the processors, for what is agreed upon outside the network; None where n = 1.
+        host: a group of the processors, for what is agreed upon after each step; None where n = 1.
+        patient: another, for what may take long, as reading data and writing checkpoints.
     """
 
     rank: int = 0
     n: int = 1
     local: int = 0
     host: Any = None
+    patient: Any = None
 
     @property
     def first(self) -> bool:
@@ -75,13 +78,13 @@ class Ranks:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is true on some rank."""
+    def most(self, wish: int) -> int:
+        """The largest of all ranks' numbers, on every rank."""
         if self.n == 1:
-            return flag
-        votes = torch.tensor(int(flag))
-        distributed.all_reduce(votes, group=self.host)
-        return bool(votes)
+            return wish
+        wishes = torch.tensor(wish)
+        distributed.all_reduce(wishes, distributed.ReduceOp.MAX, group=self.host)
+        return int(wishes)
 
     def hear(self, text: str | None) -> str | None:
         """What the first of the ranks that have something to say says, on every rank."""
@@ -96,8 +99,8 @@ class Ranks:
         if self.n == 1:
             return text
         told = [text]
-        distributed.broadcast_object_list(told, 0, group=self.host)
-        distributed.barrier(group=self.host)
+        distributed.broadcast_object_list(told, 0, group=self.patient)
+        distributed.barrier(group=self.patient)
         return told[0]
 
 
@@ -125,7 +128,7 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
     Args:
         gpu: whether the network is on a GPU.
         slow_start: whether a step may take minutes, as the one that compiles; else a rank that does not answer for
-            50 seconds is taken for lost.
+            20 seconds is taken for lost.
 
     Raises:
         LostRank: another process has ended, or does not answer.
@@ -134,11 +137,12 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
     if ranks.n == 1:
         yield ranks
         return
-    patience = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
+    timeout = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
     try:
-        distributed.init_process_group("nccl" if gpu else "gloo", timeout=patience)
-        host = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_PATIENT_SECONDS))
-        yield Ranks(ranks.rank, ranks.n, ranks.local, host)
+        distributed.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
+        host = distributed.new_group(backend="gloo", timeout=timeout)
+        patient = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_PATIENT_SECONDS))
+        yield Ranks(ranks.rank, ranks.n, ranks.local, host, patient)
     except RuntimeError as error:
         if not _is_lost(error):
             raise

@@ -44,5 +44,5 @@ class Interrupted(Exception):
     """
 
     def __init__(self, received: signal.Signals | None) -> None:
-        super().__init__(received.name if received else "another rank was asked to stop")
+        super().__init__(received.name if received else "another rank was")
         self.status = 130 if received == signal.SIGINT else 143

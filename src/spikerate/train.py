@@ -24,6 +24,7 @@ from spikerate.record import RunFolder
 from spikerate.rules import BPTT, Rule
 from spikerate.state import Row, State
 
+_SAVE, _STOP = 1, 2
 _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
@@ -126,9 +127,8 @@ class Trainer:
     def _begin(self, state: State) -> None:
         if self.folder.has_state:
             self.folder.restore(state)
-        elif self.ranks.first:
-            self.folder.save(state)
-        self.ranks.tell("")
+        else:
+            self._save(state)
 
     def _epoch(
         self, state: State, data: ImageSet, device: torch.device, forward: nn.Module, look: Callable[..., Any]
@@ -148,12 +148,11 @@ class Trainer:
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             self.watch.step(done + 1, terms)
-            stopping = ranks.any(self.stop.asked)
-            due = time.perf_counter() - saved > 60 * self.save_minutes
-            if (stopping or due) and state.step < steps:
+            wish = ranks.most(self._wish(saved))
+            if wish and state.step < steps:
                 self._save(state)
                 saved = time.perf_counter()
-            if stopping and state.step < steps:
+            if wish == _STOP and state.step < steps:
                 raise Interrupted(self.stop.signal)
         row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch / run.epochs)}
         row |= {name: float(value) / steps for name, value in state.totals.items()}
@@ -166,7 +165,7 @@ class Trainer:
         state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
         self._save(state)
         self.watch.epoch(row)
-        if ranks.any(self.stop.asked) and state.epoch < run.epochs:
+        if ranks.most(self._wish(saved)) == _STOP and state.epoch < run.epochs:
             raise Interrupted(self.stop.signal)
 
     def _step(self, state: State, forward: nn.Module, parts: list[Part]) -> Terms:
@@ -232,9 +231,16 @@ class Trainer:
             self.watch.say(f"warning: layer {layer} {what} on {len(images)} images: it can't learn")
         return sum(rates.values()) / max(1, len(rates))
 
+    def _wish(self, saved: float) -> int:
+        """What this rank wants after a step; the ranks do what one of them wants most."""
+        if self.stop.asked:
+            return _STOP
+        return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
+
     def _save(self, state: State) -> None:
         if self.ranks.first:
             self.folder.save(state)
+        self.ranks.tell("")
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""One training step and one evaluation in float64, by as many processes as torchrun starts; rank 0 writes what came out."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikerate import BPTT, RateBP, SelfDistillation
+from spikerate.config import Model, Run
+from spikerate.data import Part, load
+from spikerate.dist import joined
+from spikerate.experiment import measure
+from spikerate.models import synchronize_batch_norm
+from spikerate.record import RunFolder
+from spikerate.state import State
+from spikerate.train import Outputs, Trainer, build_network
+
+CPU = torch.device("cpu")
+RULES = [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
+
+
+class Silent:
+    def say(self, line: str) -> None: ...
+
+    def step(self, step: int, terms: Any) -> None: ...
+
+    def epoch(self, row: Any) -> None: ...
+
+
+def main(out: str) -> None:
+    digits = load("digits", None, 0)
+    found: dict[str, torch.Tensor] = {}
+    with joined(gpu=False, slow_start=False) as ranks:
+        for rule, size, accumulate in itertools.product(RULES, (16, 19), (1, 2)):
+            run = Run(model=Model(width=2), rule=rule, loss=SelfDistillation(), T=3, accumulate=accumulate)
+            torch.manual_seed(0)
+            network = synchronize_batch_norm(build_network(run, digits, CPU).double(), ranks.total)
+            trainer = Trainer(run, digits, RunFolder(Path(out)), Silent(), ranks)
+            state = State(network, run.optim.build(network))
+            forward = ranks.wrap(Outputs(network, rule))
+            x, y = torch.rand(size, 1, 8, 8).double() * 3, torch.arange(size) % 10
+            edges = [size * k // accumulate for k in range(accumulate + 1)]
+            parts = [Part(x[a:b][ranks.share(b - a)], y[a:b]) for a, b in itertools.pairwise(edges)]
+            terms = trainer._step(state, forward, parts)
+            case = f"{rule} batch {size} in {accumulate}"
+            found |= {f"{case}: {name}": value.clone() for name, value in network.state_dict().items()}
+            found |= {f"{case}: term {name}": value for name, value in terms.items()}
+            if accumulate == 1 and rule == RateBP():
+                look: Any = lambda network, x: BPTT()(network, x.double())  # noqa: E731
+                held_out = trainer._held_out(network, digits, CPU, look)
+                found[f"held out {size}"] = torch.tensor([held_out.right, held_out.n])
+        single = build_network(run, digits, CPU)
+        tested = measure(single, replace(digits, test=digits.test[torch.arange(23)]), run, ranks)
+        found["test"] = torch.tensor([tested.accuracy.n, *tested.ledger.chances.values()])
+        if ranks.first:
+            torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -31,7 +31,7 @@ from torch import nn
 
 from spikerate import LIF, SelfDistillation
 from spikerate.cli import main
-from spikerate.config import Model, Run
+from spikerate.config import Data, Model, Run
 from spikerate.data import ImageSet, load
 from spikerate.data.download import Source, fetch, unpack
 from spikerate.files import pack_tensors, read_tensors, write_whole
@@ -593,6 +593,26 @@ def test_the_record_says_what_a_repetition_needs(spikerate: Callable[..., Any], 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if commit.returncode == 0:
         assert record["source"]["commit"] == commit.stdout.strip()
+
+
+@pytest.mark.parametrize("changes", [{"data": Data(store="host")}, {"deterministic": True}], ids=str)
+def test_what_changes_nothing(digits: ImageSet, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Where the images are kept, and on a CPU the deterministic mode."""
+    runs = [TINY, replace(TINY, **changes)]
+    states = [
+        Trainer(run, digits, RunFolder.create(tmp_path / str(k), run, {}), Silent()).train() for k, run in enumerate(runs)
+    ]
+    assert [row["loss"] for row in states[0].rows] == [row["loss"] for row in states[1].rows]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_parts_of_a_batch_add_up(digits: ImageSet, tmp_path: Path) -> None:
+    """Batch norm sees one part at a time, so the loss is near, and not the same."""
+    runs = [replace(TINY, epochs=1, accumulate=k) for k in (1, 3)]
+    states = [
+        Trainer(run, digits, RunFolder.create(tmp_path / str(k), run, {}), Silent()).train() for k, run in enumerate(runs)
+    ]
+    assert states[0].rows[0]["ce"] == pytest.approx(states[1].rows[0]["ce"], rel=0.05)
 
 
 def test_optimizer_state_comes_back_in_its_memory_format(digits: ImageSet, tmp_path: Path) -> None:

@@ -71,7 +71,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
     return card | {"packages": versions()}

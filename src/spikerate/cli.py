@@ -223,8 +223,7 @@ def _train(name: str, rest: list[str], args: list[str]) -> None:
     if command.seeds > 1:
         return _train_seeds(name, command, about)
     path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
-    if not restarted():
-        check_free(path)
+    _check_free(path)
     with _joined(command.run) as ranks:
         data = _load(command.run)
         folder = begin(path, command.run, data, about, ranks)
@@ -289,7 +288,7 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
     run = _moved(original.config(), command.data, None)
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
-    check_free(path)
+    _check_free(path)
     about = {"preset": original.about().get("preset"), "command": shlex.join(["spikerate", *args])}
     with _joined(run) as ranks:
         use_threads_of(original)
@@ -386,6 +385,12 @@ def _free_folder(path: Path) -> Path:
         k, taken = k + 1, free
         free = path.with_name(f"{path.name}-{k}")
     return taken if restarted() else free
+
+
+def _check_free(path: Path) -> None:
+    """Before the data is read; the other ranks may come when rank 0 has made the folder."""
+    if of_launcher().first and not restarted():
+        check_free(path)
 
 
 def _with_interval(result: Accuracy) -> str:

@@ -137,6 +137,8 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
     if ranks.n == 1:
         yield ranks
         return
+    if gpu:
+        torch.cuda.set_device(ranks.local)
     timeout = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
     try:
         distributed.init_process_group("nccl" if gpu else "gloo", timeout=timeout)

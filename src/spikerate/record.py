@@ -125,7 +125,7 @@ class RunFolder:
             ) from error
 
     def publish(self, state: State) -> None:
-        """Write what follows from a state at the end of an epoch."""
+        """Write what follows from a state at the end of an epoch; after a resume again, the run may have died before."""
         if state.step or not state.rows:
             return
         write_whole(self.path / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
@@ -133,14 +133,13 @@ class RunFolder:
             self.save_weights("best", state.network, state.best)
 
     def restore(self, state: State) -> None:
-        """Take the state of the checkpoint, and write again what follows from it: the run may have died in between.
+        """Take the state of the checkpoint.
 
         Raises:
             ValueError: it is broken, or of another network.
         """
         tensors, facts = read_tensors(self.path / "last.safetensors")
         state.restore(tensors, facts, str(self.path / "last.safetensors"))
-        self.publish(state)
 
     def save_state(self, name: str, state: State) -> Path:
         """Write a state for inspection to `NAME.safetensors`."""

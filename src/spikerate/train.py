@@ -127,6 +127,9 @@ class Trainer:
     def _begin(self, state: State) -> None:
         if self.folder.has_state:
             self.folder.restore(state)
+            if self.ranks.first:
+                self.folder.publish(state)
+            self.ranks.tell("")
         else:
             self._save(state)
 

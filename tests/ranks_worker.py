@@ -36,7 +36,7 @@ def main(out: str) -> None:
     digits = load("digits", None, 0)
     found: dict[str, torch.Tensor] = {}
     with joined(gpu=False, slow_start=False) as ranks:
-        for rule, size, accumulate in itertools.product(RULES, (16, 19), (1, 2)):
+        for rule, size, accumulate in [*itertools.product(RULES, (16, 19), (1,)), (RateBP(), 19, 2)]:
             run = Run(model=Model(width=2), rule=rule, loss=SelfDistillation(), T=3, accumulate=accumulate)
             torch.manual_seed(0)
             network = synchronize_batch_norm(build_network(run, digits, CPU).double(), ranks.total)

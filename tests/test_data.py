@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "foreign": (lambda f: f.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "truncated or no pickle"),
     "a list": (lambda f: f.write_bytes(pickle.dumps([1, 2])), "holds a list, not a dictionary"),
     "no data": (change(data=None), "has no array `data`"),
-    "floats": (change(data=np.zeros((6, 3072))), "has no array `data`"),
+    "floats": (change(data=np.zeros((6, 3072))), "asks for the array type f8"),
     "narrow": (change(data=np.zeros((6, 99), np.uint8)), "has no array `data`"),
     "objects": (change(data=np.array([[{}] * 3072] * 6, dtype=object)), "asks for the array type"),
     "fewer labels": (change(labels=[1, 2]), "has 6 images, but not as many labels"),

@@ -139,6 +139,12 @@ def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
         (lambda: Run(batch=0), "batch is 0"),
         (lambda: Run(batch=1), "batch is 1"),
         (lambda: Run(seed=-1), "seed is -1"),
+        (lambda: Run(T=2.5), "T is 2.5"),  # type: ignore[arg-type]
+        (lambda: Run(precision="fp16"), "precision is 'fp16'"),  # type: ignore[arg-type]
+        (lambda: Optim(loss_scale="1/t"), "optim.loss_scale is '1/t'"),  # type: ignore[arg-type]
+        (lambda: Model("resnet20"), "model.name is 'resnet20'"),  # type: ignore[arg-type]
+        (lambda: Data("mnist"), "data.name is 'mnist'"),  # type: ignore[arg-type]
+        (lambda: pick_device("meta"), "device is 'meta'"),
         (lambda: Run(accumulate=0), "accumulate is 0"),
         (lambda: Run(batch=8, accumulate=5), "two images at least in each part"),
         (lambda: Run(sync_bn=True, compile=True), "sync_bn can't be compiled"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate import BPTT, IF, LIF, Dspike, RateBP, Sigmoid, Signal
+from spikerate.meter import Ledger, Meter
 
 RULES = [BPTT(), BPTT(chunk=1), BPTT(chunk=2), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
 
@@ -239,3 +240,66 @@ def test_batch_norm_is_torchs_over_steps_and_batch() -> None:
         assert torch.allclose(a, b, rtol=1e-9)
     ours.eval(), theirs.eval()
     assert torch.allclose(BPTT()(ours, x).steps, by_torch(x, theirs))
+
+
+# found by review --------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_rates_over_many_chunks_are_the_mean_of_the_steps() -> None:
+    x = torch.full((600, 1, 1), 2.0).bfloat16()
+    assert RateBP(chunk=1)(LIF(), x).rate == 1
+
+
+@pytest.mark.parametrize("rule", [BPTT(), RateBP()], ids=str)
+def test_a_forgotten_time_axis_is_named(rule: Any) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"without time: .*x.expand\(T, \*x.shape\)"):
+        rule(nn.Conv2d(3, 3, 3, padding=1), images)
+    with pytest.raises(ValueError, match="the input is a ndarray"):
+        rule(nn.Conv2d(3, 3, 3, padding=1), images.numpy())
+
+
+def test_layers_before_the_first_neuron_run_once_in_every_rule_and_chunk() -> None:
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.nonlinear(lambda t: calls.append(len(t)) or t.square())
+
+    network = nn.Sequential(Counted(), LIF())
+    x = torch.rand(2, 3).expand(5, 2, 3)
+    for rule in (BPTT(), BPTT(chunk=1), RateBP(chunk=2), Meter(Ledger())):
+        calls.clear()
+        rule(network, x)  # type: ignore[operator]
+        assert [n for n in calls if n == 2] == calls
+        assert len(calls) == 1 + isinstance(rule, RateBP) * 3  # and at the rate of each chunk
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_named_paddings_are_not_computed_twice(padding: str) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=padding, dilation=2), LIF())
+    x = torch.rand(3, 2, 2, 9, 9)
+    flops = []
+    for rule in (BPTT(), RateBP()):
+        with FlopCounterMode(display=False) as counter:
+            rule(network, x)  # type: ignore[operator]
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1]
+
+
+def test_each_step_of_an_expanded_leaf_has_its_own_gradient() -> None:
+    images = torch.rand(2, 3, dtype=torch.float64) * 2
+    gradients = []
+    for x in (images.expand(3, 2, 3).requires_grad_(), images.repeat(3, 1, 1).requires_grad_()):
+        BPTT()(LIF(), x).rate.sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_functions_with_the_signal_elsewhere_are_refused() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return nn.functional.linear(torch.ones(1, 3), x)
+
+    with pytest.raises(TypeError, match="linear has no rule"):
+        BPTT()(Odd(), torch.rand(2, 4, 3))

@@ -151,6 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"spikerate: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        print("spikerate: there is not enough memory: a smaller --batch, --width or --T takes less", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("spikerate: interrupted", file=sys.stderr)
         return 130
@@ -209,9 +214,9 @@ def _sentence(box: str, prog: str) -> str:
     for line in words:
         if line.startswith(("Argument helptext", "For full helptext")):
             break
-        kept += [line] if line else []
+        kept += [line] if line.strip("-") else []
     sentence = " ".join(kept).replace(" Perhaps you meant:", "; perhaps you meant")
-    return re.sub(r"^Error parsing run\.\w+: ", "", sentence) + f" ({prog} --help shows all)"
+    return re.sub(r"^Error parsing run[\w.]*: ", "", sentence) + f" ({prog} --help shows all)"
 
 
 # train, reproduce ------------------------------------------------------------------------------------------------------
@@ -413,10 +418,11 @@ def _eval(command: Eval) -> None:
     console = Console()
     console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}, T = {run.T}", highlight=False, soft_wrap=True)
     console.print(f"test accuracy of the spiking network: {accuracy}", highlight=False, soft_wrap=True)
+    block = "█" if console.encoding.startswith("utf") else "#"
     rates = table("Firing rates", "layer", "spikes per neuron and step", "")
     for layer, rate in ledger.rates(network).items():
-        rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", "█" * round(40 * rate))
-    rates.add_row("all", f"{ledger.mean_rate():.3f}", "█" * round(40 * ledger.mean_rate()), style="bold")
+        rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", block * round(40 * rate))
+    rates.add_row("all", f"{ledger.mean_rate():.3f}", block * round(40 * ledger.mean_rate()), style="bold")
     console.print(rates)
 
 

@@ -39,6 +39,8 @@ class Data:
     augment: Augment = Augment()
 
     def __post_init__(self) -> None:
+        if self.name not in SHAPES:
+            raise ValueError(f"data.name is {self.name!r}: give one of {', '.join(SHAPES)}")
         if self.name == "digits" and (self.held_out or self.path):
             raise ValueError("digits is built in with its own held-out images: leave data.path and data.held_out alone")
         if self.held_out < 0:
@@ -79,6 +81,8 @@ class Model:
     """channels of the first stage; the others follow from it"""
 
     def __post_init__(self) -> None:
+        if self.name not in _MODELS:
+            raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(_MODELS)}")
         if self.width < 1:
             raise ValueError(f"model.width is {self.width}: give a number of channels >= 1")
 
@@ -125,8 +129,10 @@ class Run:
             ("batch", self.batch, "a number of images"),
             ("accumulate", self.accumulate, "a number of parts"),
         ):
-            if value < 1:
+            if value < 1 or value != int(value):
                 raise ValueError(f"{name} is {value}: give {what} >= 1")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}: give fp32 or bf16")
         if self.batch < 2 * self.accumulate:
             raise ValueError(
                 f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs two images at least in each part"

@@ -48,7 +48,7 @@ class SelfDistillation:
             teacher where there is none (the paper); "all", the mean of all outputs for every sample; None, no teacher.
 
     Raises:
-        ValueError: a weight is negative, or the temperature not positive.
+        ValueError: a weight is negative, the temperature not positive, or the teacher unknown.
 
     Reference: Zhao, Yu, Yu, Liu, Wang, NeurIPS 2025, arXiv 2510.06254: Eq. 8 (teacher), 9 (CE), 10 (KL), 11 (total). The
     authors' code gives NaN on a batch without a reliable sample. It needs a network with branches; without them it
@@ -66,6 +66,8 @@ class SelfDistillation:
         for name, weight in weights.items():
             if weight is not None and not 0 <= weight < math.inf:
                 raise ValueError(f"SelfDistillation.{name} is {weight}: give a number >= 0")
+        if self.teacher not in ("reliable", "all", None):
+            raise ValueError(f"SelfDistillation.teacher is {self.teacher!r}: give reliable, all or None")
         if not 0 < self.tau < math.inf:
             raise ValueError(f"SelfDistillation.tau is {self.tau}: give a positive number")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled
+from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant
 
 
 @dataclass
@@ -80,6 +80,6 @@ class Meter:
     ledger: Ledger
 
     def __call__(self, network: Callable[[Signal], Signal], x: Tensor) -> Signal:
-        T = len(x)
-        inner = Unrolled(x, False, T, Tape(T))
-        return network(Metered(x, False, T, inner.tape, inner=inner, ledger=self.ledger))
+        T, constant = len(x), is_constant(x)
+        inner = Unrolled(x[:1] if constant else x, constant, T, Tape(T))
+        return network(Metered(inner.train, constant, T, inner.tape, inner=inner, ledger=self.ledger))

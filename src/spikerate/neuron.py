@@ -24,7 +24,7 @@ class LIF(nn.Module):
     Args:
         decay: what is left of the membrane after one step, in (0, 1]; 0.2 unless `tau` is given. snnTorch's `beta`
             (`Leaky(beta=decay, reset_delay=False)`).
-        tau: the membrane time constant in steps, >= 1, instead of `decay`: `decay = 1 - 1 / tau`. SpikingJelly's `tau`
+        tau: the membrane time constant in steps, > 1, instead of `decay`: `decay = 1 - 1 / tau`. SpikingJelly's `tau`
             with `decay_input=False` (its hard reset leaks to `v_reset`, so it is the same only for `v_reset=0`).
         threshold: the membrane potential at which a spike is fired, > 0.
         v_reset: None for the soft reset (subtract the threshold), a number < threshold for the hard one.

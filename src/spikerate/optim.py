@@ -26,6 +26,8 @@ class Optim:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"optim.lr is {self.lr}: give a positive number")
+        if self.loss_scale not in ("1/T", "1"):
+            raise ValueError(f"optim.loss_scale is {self.loss_scale!r}: give '1/T' or '1'")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum is {self.momentum}: give a number in [0, 1)")
         if not 0 <= self.weight_decay < math.inf:

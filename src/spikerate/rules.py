@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spikerate.signal import RateCoded, Signal, Tape, Unrolled
+from spikerate.signal import RateCoded, Signal, Tape, Unrolled, is_constant
 
 Network = Callable[[Signal], Signal]
 
@@ -67,7 +67,7 @@ class RateBP:
 
     def __call__(self, network: Network, x: Tensor) -> Signal:
         _check_input(x)
-        rate = x[0] if _constant(x) else x.mean(0)
+        rate = x[0] if is_constant(x) else x.mean(0)
         outputs = []
         for train, constant, T, tape in _chunks(x, self.chunk):
             with torch.set_grad_enabled(tape.last and torch.is_grad_enabled()):
@@ -81,7 +81,7 @@ Rule = BPTT | RateBP
 def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, Tape]]:
     """The fields of a signal for each chunk of x [T, B, ...], on one tape."""
     parts = x.split(chunk or len(x))
-    constant = _constant(x)
+    constant = is_constant(x)
     tape = Tape(len(x), whole=len(parts) == 1)
     for k, part in enumerate(parts):
         tape.rewind(last=k == len(parts) - 1)
@@ -96,17 +96,14 @@ def _join(outputs: list[Signal], T: int) -> Signal:
     return replace(outputs[-1], train=torch.cat([y.steps for y in outputs]), constant=False, T=T)
 
 
-def _constant(x: Tensor) -> bool:
-    """Whether x [T, B, ...] is one image at every step, known by its stride."""
-    return len(x) == 1 or x.stride(0) == 0
-
-
 def _check_chunk(rule: str, chunk: int | None) -> None:
     if chunk is not None and chunk < 1:
         raise ValueError(f"{rule}.chunk is {chunk}: give a number of steps >= 1, or None for all T at once")
 
 
 def _check_input(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"the input is a {type(x).__name__}: give a tensor [T, B, ...] in floating point")
     if x.dim() < 3 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(
             f"the input is {x.dtype} of shape {list(x.shape)}: give floating point [T, B, ...] with T >= 1; "

@@ -83,9 +83,10 @@ class Tape:
         if self.whole:
             return x
         past = self.recall()
-        total = x * n if past is None else past + x * n
+        here = x.to(torch.promote_types(x.dtype, torch.float32)) * n
+        total = here if past is None else past + here
         self.keep(total)
-        return total / self.T
+        return (total / self.T).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +157,11 @@ class Signal(ABC):
         """The number of axes without time."""
         return self.train.dim() - 1
 
+    @property
+    def ndim(self) -> int:
+        """The number of axes without time."""
+        return self.dim()
+
     def size(self, dim: int | None = None) -> Any:
         """The shape without time, or one axis of it."""
         return self.shape if dim is None else self.shape[dim]
@@ -176,7 +182,8 @@ class Signal(ABC):
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Signal:
         verb = _VERBS.get(func)
-        if verb is None:
+        first = args[0] if args else None
+        if verb is None or not isinstance(first, Signal | list | tuple):
             raise TypeError(_no_rule(getattr(func, "__name__", str(func))))
         return verb(*args, **(kwargs or {}))
 
@@ -191,10 +198,10 @@ class Unrolled(Signal):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Unrolled:
         signals = (self, *others)
-        return replace(self, train=_affine(f, signals), constant=all(s.constant for s in signals))
+        return replace(self, train=_mapped(f, signals), constant=all(s.constant for s in signals))
 
     def nonlinear(self, f: PerStep) -> Unrolled:
-        return replace(self, train=_per_step(f, self.train))
+        return replace(self, train=_mapped(f, (self,)))
 
     def normalize(self, norm: Normalization) -> Unrolled:
         y, _, _ = norm(self.train, self.T)
@@ -225,14 +232,14 @@ class RateCoded(Signal):
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> RateCoded:
         signals = (self, *others)
         with torch.no_grad():
-            train = _affine(f, signals)
+            train = _mapped(f, signals)
             value = self.tape.mean(train.mean(0), self.T) if at_rate else None
         average = at_rate(value, self.average) if at_rate else f(*(s.rate for s in signals))
         return replace(self, train=train, constant=all(s.constant for s in signals), average=average)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         with torch.no_grad():
-            train = _per_step(f, self.train)
+            train = _mapped(f, (self,))
             value = self.tape.mean(train.mean(0), self.T)
         return replace(self, train=train, average=_anchor(value, f(self.average)))
 
@@ -291,12 +298,10 @@ class Normalization:
         else:
             y, mean, invstd = self._of_all(flat, self.total)
             n = self.total(mean.new_full((1,), n))
+        if n < 2:
+            raise ValueError(f"batch norm in training needs more than one value per channel, got {list(train.shape)}")
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                if n < 2:
-                    raise ValueError(
-                        f"batch norm in training needs more than one value per channel, got {list(train.shape)}"
-                    )
                 variance = invstd.pow(-2) - self.eps
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var.dtype), self.momentum)
@@ -316,12 +321,17 @@ class Normalization:
         return known.normalize(y, x, self.weight, self.bias, mean, invstd, self.eps, total), mean, invstd
 
 
+def is_constant(x: Tensor) -> bool:
+    """Whether x [T, B, ...] is one image at every step, known by its stride; not where each step wants its own gradient."""
+    return len(x) == 1 or (x.stride(0) == 0 and not (x.requires_grad and x.is_leaf))
+
+
 def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
     """Apply `f` to [T, B, ...] as to a batch of T B samples."""
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
 
-def _affine(f: PerStep, signals: Sequence[Signal]) -> Tensor:
+def _mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     if not all(s.constant for s in signals):
         return _per_step(f, *(s.steps for s in signals))
     # Computed in the first chunk, and shared by the others.
@@ -361,10 +371,21 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         def conv(t: Tensor) -> Tensor:
             return f(t, weight, bias, stride, padding, dilation, groups)
 
-        if isinstance(padding, str):
-            return x.affine(conv)
+        if x.dim() != weight.dim():
+            raise ValueError(
+                f"a convolution of kernel {list(weight.shape)} got a signal of {list(x.shape)} without time: the input of a "
+                "rule is [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
+            )
         space = weight.dim() - 2
-        strides, paddings, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, padding, dilation))
+        strides, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, dilation))
+        reaches = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+        if padding == "valid":
+            padding = 0
+        elif padding == "same" and not any(reach % 2 for reach in reaches):
+            padding = [reach // 2 for reach in reaches]
+        if isinstance(padding, str):  # an uneven border, which the convolution's own gradient does not know
+            return x.affine(conv)
+        paddings = [padding] * space if isinstance(padding, int) else list(padding)
 
         def known_conv(value: Tensor, rate: Tensor) -> Tensor:
             return known.convolution(value, rate, weight, bias, strides, paddings, dilations, groups)
@@ -457,4 +478,5 @@ _VERBS: dict[Any, Callable[..., Signal]] = {
     torch.flatten: _flatten,
     torch.add: _add,
     torch.cat: _cat,
+    torch.concat: _cat,
 }

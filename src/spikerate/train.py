@@ -24,6 +24,8 @@ from spikerate.record import RunFolder
 from spikerate.rules import BPTT, Rule
 from spikerate.state import Row, State
 
+_LAYERS = 1
+"""The streams of the layers' random numbers, as dropout's; those of the augmentation are 0."""
 _SAVE, _STOP = 1, 2
 _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
@@ -55,6 +57,8 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which is not to be had here: give auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}: give auto, cpu or cuda")
     return device
 
 
@@ -144,7 +148,7 @@ class Trainer:
         )
         for parts in batches:
             done = state.epoch * steps + state.step
-            torch.manual_seed(stream(run.seed, state.epoch, state.step, ranks.rank))
+            torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
             terms = self._step(state, forward, parts)

@@ -19,7 +19,7 @@ class Augment:
     crop: int = 0
     """random crop at the image's own size after padding by so many pixels"""
     flip: bool = False
-    """horizontal flip of every other image"""
+    """horizontal flip of each image with probability 1/2"""
     autoaugment: Literal["cifar10"] | None = None
     """AutoAugment policy (Cubuk et al., CVPR 2019); each group of 8 images draws its own sub-policy"""
     cutout: int = 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from spikerate.data.augment import Augment
 from spikerate.data.images import Images, ImageSet
 
+_AUGMENT = 0
 _BLOCK = 32
 """Images that are augmented together: blocks of a batch, and not shares of ranks, so that ranks change nothing."""
 
@@ -59,7 +60,7 @@ def epoch_batches(
     """
     images = data.train
     device = device or images.labels.device
-    order = torch.from_numpy(_generator(seed, epoch).permutation(len(images))).to(images.labels.device)
+    order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(images))).to(images.labels.device)
     for k in range(start, steps_per_epoch(images, batch)):
         chosen = order[k * batch : (k + 1) * batch]
         edges = [len(chosen) * p // parts for p in range(parts + 1)]
@@ -67,7 +68,7 @@ def epoch_batches(
         for a, b in itertools.pairwise(edges):
             mine = share(b - a)
             own = range(*slice(a + (mine.start or 0), a + mine.stop).indices(len(chosen)))
-            x = data.normalize(_augmented(images, chosen, own, augment, (seed, epoch, k), device))
+            x = data.normalize(_augmented(images, chosen, own, augment, (seed, _AUGMENT, epoch, k), device))
             done.append(Part(x, images.labels[chosen[a:b]].to(device)))
         yield done
 
@@ -95,8 +96,4 @@ def to_float(images: Tensor) -> Tensor:
 
 def stream(*key: int) -> int:
     """The seed of a stream of random numbers of its own for each key."""
-    return int(_generator(*key).integers(2**63))
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(key))
+    return int(np.random.default_rng(np.random.SeedSequence(key[0], spawn_key=key[1:])).integers(2**63))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Processes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,12 +44,14 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    started = Processes()
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def spikerate(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def spikerate(processes: Processes, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in an empty folder, as a user does."""
-
-    def run(*args: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "spikerate", *args]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-    return run
+    return functools.partial(processes.run, cwd=tmp_path)

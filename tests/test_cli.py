@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -131,3 +134,9 @@ def test_bad_input_is_one_sentence(spikerate: Spikerate, tmp_path: Path, argumen
     assert done.stderr.count("\n") == 1, done.stderr
     assert words in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_started_as_a_script_and_as_a_module() -> None:
+    for command in (["spikerate"], [sys.executable, "-m", "spikerate"]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+        assert done.stdout == f"spikerate {version('spikerate')}\n", done.stderr

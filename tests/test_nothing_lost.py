@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from processes import Processes
 from torch import nn
 
 from spikerate import LIF, SelfDistillation
@@ -84,59 +84,6 @@ def assert_same(a: Path, b: Path) -> None:
 
 # stopped at any moment --------------------------------------------------------------------------------------------------
 
-SERVER = """
-import json, os, sys
-from spikerate.cli import main
-import kornia.augmentation.auto
-for line in sys.stdin:
-    arguments, out = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1), os.dup2(file, 2)
-        status = main(arguments)
-        sys.stdout.flush()
-        os._exit(status)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Processes:
-    """Starts the command line in processes of its own by forking one that has imported everything, to save the seconds."""
-
-    def __init__(self, folder: Path) -> None:
-        self.out = folder / "output.txt"
-        self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-
-    def run(self, arguments: list[str], kill: signal.Signals | None = None, after: float = 0) -> int:
-        """The exit status of `spikerate ARGUMENTS`, sent a signal after so many seconds."""
-        assert self.server.stdin is not None and self.server.stdout is not None
-        print(json.dumps([arguments, str(self.out)]), file=self.server.stdin, flush=True)
-        pid = int(self.server.stdout.readline())
-        if kill is not None:
-            time.sleep(after)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, kill)
-        return int(self.server.stdout.readline())
-
-    def close(self) -> None:
-        self.server.communicate()
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    started = Processes(tmp_path)
-    yield started
-    started.close()
-
 
 def until_finished(processes: Processes, run: Path, kill: signal.Signals, times: int) -> list[int]:
     """Start a run, stop it `times` times at random moments, resume it each time, and let it end; the exit statuses."""
@@ -145,7 +92,8 @@ def until_finished(processes: Processes, run: Path, kill: signal.Signals, times:
         begin = [*ARGUMENTS, "--out", str(run), "--save-minutes", "0"]
         resume = ["train", "--resume", str(run), "--save-minutes", "0"]
         arguments = resume if (run / "run.json").exists() else begin
-        statuses.append(processes.run(arguments, kill if k < times else None, draw.uniform(0, 0.6)))
+        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, after=draw.uniform(0, 0.6))
+        statuses.append(done.returncode)
         if (run / "last.safetensors").exists():
             read_tensors(run / "last.safetensors")
     return statuses
@@ -153,7 +101,7 @@ def until_finished(processes: Processes, run: Path, kill: signal.Signals, times:
 
 @pytest.fixture
 def unbroken(processes: Processes, tmp_path: Path) -> Path:
-    assert processes.run([*ARGUMENTS, "--out", str(tmp_path / "unbroken")]) == 0
+    assert processes.run(*ARGUMENTS, "--out", "unbroken", cwd=tmp_path).returncode == 0
     return tmp_path / "unbroken"
 
 
@@ -175,13 +123,11 @@ def test_thirty_sigterms_change_nothing(processes: Processes, unbroken: Path, tm
 
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, kill: signal.Signals, status: int) -> None:
-    run = tmp_path / "a run"
-    arguments = [*ARGUMENTS, "--epochs", "2000", "--out", str(run)]
-    assert processes.run(arguments, kill, 2.5) == status
-    said = processes.out.read_text()
-    assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume '{run}'" in said
-    assert "Traceback" not in said
-    read_tensors(run / "last.safetensors")
+    done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, after=2.5)
+    assert done.returncode == status
+    assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume 'a run'" in done.stdout
+    assert done.stderr == ""
+    read_tensors(tmp_path / "a run" / "last.safetensors")
 
 
 def test_a_second_interrupt_stops_at_once() -> None:

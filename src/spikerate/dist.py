@@ -95,13 +95,17 @@ class Ranks:
         return next((f"{t} (rank {k})" for k, t in enumerate(said) if t), None)
 
     def tell(self, text: str) -> str:
-        """Rank 0's text, on every rank; waits, for half an hour at most, until all have come here."""
+        """Rank 0's text, on every rank; the others wait for rank 0, half an hour at most, and it does not wait for them."""
         if self.n == 1:
             return text
         told = [text]
         distributed.broadcast_object_list(told, 0, group=self.patient)
-        distributed.barrier(group=self.patient)
         return told[0]
+
+    def meet(self) -> None:
+        """Wait, half an hour at most, until all ranks have come here."""
+        if self.n > 1:
+            distributed.barrier(group=self.patient)
 
 
 def launched() -> bool:
@@ -141,7 +145,11 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.local)
     timeout = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
     try:
-        distributed.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
+        store, rank, n = next(distributed.rendezvous("env://", ranks.rank, ranks.n))  # type: ignore[attr-defined]
+        # torchrun keeps its store over restarts, with the addresses of processes that are gone.
+        store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+        backend = "nccl" if gpu else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=timeout)
         host = distributed.new_group(backend="gloo", timeout=timeout)
         patient = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_PATIENT_SECONDS))
         yield Ranks(ranks.rank, ranks.n, ranks.local, host, patient)
@@ -161,5 +169,5 @@ class LostRank(Exception):
 
 def _is_lost(error: RuntimeError) -> bool:
     """Gloo has no error class of its own."""
-    words = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL")
+    words = ("gloo", "pair closure", "Connection closed", "Connection reset", "Broken pipe", "imed out", "NCCL")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

@@ -112,6 +112,7 @@ class Trainer:
             ValueError: the checkpoint is broken or of another network.
         """
         run, ranks = self.run, self.ranks
+        ranks.meet()  # one may have read the data for longer
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
@@ -133,7 +134,7 @@ class Trainer:
             self.folder.restore(state)
             if self.ranks.first:
                 self.folder.publish(state)
-            self.ranks.tell("")
+            self.ranks.meet()
         else:
             self._save(state)
 

@@ -12,7 +12,7 @@ import torch
 
 from spikerate import BPTT, RateBP, SelfDistillation
 from spikerate.config import Model, Run
-from spikerate.data import Part, load
+from spikerate.data import Data, Part, load
 from spikerate.dist import joined
 from spikerate.experiment import measure
 from spikerate.models import synchronize_batch_norm
@@ -33,13 +33,13 @@ class Silent:
 
 
 def main(out: str) -> None:
-    digits = load("digits", None, 0)
+    digits = load(Data("digits"), 1)
     found: dict[str, torch.Tensor] = {}
     with joined(gpu=False, slow_start=False) as ranks:
         for rule, size, accumulate in [*itertools.product(RULES, (16, 19), (1,)), (RateBP(), 19, 2)]:
             run = Run(model=Model(width=2), rule=rule, loss=SelfDistillation(), T=3, accumulate=accumulate)
             torch.manual_seed(0)
-            network = synchronize_batch_norm(build_network(run, digits, CPU).double(), ranks.total)
+            network = synchronize_batch_norm(build_network(run, 10, (1, 8, 8), CPU).double(), ranks.total)
             trainer = Trainer(run, digits, RunFolder(Path(out)), Silent(), ranks)
             state = State(network, run.optim.build(network))
             forward = ranks.wrap(Outputs(network, rule))
@@ -54,7 +54,7 @@ def main(out: str) -> None:
                 look: Any = lambda network, x: BPTT()(network, x.double())  # noqa: E731
                 held_out = trainer._held_out(network, digits, CPU, look)
                 found[f"held out {size}"] = torch.tensor([held_out.right, held_out.n])
-        single = build_network(run, digits, CPU)
+        single = build_network(run, 10, (1, 8, 8), CPU)
         tested = measure(single, replace(digits, test=digits.test[torch.arange(23)]), run, ranks)
         found["test"] = torch.tensor([tested.accuracy.n, *tested.ledger.chances.values()])
         if ranks.first:

@@ -10,8 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_data import truncate, write_cifar
+from test_events import write_folder
 
 from spikerate.cli import main
 from spikerate.presets import PRESETS
@@ -76,10 +79,86 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in listed
         assert main(["show", name]) == 0
         shown = capsys.readouterr().out
-        assert "stage4" in shown
-        assert ("11,173,962" in shown) == (name in ("cifar10-esd", "cifar10-rate", "cifar10-bptt"))
+        assert "stage3" in shown
+        assert "MACs" in shown
+        assert ("training costs about" in shown) == (PRESETS[name].run.data.name not in ("images", "events"))
     assert main(["show", "cifar10-esd"]) == 0
-    assert "1,213,214" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for number in ("11,173,962", "1,213,214", "555,422,720"):
+        assert number in shown
+    assert main(["show", "imagenet-sew-rate"]) == 0
+    assert "21,797,672" in capsys.readouterr().out
+
+
+def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path) -> None:
+    assert spikerate("train", *TINY, "--out", "run").returncode == 0
+    curve = spikerate("eval", "run", "--T", "5")
+    assert curve.returncode == 0, curve.stderr
+    assert "trained with T = 2" in curve.stdout
+    assert [line.split()[1] for line in curve.stdout.splitlines() if "%" in line and line.startswith("│")] == list("12345")
+    (tmp_path / "pictures" / "more").mkdir(parents=True)
+    for k, name in enumerate(("a.png", "more/b.jpg")):
+        Image.fromarray(np.full((20, 30, 3), 40 * k, np.uint8)).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures" / "notes.txt").write_text("x")
+    done = spikerate("predict", "run", "pictures", "pictures/a.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("a.png") == 2
+    assert done.stdout.count("b.jpg") == 1
+    (tmp_path / "broken.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    for files, words in (
+        (["broken.png"], "broken.png can't be decoded"),
+        (["empty"], "empty holds no file that ends in"),
+        (["gone.png"], "gone.png does not exist"),
+        ([], "got no files"),
+    ):
+        bad = spikerate("predict", "run", *files)
+        assert bad.returncode == 2
+        assert words in bad.stderr.replace("\n", " ")
+    record = tmp_path / "run" / "run.json"
+    content = json.loads(record.read_text())
+    del content["data"]["classes"]
+    record.write_text(json.dumps(content))
+    assert "does not say what its samples are" in spikerate("predict", "run", "pictures").stderr
+
+
+def test_recordings_train_and_are_predicted(spikerate: Spikerate, tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    options = [
+        "--data",
+        "mine",
+        "--data.sensor",
+        "34",
+        "34",
+        "--data.size",
+        "32",
+        "--T",
+        "3",
+        "--epochs",
+        "1",
+        "--width",
+        "2",
+    ]
+    options += ["--batch", "2", "--data.cache", "cache", "--out", "run"]
+    done = spikerate("train", "events-esd", *options)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    shown = spikerate("predict", "run", "mine/val")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("1.npz") == 3
+    late = spikerate("eval", "run", "--T", "4")
+    assert late.returncode == 2
+    assert "were cut into 3 frames" in late.stderr
+    (tmp_path / "mine" / "train" / "a" / "2.npz").write_bytes(b"PK")
+    stopped = spikerate("train", "events-rate", *options[:-1], "other")
+    assert stopped.returncode == 2
+    assert "2.npz" in stopped.stderr
+    assert "--data.broken skip" in stopped.stderr
+    assert not (tmp_path / "other").exists()
+    skipped = spikerate("train", "events-rate", *options[:-1], "other", "--data.broken", "skip")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "1 broken files in all were left out" in skipped.stdout
+    assert "2.npz" in json.loads((tmp_path / "other" / "run.json").read_text())["data"]["skipped"][0]
 
 
 def test_doctor_and_help(spikerate: Spikerate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +175,7 @@ def test_doctor_and_help(spikerate: Spikerate, capsys: pytest.CaptureFixture[str
 
 BAD: list[tuple[list[str], str]] = [
     (["trian"], "did you mean train"),
-    (["fly"], "give one of train, eval, reproduce, fetch, list, show, doctor"),
+    (["fly"], "give one of train, eval, predict, reproduce, fetch, list, show, doctor"),
     (["train", "digit-esd"], "did you mean digits-esd"),
     (["train", "--epoch", "3"], "perhaps you meant --epochs"),
     (["train", "--T", "0"], "T is 0"),
@@ -104,7 +183,7 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "--loss.beta", "-1"], "SelfDistillation.beta is -1.0"),
     (["train", "--width", "0"], "model.width is 0"),
     (["train", "--rule.chunk", "0"], "RateBP.chunk is 0"),
-    (["train", "--model.name", "resnet20"], "resnet18"),
+    (["train", "--model.name", "resnet21"], "resnet18"),
     (["train", "--device", "cuda:77"], "device is 'cuda:77'"),
     (["train", "--out", "occupied"], "holds something else already"),
     (["train", "cifar10-esd"], "--data PATH"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from collections.abc import Callable
@@ -14,9 +15,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikerate.data import SHAPES, Augment, Part, epoch_batches, load, plain_batches, steps_per_epoch
-from spikerate.data.batches import to_float
-from spikerate.data.images import Images, hold_out
+from spikerate.data import (
+    SETS,
+    Augment,
+    Data,
+    DataSet,
+    Part,
+    check,
+    epoch_batches,
+    input_shape,
+    load,
+    plain_batches,
+    steps_per_epoch,
+)
+from spikerate.data.samples import Block, Stored, Units, divide
 from spikerate.dist import Ranks
 
 CPU = torch.device("cpu")
@@ -38,14 +50,16 @@ def write_cifar(folder: Path, rows: int = 6) -> Path:
 
 
 def test_digits_are_all_there_and_their_split_is_fixed() -> None:
-    data = load("digits", None, 0)
+    data = load(Data("digits"), 1)
     assert [len(part) for part in (data.train, data.held_out, data.test)] == [1257, 180, 360]
     for part in (data.train, data.held_out, data.test):
         counts = torch.bincount(part.labels, minlength=10)
         assert counts.min() > 0.9 * len(part) / 10
-        assert part.images.dtype == torch.uint8
-        assert part.images.max() == 255
-    assert (data.shape, len(data.classes)) == SHAPES["digits"]
+        (x,) = part.read([Block(torch.arange(len(part)))], CPU)
+        assert x.dtype == torch.uint8
+        assert x.max() == 255
+    assert data.shape == input_shape(Data("digits")) == (1, 8, 8)
+    assert len(data.classes) == SETS["digits"].num_classes
     assert "CC BY 4.0" in data.licence
     x = torch.cat([x for x, _ in plain_batches(data, data.train, 100, CPU)])
     assert abs(float(x.mean())) < 0.01
@@ -55,17 +69,19 @@ def test_digits_are_all_there_and_their_split_is_fixed() -> None:
 def test_cifar10_in_its_official_layout(tmp_path: Path) -> None:
     folder = write_cifar(tmp_path)
     for path in (tmp_path, folder):
-        data = load("cifar10", path, 4)
+        data = load(Data("cifar10", path, held_out=4), 1)
         assert [len(part) for part in (data.train, data.held_out, data.test)] == [26, 4, 6]
-    assert (data.shape, len(data.classes)) == SHAPES["cifar10"]
+    assert data.shape == input_shape(Data("cifar10"))
+    assert len(data.classes) == SETS["cifar10"].num_classes
     assert set(data.checksums) == set(FILES)
     batch = pickle.loads((folder / "test_batch").read_bytes())
-    assert np.array_equal(data.test.images.flatten(1).numpy(), batch[b"data"])
+    assert isinstance(data.test, Stored)
+    assert np.array_equal(data.test.samples.flatten(1).numpy(), batch[b"data"])
     assert data.test.labels.tolist() == batch[b"labels"]
 
 
 def test_cifar10_real_files(cifar10_folder: Path) -> None:
-    data = load("cifar10", cifar10_folder, 5000)
+    data = load(Data("cifar10", cifar10_folder, held_out=5000), 1)
     assert [len(part) for part in (data.train, data.held_out, data.test)] == [45_000, 5_000, 10_000]
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10
     assert data.classes[:3] == ("airplane", "automobile", "bird")
@@ -114,7 +130,7 @@ def test_a_broken_file_is_named(fault: str, tmp_path: Path) -> None:
     damage, words = FAULTS[fault]
     damage(folder / "data_batch_3")
     with pytest.raises(ValueError, match=words) as caught:
-        load("cifar10", tmp_path, 0)
+        load(Data("cifar10", tmp_path), 1)
     assert "data_batch_3" in str(caught.value)
 
 
@@ -122,7 +138,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
     folder = write_cifar(tmp_path)
     (folder / "data_batch_1").write_bytes(pickle.dumps({b"data": Bomb(tmp_path / "boom")}))
     with pytest.raises(ValueError, match=r"data_batch_1 asks for (posix|nt).system"):
-        load("cifar10", tmp_path, 0)
+        load(Data("cifar10", tmp_path), 1)
     assert not (tmp_path / "boom").exists()
 
 
@@ -133,7 +149,7 @@ def test_a_forged_shape_takes_no_memory(tmp_path: Path) -> None:
     assert forged != honest
     (folder / "data_batch_1").write_bytes(forged)
     with pytest.raises(ValueError, match="data_batch_1"):
-        load("cifar10", tmp_path, 0)
+        load(Data("cifar10", tmp_path), 1)
 
 
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 2000), bit=st.integers(0, 7))
@@ -148,7 +164,7 @@ def test_any_damage_is_a_sentence_or_harmless(
     file.write_bytes(bytes(raw[: len(raw) - cut] if cut < 1000 else raw))
     said = ""
     try:
-        assert load("cifar10", folder, 0).train.images.shape == (5, 3, 32, 32)
+        assert len(load(Data("cifar10", folder), 1).train) == 5
     except ValueError as error:
         said = str(error)
     assert not said or "data_batch_1" in said
@@ -156,36 +172,121 @@ def test_any_damage_is_a_sentence_or_harmless(
 
 def test_missing_folders_and_unknown_sets(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --data PATH"):
-        load("cifar10", None, 0)
+        load(Data("cifar10"), 1)
     with pytest.raises(ValueError, match="does not exist"):
-        load("cifar10", tmp_path / "nowhere", 0)
+        load(Data("cifar10", tmp_path / "nowhere"), 1)
     with pytest.raises(ValueError, match="is incomplete"):
-        load("cifar10", tmp_path, 0)
-    with pytest.raises(ValueError, match="there is no data set 'cifar11'"):
-        load("cifar11", None, 0)
+        load(Data("cifar10", tmp_path), 1)
+    with pytest.raises(ValueError, match=r"data\.name is 'cifar11'"):
+        load(Data("cifar11", tmp_path), 1)  # type: ignore[arg-type]
     folder = write_cifar(tmp_path)
     (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"one"]}))
-    with pytest.raises(ValueError, match="no list of ten label names"):
-        load("cifar10", tmp_path, 0)
+    with pytest.raises(ValueError, match="no list of 10 label names"):
+        load(Data("cifar10", tmp_path), 1)
 
 
-def test_held_out_images_come_from_the_training_set_once_and_for_all() -> None:
-    images = Images(torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1), torch.arange(50))
-    rest, kept, how = hold_out(images, 12)
-    assert sorted([*rest.labels.tolist(), *kept.labels.tolist()]) == list(range(50))
-    assert torch.equal(kept.labels, hold_out(images, 12)[1].labels)
-    assert "12 of 50" in how
-    assert len(hold_out(images, 0)[1]) == 0
-    for n in (-1, 50):
-        with pytest.raises(ValueError, match=f"data.held_out is {n}"):
-            hold_out(images, n)
+def numbered(train: int, test: int) -> DataSet:
+    """Images whose one pixel and label are their number."""
+
+    def images(n: int) -> Stored:
+        return Stored(torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1), torch.arange(n))
+
+    return DataSet("numbered", images(train), images(0), images(test), ("a", "b"), Units((0.0,), (1.0,)), "", {})
+
+
+def test_held_out_and_test_samples_are_drawn_once_and_for_all() -> None:
+    data = divide(numbered(50, 0), held_out=12, test=5, subset=None)
+    parts = [part.labels.tolist() for part in (data.train, data.held_out, data.test)]
+    assert [len(part) for part in parts] == [33, 12, 5]
+    assert sorted(itertools.chain(*parts)) == list(range(50))
+    assert (data.drawn["held_out"], data.drawn["test"]) == (parts[1], parts[2])
+    assert "12 held_out of 50" in data.split
+    assert "5 test of 50" in data.split
+    again = divide(numbered(50, 0), 12, 5, None)
+    assert again.drawn == data.drawn
+    x = torch.cat([x for x, _ in plain_batches(data, data.held_out, 5, CPU)])
+    assert (x.flatten() * 255).round().long().tolist() == parts[1]
+    whole = divide(numbered(50, 7), 0, 0, None)
+    assert (len(whole.train), len(whole.held_out), len(whole.test), whole.drawn) == (50, 0, 7, {})
+
+
+def test_a_subset_cuts_all_parts_by_the_same_share() -> None:
+    data = divide(numbered(100, 30), held_out=20, test=0, subset=8)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [8, 2, 3]
+    assert not set(data.train.labels.tolist()) & set(data.held_out.labels.tolist())
+    assert "8 in 80" in data.split
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_out", "test", "subset", "words"),
+    [
+        ((50, 9), -1, 0, None, "data.held_out is -1"),
+        ((50, 9), 50, 0, None, "data.held_out is 50: give a number from 0 to 49"),
+        ((50, 9), 0, 5, None, "data.test is 5, but numbered has 9"),
+        ((50, 0), 0, 0, None, "has no test samples of its own: give --data.test N"),
+        ((50, 0), 30, 20, None, "take 50 of 50 samples"),
+        ((50, 9), 10, 0, 41, "data.subset is 41: give a number from 1 to 40"),
+    ],
+)
+def test_parts_that_can_not_be_drawn(sizes: tuple[int, int], held_out: int, test: int, subset: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        divide(numbered(*sizes), held_out, test, subset)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Data("digits", held_out=3), "digits is built in"),
+        (Data("digits-dvs", test=3), "digits-dvs is built in"),
+        (Data("mnist", augment=Augment(autoaugment="cifar10")), "is for colour images, and mnist has none"),
+        (Data("cifar10", augment=Augment(resized_crop=True)), "are for image files, and cifar10 has none"),
+        (Data("n-mnist", decoded=True), "are for image files"),
+        (Data("events"), "give --data.sensor HEIGHT WIDTH"),
+        (Data("n-mnist", sensor=(34, 34)), "n-mnist has a sensor of 34 x 34"),
+    ],
+)
+def test_settings_that_do_not_go_together(data: Data, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check(data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("held_out", -1), ("test", -1), ("subset", 0), ("size", 4), ("workers", -1), ("sensor", (0, 3)), ("store", "disk")],
+)
+def test_settings_out_of_range(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"data.{field} is"):
+        Data("cifar10", **{field: value})
+
+
+def test_samples_are_resized_as_they_are_read() -> None:
+    data = load(Data("digits", size=16), 1)
+    assert data.shape == input_shape(Data("digits", size=16)) == (1, 16, 16)
+    (part,) = next(epoch_batches(data, 40, Augment(), 0, 0))
+    assert part.x.shape == (40, 1, 16, 16)
+    on_device = data.to(CPU)
+    assert torch.equal(next(epoch_batches(on_device, 40, Augment(), 0, 0))[0].x, part.x)
+    large = next(x for x, _ in plain_batches(data, data.test, 9, CPU))
+    plain = load(Data("digits"), 1)
+    small = next(x for x, _ in plain_batches(plain, plain.test, 9, CPU))
+    torch.testing.assert_close(large.mean((1, 2, 3)), small.mean((1, 2, 3)), atol=0.15, rtol=0)
 
 
 ALL = Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
 
 
 @pytest.mark.parametrize(
-    "augment", [Augment(crop=4), Augment(flip=True), Augment(autoaugment="cifar10"), Augment(cutout=9), ALL]
+    "augment",
+    [
+        Augment(crop=4),
+        Augment(flip=True),
+        Augment(autoaugment="cifar10"),
+        Augment(cutout=9),
+        Augment(roll=5),
+        Augment(rotation=30),
+        Augment(roll=5, rotation=30, cutout=9, one_of=True),
+        ALL,
+    ],
 )
 def test_augmentation_is_a_function_of_batch_and_seed(augment: Augment) -> None:
     x = torch.rand(24, 3, 32, 32)
@@ -203,6 +304,39 @@ def test_augmentation_is_a_function_of_batch_and_seed(augment: Augment) -> None:
 def test_no_augmentation_is_none() -> None:
     x = torch.rand(4, 1, 8, 8)
     assert torch.equal(Augment()(x, 1), x)
+
+
+def test_a_roll_moves_everything_around_by_whole_pixels() -> None:
+    x = torch.rand(50, 2, 9, 9)
+    y = Augment(roll=3)(x, 0)
+    moves = set()
+    for before, after in zip(x, y, strict=True):
+        found = [
+            (down, right)
+            for down in range(-3, 4)
+            for right in range(-3, 4)
+            if torch.equal(before.roll((down, right), (1, 2)), after)
+        ]
+        assert len(found) == 1
+        moves.add(found[0])
+    assert len(moves) > 20
+
+
+def test_all_frames_of_a_sample_are_treated_alike() -> None:
+    frame = torch.rand(16, 1, 2, 12, 12)
+    for augment in (Augment(crop=2, flip=True, roll=4, rotation=30, cutout=5), Augment(roll=2, cutout=3, one_of=True)):
+        x = augment(frame.expand(16, 5, 2, 12, 12).clone(), 7)
+        assert x.shape == (16, 5, 2, 12, 12)
+        assert torch.equal(x, x[:, :1].expand_as(x))
+        assert not torch.equal(x[:, :1], frame)
+
+
+def test_one_of_gives_each_group_one_change() -> None:
+    x = torch.rand(80, 1, 10, 10) + 0.1
+    y = Augment(roll=4, cutout=5, one_of=True)(x, 0)
+    for before, after in zip(x.split(8), y.split(8), strict=True):
+        was_cut = bool((after == 0).any())
+        assert was_cut != bool(torch.isclose(before.sum(), after.sum()))
 
 
 def test_cutout_is_a_square_clipped_at_the_border() -> None:
@@ -226,13 +360,15 @@ def test_groups_of_a_batch_draw_their_own_sub_policy() -> None:
 
 
 def test_augmentation_out_of_range() -> None:
-    for field in ("crop", "cutout"):
+    for field in ("crop", "cutout", "roll", "rotation"):
         with pytest.raises(ValueError, match=f"augment.{field} is -1"):
             Augment(**{field: -1})
+    with pytest.raises(ValueError, match="two of them at least"):
+        Augment(roll=3, one_of=True)
 
 
 def test_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
-    data = load("digits", None, 0)
+    data = load(Data("digits"), 1)
 
     def epoch(*key: int) -> list[torch.Tensor]:
         return [part.x for (part,) in epoch_batches(data, 100, Augment(crop=1), *key)]
@@ -251,7 +387,7 @@ def test_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
 @settings(max_examples=15, deadline=None)
 def test_ranks_and_parts_change_nothing_of_a_batch(ranks: int, parts: int, batch: int) -> None:
     """Neither its images, nor their order, nor their augmentation."""
-    data = load("digits", None, 0)
+    data = load(Data("digits"), 1)
 
     def first(share: Any = slice, parts: int = 1) -> list[Part]:
         return next(epoch_batches(data, batch, Augment(crop=2, cutout=3), 5, 2, share, parts))
@@ -263,9 +399,8 @@ def test_ranks_and_parts_change_nothing_of_a_batch(ranks: int, parts: int, batch
         assert torch.equal(torch.cat([part.labels for part in rank]), whole.labels)
 
 
-def test_batches_are_channels_last_floats() -> None:
-    data = load("digits", None, 0)
+def test_batches_are_floats() -> None:
+    data = load(Data("digits"), 1)
     x, y = next(iter(plain_batches(data, data.test, 7, CPU)))
     assert (x.dtype, y.dtype, x.shape) == (torch.float32, torch.int64, (7, 1, 8, 8))
-    assert to_float(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).is_contiguous(memory_format=torch.channels_last)
     assert steps_per_epoch(data.test, 1000) == 1

@@ -20,11 +20,12 @@ FLOORS = [
     {"neuron"},
     {"models", "rules", "meter"},
     {"config"},
-    {"presets", "state", "evaluate", "guard"},
+    {"presets", "state", "evaluate", "guard", "estimate"},
     {"record"},
     {"train"},
-    {"experiment"},
+    {"experiment", "predict"},
     {"console"},
+    {"views"},
     {"cli"},
     {"__main__"},
 ]
@@ -86,7 +87,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/method.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md"])
 def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
     for k, block in enumerate(blocks(document, "python")):
         file = tmp_path / f"example{k}.py"

@@ -31,8 +31,8 @@ from torch import nn
 
 from spikerate import LIF, SelfDistillation
 from spikerate.cli import main
-from spikerate.config import Data, Model, Run
-from spikerate.data import ImageSet, load
+from spikerate.config import Model, Run
+from spikerate.data import Data, DataSet, load
 from spikerate.data.download import Source, fetch, unpack
 from spikerate.files import pack_tensors, read_tensors, write_whole
 from spikerate.guard import NotFinite
@@ -59,8 +59,8 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageSet:
-    return load("digits", None, 0)
+def digits() -> DataSet:
+    return load(Data("digits"), 1)
 
 
 def contents(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], dict[str, Any]]:
@@ -139,7 +139,7 @@ def test_a_second_interrupt_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_stopped_in_the_middle_of_an_epoch(digits: ImageSet, tmp_path: Path) -> None:
+def test_stopped_in_the_middle_of_an_epoch(digits: DataSet, tmp_path: Path) -> None:
     """Every step of a run is a place to stop."""
     whole = Trainer(TINY, digits, RunFolder.create(tmp_path / "whole", TINY, {}), Silent()).train()
     folder, stops = RunFolder.create(tmp_path / "parts", TINY, {}), 0
@@ -221,7 +221,7 @@ def test_no_place_at_all(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_a_vanished_folder(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vanished_folder(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     run = tmp_path / "run"
@@ -265,9 +265,9 @@ def test_an_exploding_run_stops_with_the_step_and_the_layer(spikerate: Callable[
     read_tensors(tmp_path / "run" / "last.safetensors")
 
 
-def trainer(digits: ImageSet, path: Path, spoil: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    def build(run: Run, data: ImageSet, device: torch.device) -> nn.Module:
-        network = build_network(run, data, device)
+def trainer(digits: DataSet, path: Path, spoil: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    def build(run: Run, num_classes: int, shape: tuple[int, int, int], device: torch.device) -> nn.Module:
+        network = build_network(run, num_classes, shape, device)
         spoil(network)
         return network
 
@@ -275,7 +275,7 @@ def trainer(digits: ImageSet, path: Path, spoil: Callable[[nn.Module], None], mo
     return Trainer(TINY, digits, RunFolder.create(path, TINY, {}), Silent())
 
 
-def test_the_layer_is_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layer_is_named(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(network: nn.Module) -> None:
         network.get_parameter("branches.stage2.0.op.0.weight").data[0] = torch.inf
 
@@ -284,7 +284,7 @@ def test_the_layer_is_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "run" / "before-epoch-1-step-1.safetensors").is_file()
 
 
-def test_the_gradient_is_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_is_named(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(network: nn.Module) -> None:
         network.get_parameter("body.head.2.weight").register_hook(lambda grad: grad * torch.nan)
 
@@ -292,7 +292,7 @@ def test_the_gradient_is_named(digits: ImageSet, tmp_path: Path, monkeypatch: py
         trainer(digits, tmp_path / "run", spoil, monkeypatch).train()
 
 
-def test_silent_and_saturated_layers_are_named(digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_and_saturated_layers_are_named(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(network: nn.Module) -> None:
         for name, threshold in (("stage1.0.activation1", 1e6), ("stage3.1.activation2", 1e-30)):
             neuron = network.get_submodule(f"body.stages.{name}")
@@ -358,9 +358,9 @@ class Bomb:
     ],
     ids=lambda v: getattr(v, "__name__", None),
 )
-def test_a_broken_checkpoint_is_a_sentence(digits: ImageSet, tmp_path: Path, spoil: Any, words: str) -> None:
+def test_a_broken_checkpoint_is_a_sentence(digits: DataSet, tmp_path: Path, spoil: Any, words: str) -> None:
     folder = RunFolder.create(tmp_path / "run", TINY, {"data": {"sha256": digits.checksums}})
-    network = build_network(TINY, digits, torch.device("cpu"))
+    network = build_network(TINY, 10, (1, 8, 8), torch.device("cpu"))
     folder.save(State(network, TINY.optim.build(network)))
     spoil(tmp_path / "run" / "last.safetensors")
     before = {p: p.read_bytes() for p in (tmp_path / "run").glob("*.safetensors")}
@@ -460,7 +460,7 @@ def site(tmp_path: Path) -> Iterator[tuple[type[Site], Source]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/set.tar.gz"
-    yield Own, Source(url, hashlib.sha256(Own.content).hexdigest(), "set")
+    yield Own, Source({url: hashlib.sha256(Own.content).hexdigest()}, "set")
     server.shutdown()
 
 
@@ -484,11 +484,25 @@ def test_a_changed_download_is_refused_before_it_is_opened(site: tuple[type[Site
     handler, source = site
     handler.breaks = 0
     with pytest.raises(ValueError, match="gave a file of sha256"):
-        fetch(replace(source, sha256="0" * 64), tmp_path / "data")
+        fetch(replace(source, files=dict.fromkeys(source.files, "0" * 64)), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
     (tmp_path / "data" / "set").mkdir()
     with pytest.raises(ValueError, match="is there already"):
         fetch(source, tmp_path / "data")
+
+
+def test_loose_files_come_as_a_whole_folder(site: tuple[type[Site], Source], tmp_path: Path) -> None:
+    handler, source = site
+    handler.breaks = 0
+    (url,) = source.files
+    loose = Source({url: source.files[url], url.replace("set.tar.gz", "other.gz"): source.files[url]}, "two", archive=False)
+    folder = fetch(loose, tmp_path / "data")
+    assert sorted(p.name for p in folder.iterdir()) == ["other.gz", "set.tar.gz"]
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["two"]
+    spoilt = replace(loose, folder="three", files={url: source.files[url], url + "?": "0" * 64})
+    with pytest.raises(ValueError, match="gave a file of sha256"):
+        fetch(spoilt, tmp_path / "data")
+    assert not (tmp_path / "data" / "three").exists()
 
 
 # again ------------------------------------------------------------------------------------------------------------------
@@ -542,7 +556,7 @@ def test_the_record_says_what_a_repetition_needs(spikerate: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("changes", [{"data": Data(store="host")}, {"deterministic": True}], ids=str)
-def test_what_changes_nothing(digits: ImageSet, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_what_changes_nothing(digits: DataSet, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Where the images are kept, and on a CPU the deterministic mode."""
     runs = [TINY, replace(TINY, **changes)]
     states = [
@@ -552,7 +566,7 @@ def test_what_changes_nothing(digits: ImageSet, tmp_path: Path, changes: dict[st
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_parts_of_a_batch_add_up(digits: ImageSet, tmp_path: Path) -> None:
+def test_parts_of_a_batch_add_up(digits: DataSet, tmp_path: Path) -> None:
     """Batch norm sees one part at a time, so the loss is near, and not the same."""
     runs = [replace(TINY, epochs=1, accumulate=k) for k in (1, 3)]
     states = [
@@ -561,10 +575,10 @@ def test_parts_of_a_batch_add_up(digits: ImageSet, tmp_path: Path) -> None:
     assert states[0].rows[0]["ce"] == pytest.approx(states[1].rows[0]["ce"], rel=0.05)
 
 
-def test_optimizer_state_comes_back_in_its_memory_format(digits: ImageSet, tmp_path: Path) -> None:
+def test_optimizer_state_comes_back_in_its_memory_format(digits: DataSet, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", TINY, {})
     state = Trainer(replace(TINY, epochs=1), digits, folder, Silent()).train()
-    network = build_network(TINY, digits, torch.device("cpu"))
+    network = build_network(TINY, 10, (1, 8, 8), torch.device("cpu"))
     again = State(network, Optim().build(network))
     folder.restore(again)
     for a, b in zip(state.network.parameters(), network.parameters(), strict=True):

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spikerate import BPTT, LIF, RateBP, SelfDistillation, Staged, card
-from spikerate.config import Data, Model, Neuron, Run, decode, encode
-from spikerate.data import SHAPES, Augment, ImageSet, load
-from spikerate.evaluate import Accuracy, accuracy
+from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged, card
+from spikerate.config import Model, Neuron, Run, decode, encode
+from spikerate.data import Augment, Data, DataSet, load
+from spikerate.evaluate import Accuracy, accuracy, over_time
 from spikerate.losses import Terms
 from spikerate.meter import Ledger, Meter
 from spikerate.models import resnet18
 from spikerate.optim import Optim
-from spikerate.presets import PRESETS, preset
+from spikerate.presets import preset
 from spikerate.record import RunFolder
 from spikerate.state import State
 from spikerate.surrogate import Dspike
@@ -47,38 +47,16 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageSet:
-    return load("digits", None, 0)
+def digits() -> DataSet:
+    return load(Data("digits"), 1)
 
 
-def run_in(path: Path, run: Run, data: ImageSet) -> tuple[State, Silent, RunFolder]:
+def run_in(path: Path, run: Run, data: DataSet) -> tuple[State, Silent, RunFolder]:
     watch, folder = Silent(), RunFolder.create(path, run, {})
     return Trainer(run, data, folder, watch).train(), watch, folder
 
 
 # configuration ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_go_through_json_and_build(name: str) -> None:
-    run = preset(name)
-    assert decode(Run, json.loads(json.dumps(encode(run)))) == run
-    shape, classes = SHAPES[run.data.name]
-    with torch.device("meta"):
-        run.build(classes, shape)
-
-
-def test_presets_hold_the_papers_settings() -> None:
-    for name in ("cifar10-esd", "cifar10-rate", "cifar10-bptt"):
-        run = preset(name)
-        assert (run.epochs, run.batch, run.model.name, run.model.width) == (300, 128, "resnet18", 64)
-        assert (run.optim.lr, run.optim.momentum, run.optim.weight_decay) == (0.1, 0.9, 5e-4)
-        assert run.data.augment == Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
-        assert (run.neuron.decay, run.neuron.threshold, run.neuron.v_reset) == (0.2, 1.0, None)
-        assert run.optim.loss_scale == ("1" if name.endswith("bptt") else "1/T")
-    assert preset("cifar10-esd").loss == SelfDistillation(alpha=1.0, beta=0.3, tau=3.0)
-    assert preset("cifar10-esd").T == 6
-    assert isinstance(preset("cifar10-bptt").rule, BPTT)
 
 
 @given(
@@ -89,7 +67,7 @@ def test_presets_hold_the_papers_settings() -> None:
 )
 def test_a_configuration_comes_back_from_json(chunk: Any, teacher: Any, v_reset: Any, path: Any) -> None:
     run = Run(
-        data=Data("cifar10", path),
+        data=Data("events", path, sensor=(48, 64), subset=7),
         rule=RateBP(chunk),
         loss=SelfDistillation(teacher=teacher),
         neuron=Neuron(v_reset=v_reset, surrogate=Dspike(2.0)),
@@ -118,7 +96,9 @@ def changed(**entries: Any) -> dict[str, Any]:
         (changed(zzz=3), "unknown field 'zzz'$"),
         (changed(rule__type="Hebb"), "run.rule is of type 'Hebb': give one of BPTT, RateBP"),
         (changed(rule=3), "run.rule is '3'"),
-        (changed(data__name="mnist"), "run.data.name is 'mnist': give one of 'digits', 'cifar10'"),
+        (changed(data__name="minst"), "run.data.name is 'minst': give one of 'digits', 'cifar10'"),
+        (changed(data__sensor=[1]), "run.data.sensor is"),
+        (changed(data__sensor=[1, "2"]), "run.data.sensor is '2'"),
         (changed(data__path=3), "run.data.path is 3"),
         (changed(model="resnet18"), "run.model is 'resnet18': give the fields of a Model"),
         ({"type": "Run"}, "has no field 'data'"),
@@ -142,8 +122,13 @@ def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
         (lambda: Run(T=2.5), "T is 2.5"),  # type: ignore[arg-type]
         (lambda: Run(precision="fp16"), "precision is 'fp16'"),  # type: ignore[arg-type]
         (lambda: Optim(loss_scale="1/t"), "optim.loss_scale is '1/t'"),  # type: ignore[arg-type]
-        (lambda: Model("resnet20"), "model.name is 'resnet20'"),  # type: ignore[arg-type]
-        (lambda: Data("mnist"), "data.name is 'mnist'"),  # type: ignore[arg-type]
+        (lambda: Model("resnet21"), "model.name is 'resnet21'"),  # type: ignore[arg-type]
+        (lambda: Run(Data("minst")), "data.name is 'minst'"),  # type: ignore[arg-type]
+        (lambda: Model("vgg11", stem="7x7"), "vgg11 has one form only"),
+        (lambda: Model(stem="5x5"), "model.stem is '5x5'"),  # type: ignore[arg-type]
+        (lambda: Model("vggsnn").build(10, (2, 34, 48), Neuron()), "square samples, and these are 34 x 48"),
+        (lambda: Run(loss=TET()), "TET wants a gradient at every step"),
+        (lambda: Run(rule=OTTT(decay=0.5)), "rule.decay is 0.5, and the neurons' 0.2"),
         (lambda: pick_device("meta"), "device is 'meta'"),
         (lambda: Run(accumulate=0), "accumulate is 0"),
         (lambda: Run(batch=8, accumulate=5), "two images at least in each part"),
@@ -153,9 +138,9 @@ def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
         (lambda: Optim(lr=0), "optim.lr is 0"),
         (lambda: Optim(momentum=1), "optim.momentum is 1"),
         (lambda: Optim(weight_decay=-1), "optim.weight_decay is -1"),
-        (lambda: Data("digits", held_out=3), "built in"),
+        (lambda: Run(Data("digits", held_out=3)), "built in"),
         (lambda: Data("cifar10", held_out=-1), "data.held_out is -1"),
-        (lambda: Data("digits", augment=Augment(autoaugment="cifar10")), "colour images"),
+        (lambda: Run(Data("digits", augment=Augment(autoaugment="cifar10"))), "colour images"),
         (lambda: preset("cifar10-edd"), "did you mean cifar10-esd"),
         (lambda: preset("?"), "spikerate list"),
         (lambda: pick_device("gpu"), "device is 'gpu'"),
@@ -184,7 +169,7 @@ def test_cosine_and_loss_scale() -> None:
     assert (optim.scale(4), Optim(loss_scale="1/T").scale(4)) == (1, 0.25)
 
 
-def test_the_loss_scale_acts_on_the_gradient_and_not_on_the_loss(digits: ImageSet, tmp_path: Path) -> None:
+def test_the_loss_scale_acts_on_the_gradient_and_not_on_the_loss(digits: DataSet, tmp_path: Path) -> None:
     """With a learning rate T times as large, and nothing else that sees the gradient, the run is the same."""
     base = replace(TINY, epochs=1)
     runs = [
@@ -198,7 +183,7 @@ def test_the_loss_scale_acts_on_the_gradient_and_not_on_the_loss(digits: ImageSe
 # training ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_record(digits: ImageSet, tmp_path: Path) -> None:
+def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
     trained, watch, folder = run_in(tmp_path / "run", TINY, digits)
     assert watch.rows == trained.rows == folder.metrics()
     assert watch.steps == list(range(1, 13))
@@ -212,17 +197,17 @@ def test_a_run_leaves_its_record(digits: ImageSet, tmp_path: Path) -> None:
         "run.json",
     ]
     assert folder.config() == TINY
-    again = build_network(TINY, digits, torch.device("cpu"))
+    again = build_network(TINY, 10, (1, 8, 8), torch.device("cpu"))
     folder.load_weights("last", again)
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.network.state_dict().values(), strict=True)
     )
     folder.load_weights("best", again)
-    assert accuracy(again, digits, digits.held_out, TINY.T).value == trained.best["held_out"]
+    assert accuracy(again, digits, digits.held_out, TINY.T)[-1].value == trained.best["held_out"]
 
 
 @pytest.mark.parametrize("rule", [RateBP(chunk=1), BPTT()], ids=str)
-def test_the_same_seed_gives_the_same_run(rule: Any, digits: ImageSet, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run(rule: Any, digits: DataSet, tmp_path: Path) -> None:
     def rows(name: str, seed: int) -> list[dict[str, Any]]:
         run = replace(TINY, rule=rule, seed=seed, data=Data(augment=Augment(crop=1)))
         kept = run_in(tmp_path / name, run, digits)[0].rows
@@ -231,7 +216,7 @@ def test_the_same_seed_gives_the_same_run(rule: Any, digits: ImageSet, tmp_path:
     assert rows("a", 0) == rows("b", 0) != rows("c", 1)
 
 
-def test_a_run_learns(digits: ImageSet, tmp_path: Path) -> None:
+def test_a_run_learns(digits: DataSet, tmp_path: Path) -> None:
     run = replace(TINY, model=Model(width=8), epochs=4, batch=32, optim=Optim())
     trained, _, _ = run_in(tmp_path / "run", run, digits)
     assert trained.best["held_out"] > 0.8
@@ -249,7 +234,7 @@ def test_best_is_the_last_of_the_highest_or_the_last() -> None:
     assert best({}, {}) == 2
 
 
-def test_the_test_set_is_not_touched(digits: ImageSet, tmp_path: Path) -> None:
+def test_the_test_set_is_not_touched(digits: DataSet, tmp_path: Path) -> None:
     class Untouchable:
         labels = digits.test.labels
 
@@ -262,13 +247,13 @@ def test_the_test_set_is_not_touched(digits: ImageSet, tmp_path: Path) -> None:
     run_in(tmp_path / "run", replace(TINY, epochs=1), replace(digits, test=Untouchable()))  # type: ignore[arg-type]
 
 
-def test_bf16_trains(digits: ImageSet, tmp_path: Path) -> None:
+def test_bf16_trains(digits: DataSet, tmp_path: Path) -> None:
     trained, _, _ = run_in(tmp_path / "run", replace(TINY, precision="bf16", epochs=1), digits)
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained.network.parameters())
 
 
 def test_without_a_compiler_there_is_a_line_and_the_eager_run(
-    digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
@@ -283,7 +268,7 @@ def small_staged(in_channels: int, num_classes: int) -> Staged:
 
 
 def test_a_compiled_run_is_announced_and_learns_the_same(
-    digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if card.compiler_problem(torch.device("cpu")):
         pytest.skip("no compiler here")
@@ -299,12 +284,27 @@ def test_a_compiled_run_is_announced_and_learns_the_same(
 # evaluation -------------------------------------------------------------------------------------------------------------
 
 
-def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: ImageSet) -> None:
+def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: DataSet) -> None:
     network = resnet18(in_channels=1, width=2)
-    counts = {accuracy(network, digits, digits.test, 2, batch=batch) for batch in (7, 100, 1000)}
+    counts = {tuple(accuracy(network, digits, digits.test, 2, batch=batch)) for batch in (7, 100, 1000)}
     assert len(counts) == 1
-    assert counts.pop().n == 360
+    assert [a.n for a in counts.pop()] == [360, 360]
     assert network.training
+
+
+def test_accuracy_after_t_steps_is_that_of_a_run_of_t_steps(digits: DataSet) -> None:
+    network = resnet18(in_channels=1, width=4, activation=lambda: LIF(threshold=0.1))
+    curve = accuracy(network, digits, digits.test, 5)
+    assert len({a.right for a in curve}) > 1
+    for t in (1, 3):
+        assert accuracy(network, digits, digits.test, t) == curve[:t]
+
+
+def test_frames_go_step_by_step_and_images_to_every_step() -> None:
+    images, frames = torch.rand(3, 2, 4, 4), torch.rand(3, 5, 2, 4, 4)
+    assert torch.equal(over_time(images, 2), images.expand(2, 3, 2, 4, 4))
+    assert torch.equal(over_time(frames, 5)[1], frames[:, 1])
+    assert over_time(frames, 2).shape == (2, 3, 2, 4, 4)
 
 
 def test_wilson_interval() -> None:
@@ -314,7 +314,7 @@ def test_wilson_interval() -> None:
     assert Accuracy(10, 10).interval()[1] == pytest.approx(1)
 
 
-def test_meter_sees_what_fires_and_changes_nothing(digits: ImageSet) -> None:
+def test_meter_sees_what_fires_and_changes_nothing(digits: DataSet) -> None:
     network, ledger = resnet18(in_channels=1, width=2, activation=lambda: LIF(threshold=0.1)).eval(), Ledger()
     x = torch.rand(2, 3, 1, 8, 8)
     assert torch.equal(Meter(ledger)(network, x).steps, BPTT()(network, x).steps)

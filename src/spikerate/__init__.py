@@ -1,16 +1,38 @@
 """spikerate: deep spiking neural networks, trained for about the price of an ordinary network."""
 
-from spikerate.losses import CrossEntropy, SelfDistillation
-from spikerate.models import Branched, DeepConv, Staged, deepconv_branches, resnet18, resnet19
+from spikerate.losses import TET, CrossEntropy, SelfDistillation
+from spikerate.models import (
+    Branched,
+    DeepConv,
+    Staged,
+    deepconv_branches,
+    macs,
+    preact_resnet18,
+    preact_resnet34,
+    resnet18,
+    resnet19,
+    resnet20,
+    resnet34,
+    sew_resnet18,
+    sew_resnet34,
+    spiking,
+    vgg11,
+    vgg13,
+    vgg16,
+    vggsnn,
+)
 from spikerate.neuron import IF, LIF
-from spikerate.rules import BPTT, RateBP
-from spikerate.signal import RateCoded, Signal, Unrolled
+from spikerate.rules import BPTT, OTTT, SLTT, RateBP
+from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
     "BPTT",
     "IF",
     "LIF",
+    "OTTT",
+    "SLTT",
+    "TET",
     "ATan",
     "Branched",
     "CrossEntropy",
@@ -23,11 +45,25 @@ __all__ = [
     "SelfDistillation",
     "Sigmoid",
     "Signal",
+    "Spatial",
     "Staged",
     "Surrogate",
+    "Traced",
     "Triangular",
     "Unrolled",
     "deepconv_branches",
+    "macs",
+    "preact_resnet18",
+    "preact_resnet34",
     "resnet18",
     "resnet19",
+    "resnet20",
+    "resnet34",
+    "sew_resnet18",
+    "sew_resnet34",
+    "spiking",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vggsnn",
 ]

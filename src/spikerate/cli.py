@@ -1,14 +1,12 @@
-"""The command line: `spikerate train | eval | reproduce | fetch | list | show | doctor`."""
+"""The command line: `spikerate train | eval | predict | reproduce | fetch | list | show | doctor`."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
 import io
 import re
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,35 +15,33 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 import tyro
 from rich.console import Console
 from tyro.conf import AvoidSubcommands, Positional, arg
 
-from spikerate import card
-from spikerate.config import Run, encode
-from spikerate.console import TrainingBar, TransferBar, table
-from spikerate.data import SHAPES, SOURCES, ImageSet, fetch, load, steps_per_epoch
+from spikerate import card, views
+from spikerate.config import Run
+from spikerate.console import TrainingBar, TransferBar, WaitingBar
+from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.evaluate import Accuracy
-from spikerate.experiment import Measured, begin, data_card, measure, perform, use_threads_of
+from spikerate.experiment import begin, data_card, measure, perform, use_threads_of
 from spikerate.guard import NotFinite
 from spikerate.interrupt import Interrupt, Interrupted
-from spikerate.models import Branched, stage_shapes
+from spikerate.predict import predict
 from spikerate.presets import PRESETS, preset
-from spikerate.record import RunFolder, SaveError, check_free, compare
-from spikerate.state import State
+from spikerate.record import RunFolder, SaveError, check_free
 from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "reproduce", "fetch", "list", "show", "doctor")
+_COMMANDS = ("train", "eval", "predict", "reproduce", "fetch", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
   train [PRESET] [--field value ...]   train a network; without a preset, digits-esd (built-in data, under two minutes)
   train --resume RUN                   continue a run that was stopped
-  eval RUN                             accuracy and firing rates of a trained network on the test set
+  eval RUN                             accuracy, also against time steps, and firing rates on the test set
+  predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
   reproduce RUN                        run it again, and say whether every metric agrees
   fetch DATA FOLDER                    download a data set, check it, and unpack it there
   list                                 the presets
@@ -100,23 +96,47 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Eval:
-    """Accuracy and firing rates of a trained network on the test set."""
+    """Accuracy, also against time steps, and firing rates of a trained network on the test set."""
 
     run: Positional[Path]
     """folder of the run"""
     weights: Literal["best", "last"] = "best"
     """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    T: int | None = None
+    """so many time steps instead of the run's; recordings are cut for the run's"""
     data: Path | None = None
     """folder of the data set, where it has moved"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.T is not None and self.T < 1:
+            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classes of images or recordings by a trained network, with confidences."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    files: Positional[tuple[Path, ...]]
+    """files like the samples of its data set (digits of MNIST are white on black, for instance), or folders of them"""
+    weights: Literal["best", "last"] = "best"
+    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("predict got no files: spikerate predict RUN FILE|FOLDER ...")
 
 
 @dataclass(frozen=True)
 class Fetch:
     """Download a data set's official archive, check its checksum, and unpack it; goes on where a transfer broke."""
 
-    name: Positional[Literal["cifar10"]]
+    name: Positional[Literal["cifar10", "cifar100", "mnist", "fashion-mnist"]]
     """the data set"""
     to: Positional[Path]
     """the folder to put it in"""
@@ -177,16 +197,19 @@ def _dispatch(args: list[str]) -> int:
         return _reproduce(rest, args)
     elif name == "eval":
         _eval(_parse(Eval, rest, "spikerate eval"))
+    elif name == "predict":
+        _predict(_parse(Predict, rest, "spikerate predict"))
     elif name == "fetch":
         _fetch(_parse(Fetch, rest, "spikerate fetch"))
     elif name == "show":
-        _show(_parse(Show, rest, "spikerate show").preset)
+        chosen = _parse(Show, rest, "spikerate show").preset
+        views.show_preset(Console(), chosen, preset(chosen))
     elif name == "list":
         _parse(Bare, rest, "spikerate list")
-        _list()
+        views.show_presets(Console())
     elif name == "doctor":
         _parse(Bare, rest, "spikerate doctor")
-        _doctor()
+        views.show_machine(Console(), pick_device("auto"))
     else:
         near = difflib.get_close_matches(name, _COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(_COMMANDS)}"
@@ -223,14 +246,14 @@ def _sentence(box: str, prog: str) -> str:
 
 
 def _train(name: str, rest: list[str], args: list[str]) -> None:
-    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name)))
+    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
     about = {"preset": name, "command": shlex.join(["spikerate", *args])}
     if command.seeds > 1:
         return _train_seeds(name, command, about)
     path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
     _check_free(path)
     with _joined(command.run) as ranks:
-        data = _load(command.run)
+        data = _load(command.run, ranks)
         folder = begin(path, command.run, data, about, ranks)
         _perform(name, command.run, data, folder, command.save_minutes, ranks)
 
@@ -251,24 +274,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
         _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
-        _show_seeds(results, base)
-
-
-def _show_seeds(results: dict[int, dict[str, Any]], base: Path) -> None:
-    shown = table(f"{len(results)} seeds", "seed", "held-out accuracy", "test accuracy", "firing rate")
-    names = ("held_out_accuracy", "test_accuracy", "firing_rate")
-    for seed, result in results.items():
-        shown.add_row(str(seed), *(_number(name, result[name]) for name in names))
-    columns = [[result[name] for result in results.values()] for name in names]
-    for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
-        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(names, columns, strict=True)))
-    console = Console()
-    console.print(shown)
-    console.print(f"runs in {base}", highlight=False, soft_wrap=True)
-
-
-def _number(name: str, value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if name == "firing_rate" else f"{value:.2%}"
+        views.show_seeds(Console(), results, base)
 
 
 def _resume(rest: list[str]) -> None:
@@ -277,7 +283,7 @@ def _resume(rest: list[str]) -> None:
     run = _moved(folder.config(), command.data, command.device)
     with _joined(run) as ranks:
         use_threads_of(folder)
-        data = _load(run)
+        data = _load(run, ranks)
         if data_card(data)["sha256"] != folder.about().get("data", {}).get("sha256"):
             raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
         about = folder.about()
@@ -297,32 +303,10 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     about = {"preset": original.about().get("preset"), "command": shlex.join(["spikerate", *args])}
     with _joined(run) as ranks:
         use_threads_of(original)
-        data = _load(run)
+        data = _load(run, ranks)
         again = begin(path, run, data, about, ranks)
         _perform(f"{command.run} again", run, data, again, 10, ranks)
-        return _compare(original, again) if ranks.first else 0
-
-
-def _compare(original: RunFolder, again: RunFolder) -> int:
-    """Say whether two runs agree in every metric, and if not, what differs between their cards; the exit status."""
-    console = Console()
-    rows = compare(*([*folder.metrics(), dict(_flat(folder.result())) | {"epoch": "test"}] for folder in (original, again)))
-    rows.pop("test_interval_95", None)
-    if not rows:
-        console.print("every metric of every epoch agrees, and the test result too", highlight=False)
-        return 0
-    shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
-    for name, (epoch, then, now) in rows.items():
-        shown.add_row(name, str(epoch), *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in (then, now)))
-    console.print(shown)
-    then, now = (dict(_flat(folder.about())) for folder in (original, again))
-    cards = table("What differs between the two cards", "entry", "then", "now")
-    times = ("started", "finished", "command", "resumed", "preset")
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name) and not name.startswith(times):
-            cards.add_row(name, str(then.get(name)), str(now.get(name)))
-    console.print(cards if cards.row_count else "the two cards do not differ: something here is not deterministic")
-    return 1
+        return int(ranks.first and not views.show_comparison(Console(), original, again))
 
 
 def _joined(run: Run) -> AbstractContextManager[Ranks]:
@@ -335,8 +319,19 @@ def _joined(run: Run) -> AbstractContextManager[Ranks]:
     return joined(pick_device(run.device, launched_here.local).type == "cuda", slow_start=run.compile)
 
 
-def _load(run: Run) -> ImageSet:
-    return load(run.data.name, run.data.path, run.data.held_out)
+def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
+    """Rank 0 reads first: it makes the cache that the others find."""
+    console = Console(quiet=not ranks.first)
+    if not ranks.first:
+        ranks.tell("")
+    data = load(run.data, run.T, WaitingBar(console))
+    if ranks.first:
+        ranks.tell("")
+    for reason in data.skipped[:3]:
+        console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+    if data.skipped:
+        console.print(f"{len(data.skipped)} broken files in all were left out", highlight=False, soft_wrap=True)
+    return data
 
 
 def _moved(run: Run, data: Path | None, device: str | None) -> Run:
@@ -345,14 +340,14 @@ def _moved(run: Run, data: Path | None, device: str | None) -> Run:
 
 
 def _perform(
-    name: str, run: Run, data: ImageSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
+    name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
 ) -> None:
     console = Console(quiet=not ranks.first)
-    headline = f": {_headline(name)}" if name in PRESETS else ""
+    headline = f": {PRESETS[name].headline}" if name in PRESETS else ""
     console.print(f"[bold]{name}[/]{headline}", highlight=False, soft_wrap=True)
     console.print(
-        f"{len(data.train):,} images to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
-        f"T = {run.T}, {run.epochs} epochs of {run.batch} images a batch, on {pick_device(run.device, ranks.local)}"
+        f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
+        f"T = {run.T}, {run.epochs} epochs of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
         highlight=False,
         soft_wrap=True,
@@ -361,26 +356,11 @@ def _perform(
     bar = TrainingBar(console, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch))
     try:
         with Interrupt() as stop, bar:
-            state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes)
+            state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes, bar.wait)
     except Interrupted as stopped:
         console.print(f"stopped ({stopped}), and saved; go on by: {again}", highlight=False, soft_wrap=True)
         raise
-    _show_result(console, run, folder, state, measured)
-
-
-def _show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
-    result = table("Result")
-    result.add_column(style="cyan")
-    result.add_column()
-    best = state.best
-    chosen = f", chosen by held-out accuracy {best['held_out']:.2%}" if "held_out" in best else ", the last"
-    result.add_row("test accuracy, spiking network", _with_interval(measured.accuracy))
-    result.add_row("weights", f"best.safetensors: epoch {best['epoch']} of {run.epochs}{chosen}")
-    result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} spikes per neuron and step")
-    result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
-    result.add_row("run folder", str(folder.path))
-    result.add_row("next", f"spikerate eval {shlex.quote(str(folder.path))}")
-    console.print(result)
+    views.show_result(console, run, folder, state, measured)
 
 
 def _free_folder(path: Path) -> Path:
@@ -398,112 +378,39 @@ def _check_free(path: Path) -> None:
         check_free(path)
 
 
-def _with_interval(result: Accuracy) -> str:
-    low, high = result.interval()
-    return f"{result.value:.2%}  (95 % interval {low:.2%} to {high:.2%}, {result.n:,} images)"
-
-
-# eval, list, show, doctor -----------------------------------------------------------------------------------------------
+# eval, predict, fetch ---------------------------------------------------------------------------------------------------
 
 
 def _eval(command: Eval) -> None:
     folder = RunFolder.open(command.run)
-    run = folder.config()
+    run, T = _moved(folder.config(), command.data, None), command.T
     device = pick_device(command.device)
-    data = load(run.data.name, command.data or run.data.path, run.data.held_out)
-    network = build_network(run, data, device)
+    data = _load(run)
+    if T is not None and T > run.T and SETS[run.data.name].kind == "events":
+        raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
+    network = build_network(run, len(data.classes), data.shape, device)
     folder.load_weights(command.weights, network)
-    measured = measure(network, data, run)
-    accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
     console = Console()
-    console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}, T = {run.T}", highlight=False, soft_wrap=True)
-    console.print(f"test accuracy of the spiking network: {accuracy}", highlight=False, soft_wrap=True)
-    block = "█" if console.encoding.startswith("utf") else "#"
-    rates = table("Firing rates", "layer", "spikes per neuron and step", "")
-    for layer, rate in ledger.rates(network).items():
-        rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", block * round(40 * rate))
-    rates.add_row("all", f"{ledger.mean_rate():.3f}", block * round(40 * ledger.mean_rate()), style="bold")
-    console.print(rates)
+    measured = measure(network, data, run, T=T, track=WaitingBar(console))
+    console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}", highlight=False, soft_wrap=True)
+    views.show_measured(console, network, measured, run.T)
+
+
+def _predict(command: Predict) -> None:
+    folder = RunFolder.open(command.run)
+    files = sample_files(command.files, folder.config().data)
+    console = Console()
+    answers = predict(folder, files, command.weights, pick_device(command.device))
+    views.show_predictions(console, list(WaitingBar(console)(answers, "looking at files", len(files))))
 
 
 def _fetch(command: Fetch) -> None:
     console, source = Console(), SOURCES[command.name]
-    console.print(f"{source.url} -> {command.to}", highlight=False, soft_wrap=True)
+    for url in source.files:
+        console.print(f"{url} -> {command.to}", highlight=False, soft_wrap=True)
     with TransferBar(console) as bar:
         folder = fetch(source, command.to, bar)
-    console.print(f"checked and unpacked: {folder}", highlight=False, soft_wrap=True)
-
-
-def _list() -> None:
-    presets = table("Presets", "name", "what it trains", "T", "epochs")
-    for name, make in PRESETS.items():
-        run = make()
-        presets.add_row(name, _headline(name), str(run.T), str(run.epochs))
-    Console().print(presets)
-
-
-def _headline(name: str) -> str:
-    """The first line of a preset's docstring."""
-    return (inspect.getdoc(PRESETS[name]) or "").split("\n")[0]
-
-
-def _show(name: str) -> None:
-    run, console = preset(name), Console()
-    console.print(f"[bold]{name}[/]: {inspect.getdoc(PRESETS[name])}", highlight=False, soft_wrap=True)
-    settings = table("Settings", "field", "value")
-    for field, value in _flat(encode(run)):
-        settings.add_row(field, str(value))
-    console.print(settings)
-    shape, num_classes = SHAPES[run.data.name]
-    with torch.device("meta"):
-        network = run.build(num_classes, shape)
-    body = network.body if isinstance(network, Branched) else network
-    stages = table("Network", "part", "output [C, H, W]", "parameters")
-    parts = [("stem", body.stem), *body.stages.items(), ("head", body.head)]
-    shapes = ["", *(str(list(s[1:])) for s in stage_shapes(body, shape)), f"[{num_classes}]"]
-    for (part, module), out in zip(parts, shapes, strict=True):
-        stages.add_row(part, out, f"{_parameters(module):,}")
-    stages.add_row("all, as used after training", "", f"{_parameters(body):,}", style="bold")
-    if isinstance(network, Branched):
-        stages.add_row("branches, in training only", "", f"{_parameters(network.branches):,}")
-    console.print(stages)
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.surrogate."):
-            rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
-    return rows
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _doctor() -> None:
-    console = Console()
-    device = pick_device("auto")
-    env = card.environment()
-    what = table("What is here", "", "")
-    what.add_row("python", f"{env['python']} on {env['platform']}")
-    what.add_row("processor", f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads in use")
-    what.add_row("memory", f"{env['memory_gib']} GiB")
-    what.add_row("GPU", ", ".join(env["gpus"]) or "none")
-    what.add_row("device used", str(device))
-    flags = card.cpu_flags()
-    fast = "AMX" if "amx_bf16" in flags else "AVX-512" if "avx512_bf16" in flags else None
-    if device.type == "cuda":
-        what.add_row("bf16", "fast" if torch.cuda.is_bf16_supported() else "slow on this GPU: use --precision fp32")
-    else:
-        what.add_row("bf16", f"fast, by {fast}" if fast else "slow on this processor: use --precision fp32")
-    problem = card.compiler_problem(device)
-    what.add_row("torch.compile", f"no: {problem}" if problem else "yes")
-    for name, found in env["packages"].items():
-        what.add_row(name, found or "not installed")
-    console.print(what)
+    console.print(f"checked and whole: {folder}", highlight=False, soft_wrap=True)
 
 
 def entry() -> None:

@@ -13,40 +13,39 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from spikerate.data import SHAPES, Augment
-from spikerate.losses import CrossEntropy, SelfDistillation
-from spikerate.models import Branched, Staged, deepconv_branches, resnet18, resnet19
+from spikerate.data import Data, check
+from spikerate.losses import TET, CrossEntropy, SelfDistillation
+from spikerate.models import (
+    Branched,
+    Staged,
+    deepconv_branches,
+    preact_resnet18,
+    preact_resnet34,
+    resnet18,
+    resnet19,
+    resnet20,
+    resnet34,
+    sew_resnet18,
+    sew_resnet34,
+    vgg11,
+    vgg13,
+    vgg16,
+    vggsnn,
+)
 from spikerate.neuron import LIF
 from spikerate.optim import Optim
-from spikerate.rules import BPTT, RateBP
+from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
 
-_MODELS = {"resnet18": resnet18, "resnet19": resnet19}
-
-
-@dataclass(frozen=True)
-class Data:
-    """The data set, and what is made of it."""
-
-    name: Literal["digits", "cifar10"] = "digits"
-    """data set; digits is built in"""
-    path: Annotated[Path | None, arg(aliases=["--data"])] = None
-    """folder of the data set, in the layout of its official distribution"""
-    held_out: int = 0
-    """training images held out to choose the best epoch by; digits has its own fixed split"""
-    store: Literal["device", "host"] = "device"
-    """where the images are kept; host: in main memory, and each rank's share of a batch is copied to its device"""
-    augment: Augment = Augment()
-
-    def __post_init__(self) -> None:
-        if self.name not in SHAPES:
-            raise ValueError(f"data.name is {self.name!r}: give one of {', '.join(SHAPES)}")
-        if self.name == "digits" and (self.held_out or self.path):
-            raise ValueError("digits is built in with its own held-out images: leave data.path and data.held_out alone")
-        if self.held_out < 0:
-            raise ValueError(f"data.held_out is {self.held_out}: give a number of images >= 0")
-        if self.augment.autoaugment and SHAPES[self.name][0][0] != 3:
-            raise ValueError(f"data.augment.autoaugment is for colour images, and {self.name} has none: give None")
+_WITH_STEM = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "preact-resnet18": preact_resnet18,
+    "preact-resnet34": preact_resnet34,
+    "sew-resnet18": sew_resnet18,
+    "sew-resnet34": sew_resnet34,
+}
+_OF_ANY_SIZE = {"resnet19": resnet19, "resnet20": resnet20, "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16}
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,49 @@ class Neuron:
 class Model:
     """The network."""
 
-    name: Literal["resnet18", "resnet19"] = "resnet18"
+    name: Literal[
+        "resnet18",
+        "resnet19",
+        "resnet20",
+        "resnet34",
+        "preact-resnet18",
+        "preact-resnet34",
+        "sew-resnet18",
+        "sew-resnet34",
+        "vgg11",
+        "vgg13",
+        "vgg16",
+        "vggsnn",
+    ] = "resnet18"
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64
     """channels of the first stage; the others follow from it"""
+    stem: Literal["3x3", "7x7"] = "3x3"
+    """first layers of the ResNet-18 and -34 kinds: for small images, or ImageNet's, which make them four times smaller"""
+    residual_branches: bool = False
+    """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
 
     def __post_init__(self) -> None:
-        if self.name not in _MODELS:
-            raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(_MODELS)}")
+        names = (*_WITH_STEM, *_OF_ANY_SIZE, "vggsnn")
+        if self.name not in names:
+            raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(names)}")
         if self.width < 1:
             raise ValueError(f"model.width is {self.width}: give a number of channels >= 1")
+        if self.stem not in ("3x3", "7x7"):
+            raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
+        if self.stem == "7x7" and self.name not in _WITH_STEM:
+            raise ValueError(f"model.stem is 7x7, but {self.name} has one form only: give 3x3")
 
-    def build(self, num_classes: int, in_channels: int, neuron: Neuron) -> Staged:
-        """A new network with fresh weights, from PyTorch's global generator."""
-        return _MODELS[self.name](num_classes, in_channels, self.width, neuron.build)
+    def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron) -> Staged:
+        """A new network for samples [C, H, W] with fresh weights, from PyTorch's global generator."""
+        channels, height, width = in_shape
+        if self.name in _WITH_STEM:
+            return _WITH_STEM[self.name](num_classes, channels, self.width, neuron.build, self.stem)
+        if self.name in _OF_ANY_SIZE:
+            return _OF_ANY_SIZE[self.name](num_classes, channels, self.width, neuron.build)
+        if height != width:
+            raise ValueError(f"vggsnn takes square samples, and these are {height} x {width}: give --data.size")
+        return vggsnn(num_classes, channels, self.width, neuron.build, height)
 
 
 @dataclass(frozen=True)
@@ -98,11 +126,11 @@ class Run:
     data: Data = Data()
     model: Model = Model()
     neuron: Neuron = Neuron()
-    rule: BPTT | RateBP = RateBP()
-    loss: CrossEntropy | SelfDistillation = CrossEntropy()
+    rule: BPTT | RateBP | SLTT | OTTT = RateBP()
+    loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
     optim: Optim = Optim()
     T: int = 4
-    """time steps"""
+    """time steps; recordings are cut into so many frames"""
     epochs: int = 300
     """passes over the training images"""
     batch: int = 128
@@ -123,6 +151,7 @@ class Run:
     """auto, cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
+        check(self.data)
         for name, value, what in (
             ("T", self.T, "a number of time steps"),
             ("epochs", self.epochs, "a number of epochs"),
@@ -137,6 +166,10 @@ class Run:
             raise ValueError(
                 f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs two images at least in each part"
             )
+        if isinstance(self.loss, TET) and isinstance(self.rule, RateBP):
+            raise ValueError("TET wants a gradient at every step, and RateBP has one for the rate only: choose another rule")
+        if isinstance(self.rule, OTTT) and self.rule.decay != self.neuron.decay:
+            raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT wants the same")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if not 0 <= self.seed < 2**63:
@@ -144,9 +177,10 @@ class Run:
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""
-        body = self.model.build(num_classes, in_shape[0], self.neuron)
+        body = self.model.build(num_classes, in_shape, self.neuron)
         if isinstance(self.loss, SelfDistillation):
-            return Branched(body, deepconv_branches(body, in_shape, num_classes))
+            branches = deepconv_branches(body, in_shape, num_classes, self.model.residual_branches)
+            return Branched(body, branches)
         return body
 
 
@@ -155,6 +189,8 @@ def encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -174,6 +210,8 @@ def decode(kind: Any, value: Any, where: str = "run") -> Any:
         raise ValueError(f"{where} is {value!r}: give one of {', '.join(map(repr, typing.get_args(kind)))}")
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
+    if typing.get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(typing.get_args(kind)):
+        return tuple(decode(k, v, where) for k, v in zip(typing.get_args(kind), value, strict=True))
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) in (int, float) and math.isfinite(value):
@@ -199,7 +237,8 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict) or value.get("type") != kind.__name__:
         raise ValueError(f"{where} is {str(value)[:60]!r}: give the fields of a {kind.__name__}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    of_all = typing.get_type_hints(kind, include_extras=True)
+    hints = {field.name: of_all[field.name] for field in dataclasses.fields(kind)}
     given = {name: v for name, v in value.items() if name != "type"}
     for name in given:
         if name not in hints:

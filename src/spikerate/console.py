@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -60,6 +63,11 @@ class TrainingBar:
     def say(self, line: str) -> None:
         self.progress.console.print(line)
 
+    def wait(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
+        """Hand items on in this bar's place: the training is done."""
+        self.progress.stop()
+        yield from WaitingBar(self.console)(items, what, total)
+
     def step(self, step: int, terms: Terms) -> None:
         now = time.monotonic()
         if not self.console.is_terminal or (now - self.shown < _REFRESH_SECONDS and step < self.steps):
@@ -107,6 +115,18 @@ class TransferBar:
 
     def close(self) -> None:
         pass
+
+
+class WaitingBar:
+    """A progress bar for files that are read before the training; nothing where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            yield from progress.track(items, total=total)
 
 
 def table(title: str, *columns: str) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikerate.data import Images, ImageSet, plain_batches
+from spikerate.data import DataSet, Samples, Track, plain_batches, untracked
 from spikerate.rules import BPTT
 from spikerate.signal import Signal
 
@@ -35,28 +35,39 @@ class Accuracy:
         return middle - half, middle + half
 
 
+def over_time(x: Tensor, T: int) -> Tensor:
+    """What a rule takes, [T, B, C, H, W]: images [B, C, H, W] shown T times as a view, or the frames of [B, T, C, H, W]."""
+    return x.expand(T, *x.shape) if x.dim() == 4 else x.transpose(0, 1)[:T]
+
+
 def accuracy(
     network: nn.Module,
-    data: ImageSet,
-    images: Images,
+    data: DataSet,
+    samples: Samples,
     T: int,
     precision: str = "fp32",
     rule: Callable[[Any, Tensor], Signal] = BPTT(),
     batch: int = 256,
     device: torch.device | None = None,
-) -> Accuracy:
-    """Run a spiking network in evaluation mode on all `images`, each shown for T steps.
+    track: Track = untracked,
+) -> list[Accuracy]:
+    """Run a spiking network in evaluation mode on all `samples`, each for T steps.
 
-    The network is left in the mode it was in, which is on `device`; by default, where the images are.
+    The network is left in the mode it was in, which is on `device`; by default, where the labels are. `track` shows who
+    waits how far it is.
+
+    Returns:
+        of the mean of the logits over the first 1, 2, ..., T steps: what the network knows by then.
     """
     was_training = network.training
     network.eval()
-    device = device or images.labels.device
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    device = device or samples.labels.device
+    right = torch.zeros(T, dtype=torch.int64, device=device)
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for x, y in plain_batches(data, images, batch, device):
-                right += (rule(network, x.expand(T, *x.shape)).rate.argmax(-1) == y).sum()
+            batches = plain_batches(data, samples, batch, device)
+            for x, y in track(batches, "testing", -(-len(samples) // batch)):
+                right += (rule(network, over_time(x, T)).steps.cumsum(0, dtype=torch.float64).argmax(-1) == y).sum(1)
     finally:
         network.train(was_training)
-    return Accuracy(int(right), len(images))
+    return [Accuracy(n, len(samples)) for n in right.tolist()]

@@ -14,7 +14,7 @@ from torch import nn
 
 from spikerate import card
 from spikerate.config import Run, encode
-from spikerate.data import ImageSet
+from spikerate.data import DataSet, Track, untracked
 from spikerate.dist import Ranks, restarted
 from spikerate.evaluate import Accuracy, accuracy
 from spikerate.interrupt import Interrupt
@@ -26,10 +26,15 @@ from spikerate.train import Trainer, Watch
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy on the test set, and how often each layer fires there."""
+    """Accuracy on the test set after each step, and how often each layer fires there."""
 
-    accuracy: Accuracy
+    at_step: list[Accuracy]
     ledger: Ledger
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """After all steps."""
+        return self.at_step[-1]
 
     def record(self, network: nn.Module, best: Row) -> dict[str, Any]:
         """The entries of `result.json`."""
@@ -39,28 +44,47 @@ class Measured:
             "test_accuracy": self.accuracy.value,
             "test_interval_95": list(self.accuracy.interval()),
             "test_images": self.accuracy.n,
+            "test_accuracy_at_step": [a.value for a in self.at_step],
             "firing_rate": self.ledger.mean_rate(),
             "firing_rates": self.ledger.rates(network),
         }
 
 
-def measure(network: nn.Module, data: ImageSet, run: Run, ranks: Ranks = Ranks()) -> Measured:
-    """Evaluate a network on the test set; each rank does its share, no image is counted twice."""
+def measure(
+    network: nn.Module, data: DataSet, run: Run, ranks: Ranks = Ranks(), T: int | None = None, track: Track = untracked
+) -> Measured:
+    """Evaluate a network on the test set for T steps, those of the run by default.
+
+    Each rank does its share, no sample is counted twice.
+    """
     ledger = Ledger()
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    counted = accuracy(network, data, own, run.T, run.precision, Meter(ledger), device=device)
-    right = int(ranks.total(next(iter(ledger.spikes.values())).new_tensor(counted.right)))
-    return Measured(Accuracy(right, len(data.test)), ledger.totalled(ranks.total))
+    counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger), device=device, track=track)
+    right = ranks.total(torch.tensor([a.right for a in counted], device=device)).tolist()
+    return Measured([Accuracy(n, len(data.test)) for n in right], ledger.totalled(ranks.total))
 
 
-def data_card(data: ImageSet) -> dict[str, Any]:
+def data_card(data: DataSet) -> dict[str, Any]:
     """What `run.json` says of a data set."""
     sizes = {"train": len(data.train), "held_out": len(data.held_out), "test": len(data.test)}
-    return {"name": data.name, "licence": data.licence, "sizes": sizes, "split": data.split, "sha256": data.checksums}
+    return {
+        "name": data.name,
+        "licence": data.licence,
+        "sizes": sizes,
+        "shape": list(data.shape),
+        "mean": list(data.units.mean),
+        "std": list(data.units.std),
+        "unit": data.units.unit,
+        "classes": list(data.classes),
+        "split": data.split,
+        "drawn": {part: " ".join(map(str, index)) for part, index in data.drawn.items()},
+        "skipped": list(data.skipped),
+        "sha256": data.checksums,
+    }
 
 
-def begin(path: Path, run: Run, data: ImageSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:
+def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:
     """The folder of a new run, or that of the same run where torchrun has started it again.
 
     Raises:
@@ -80,12 +104,13 @@ def use_threads_of(folder: RunFolder) -> None:
 
 def perform(
     run: Run,
-    data: ImageSet,
+    data: DataSet,
     folder: RunFolder,
     watch: Watch,
     ranks: Ranks = Ranks(),
     stop: Interrupt = Interrupt(),
     save_minutes: float = 10,
+    track: Track = untracked,
 ) -> tuple[State, Measured]:
     """Train from where the folder stands, and evaluate the best weights on the test set.
 
@@ -96,7 +121,7 @@ def perform(
     state = Trainer(run, data, folder, watch, ranks, stop, save_minutes).train()
     ranks.tell("")
     folder.load_weights("best", state.network)
-    measured = measure(state.network, data, run, ranks)
+    measured = measure(state.network, data, run, ranks, track=track)
     if ranks.first:
         after = card.joules()
         used = None if joules is None or after is None else round(after - joules)
@@ -106,7 +131,7 @@ def perform(
     return state, measured
 
 
-def _card(run: Run, data: ImageSet, ranks: Ranks) -> dict[str, Any]:
+def _card(run: Run, data: DataSet, ranks: Ranks) -> dict[str, Any]:
     return {
         "fingerprint": card.fingerprint(encode(run)),
         "started": card.now(),

@@ -1,7 +1,8 @@
 """Losses as values: each takes the logits of all outputs and the labels, and returns named terms.
 
 Every loss is called as `loss(outputs, labels)` with `outputs` a sequence of logits [B, K], the branches' first and the
-final head's last, and `labels` [B] int64. It returns a dict of scalars: `loss`, what is minimised, and its terms.
+final head's last, and `labels` [B] int64. It returns a dict of scalars: `loss`, what is minimised, and its terms. A loss
+that is `per_step` takes the final head's logits of every step, [B, T, K].
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,45 @@ Terms = dict[str, Tensor]
 class CrossEntropy:
     """Cross-entropy of the final head: `{"loss"}`."""
 
+    per_step: ClassVar[bool] = False
+
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
         return {"loss": F.cross_entropy(outputs[-1].float(), labels)}
+
+
+@dataclass(frozen=True)
+class TET:
+    """Temporal efficient training: cross-entropy at every step, and a pull of the logits towards a constant.
+
+        L = (1 - pull) mean_t CE(logits[t]) + pull mean_t MSE(logits[t], target)
+
+    Terms: `loss`; with a pull, `ce` and `mse` too. It needs a gradient at each step: not for `RateBP`.
+
+    Args:
+        pull: the weight of the second term, in [0, 1); 0 leaves it out.
+        target: the constant, the neuron's threshold in the paper.
+
+    Raises:
+        ValueError: `pull` is out of its range.
+
+    Reference: Deng et al., ICLR 2022.
+    """
+
+    pull: float = 0.0
+    target: float = 1.0
+    per_step: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pull < 1:
+            raise ValueError(f"TET.pull is {self.pull}: give a number in [0, 1)")
+
+    def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
+        logits = outputs[-1].to(torch.promote_types(outputs[-1].dtype, torch.float32))  # [B, T, K]
+        ce = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+        if self.pull == 0:
+            return {"loss": ce}
+        mse = (logits - self.target).square().mean()
+        return {"loss": (1 - self.pull) * ce + self.pull * mse, "ce": ce, "mse": mse}
 
 
 @dataclass(frozen=True)
@@ -60,6 +98,7 @@ class SelfDistillation:
     tau: float = 3.0
     final_alpha: float | None = None
     teacher: Literal["reliable", "all"] | None = "reliable"
+    per_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         weights = {"alpha": self.alpha, "beta": self.beta, "final_alpha": self.final_alpha}
@@ -91,7 +130,7 @@ class SelfDistillation:
         return self.tau**2 * (per_sample * reliable).sum() / reliable.sum().clamp(min=1)
 
 
-Loss = CrossEntropy | SelfDistillation
+Loss = CrossEntropy | SelfDistillation | TET
 
 
 def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,5 +151,6 @@ def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def accuracies(outputs: Sequence[Tensor], labels: Tensor) -> Terms:
     """The share of samples that each output gets right: `accuracy` of the final head, `accuracy/exit1`, ... of the rest."""
-    right = [(p.argmax(-1) == labels).float().mean() for p in outputs]
+    rates = [p.mean(1) if p.dim() == 3 else p for p in outputs]
+    right = [(p.argmax(-1) == labels).float().mean() for p in rates]
     return {"accuracy": right[-1]} | {f"accuracy/exit{k + 1}": value for k, value in enumerate(right[:-1])}

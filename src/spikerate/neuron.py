@@ -123,6 +123,27 @@ class LIF(nn.Module):
         assert u is not None and carried is not None and total is not None
         return _stack(spikes), (u, carried, total)
 
+    @torch.no_grad()
+    def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes without a graph, and the slope of each at its own step: the gradient without the way through time.
+
+        Args:
+            inputs: input currents [T, B, ...].
+            state: the membrane u after the steps before [B, ...], None at the start.
+
+        Returns:
+            spikes and slopes [T, B, ...], and the membrane after the last step [B, ...].
+        """
+        spikes, slopes = [], []
+        for current in inputs.unbind(0):
+            v = self._charge(state, current)
+            s = (v >= self.threshold).to(v.dtype)
+            spikes.append(s.to(current.dtype))
+            slopes.append(self.surrogate.slope(v - self.threshold).to(current.dtype))
+            state = self._reset(v, s)
+        assert state is not None
+        return _stack(spikes), _stack(slopes), state
+
     def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
         wide = current.to(torch.promote_types(current.dtype, torch.float32))
         return wide if u is None else self.decay * u + wide

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spikerate.signal import RateCoded, Signal, Tape, Unrolled, is_constant
+from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 
 Network = Callable[[Signal], Signal]
 
@@ -38,6 +38,54 @@ class BPTT:
         _check_input(x)
         outputs = [network(Unrolled(*chunk)) for chunk in _chunks(x, self.chunk)]
         return _join(outputs, len(x))
+
+
+@dataclass(frozen=True)
+class SLTT:
+    """Spatial learning through time: each step's gradient goes through the layers, and none through time.
+
+    The membrane that a step finds is a constant for it, so the gradient of a step needs nothing of the steps before.
+    `chunk` as for `BPTT`; the method normalises step by step, `chunk=1`. Weights are updated once, after all T steps, so
+    memory grows with T here as for `BPTT`; the backward pass through the neurons is cheaper.
+
+    Call and errors: as `BPTT`. Reference: Meng et al., ICCV 2023.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_chunk("SLTT", self.chunk)
+
+    def __call__(self, network: Network, x: Tensor) -> Signal:
+        _check_input(x)
+        return _join([network(Spatial(*chunk)) for chunk in _chunks(x, self.chunk)], len(x))
+
+
+@dataclass(frozen=True)
+class OTTT:
+    """Online training through time: as `SLTT`, with the traces of the inputs in the gradient of the weights.
+
+    `d L / d W = sum_t g[t] a[t]^T`, `a[t] = decay a[t-1] + input[t]`, where g[t], the gradient at the input current of
+    step t, goes through the layers only. `chunk` and memory as for `SLTT`; weights are updated once, after all steps.
+
+    Args:
+        decay: of the traces, in (0, 1]: that of the neurons.
+
+    Call and errors: as `BPTT`. Reference: Xiao et al., NeurIPS 2022. The authors replace batch norm
+    by a normalisation of the weights; here batch norm stays, and its gradient is the step's own.
+    """
+
+    chunk: int | None = None
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_chunk("OTTT", self.chunk)
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
+
+    def __call__(self, network: Network, x: Tensor) -> Signal:
+        _check_input(x)
+        return _join([network(Traced(*chunk, decay=self.decay)) for chunk in _chunks(x, self.chunk)], len(x))
 
 
 @dataclass(frozen=True)
@@ -75,7 +123,7 @@ class RateBP:
         return _join(outputs, len(x))
 
 
-Rule = BPTT | RateBP
+Rule = BPTT | RateBP | SLTT | OTTT
 
 
 def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, Tape]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 from spikerate import known
 
 PerStep = Callable[..., Tensor]
+_Own = TypeVar("_Own", bound="Stepwise")
 
 
 class Neuron(Protocol):
@@ -28,6 +29,8 @@ class Neuron(Protocol):
     def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
 
     def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]: ...
 
 
 class Tape:
@@ -189,31 +192,80 @@ class Signal(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Unrolled(Signal):
-    """The gradient goes through every step: backpropagation through time, and inference."""
+class Stepwise(Signal):
+    """The steps carry the gradient; how much of it a neuron hands back through time is left to the kinds."""
 
     @property
     def rate(self) -> Tensor:
         return self.train.mean(0)
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Unrolled:
-        signals = (self, *others)
-        return replace(self, train=_mapped(f, signals), constant=all(s.constant for s in signals))
-
-    def nonlinear(self, f: PerStep) -> Unrolled:
+    def nonlinear(self: _Own, f: PerStep) -> _Own:
         return replace(self, train=_mapped(f, (self,)))
 
-    def normalize(self, norm: Normalization) -> Unrolled:
+    def normalize(self: _Own, norm: Normalization) -> _Own:
         y, _, _ = norm(self.train, self.T)
         return replace(self, train=y)
+
+    def tap(self) -> Tensor:
+        return self.tape.mean(self.rate, self.T)
+
+    def _at_once(self: _Own, neuron: Neuron) -> _Own:
+        """Fire, with the gradient of each step going to that step alone."""
+        inputs = self.steps
+        spikes, slopes, state = neuron.slopes(inputs, self.tape.recall())
+        self.tape.keep(state)
+        return replace(self, train=known.scale(spikes, inputs, slopes), constant=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled(Stepwise):
+    """The gradient goes through every step: backpropagation through time, and inference."""
+
+    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Unrolled:
+        return replace(self, train=_mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Unrolled:
         spikes, state = neuron.unroll(self.steps, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
-    def tap(self) -> Tensor:
-        return self.tape.mean(self.rate, self.T)
+
+@dataclass(frozen=True, eq=False)
+class Spatial(Stepwise):
+    """The gradient goes through the layers at each step, and not through time: spatial learning through time (SLTT)."""
+
+    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Spatial:
+        return replace(self, train=_mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+
+    def fire(self, neuron: Neuron) -> Spatial:
+        return self._at_once(neuron)
+
+
+@dataclass(frozen=True, eq=False)
+class Traced(Stepwise):
+    """As `Spatial`, but weights meet the trace of their input: online training through time (OTTT).
+
+    The trace of an input is `a[t] = decay a[t-1] + input[t]`: all that a leaky membrane has had of it by then.
+    """
+
+    decay: float = field(kw_only=True)
+
+    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Traced:
+        if at_rate is None:
+            return replace(self, train=_mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        with torch.no_grad():
+            value = _mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
+            traces = []
+            trace = self.tape.recall()
+            for x in self.steps.unbind(0):
+                trace = x if trace is None else self.decay * trace + x
+                traces.append(trace)
+            self.tape.keep(trace)
+        inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.steps)
+        return replace(self, train=_per_step(at_rate, value, inputs), constant=False)
+
+    def fire(self, neuron: Neuron) -> Traced:
+        return self._at_once(neuron)
 
 
 @dataclass(frozen=True, eq=False)

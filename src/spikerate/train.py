@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from spikerate import guard
 from spikerate.card import compiler_problem
 from spikerate.config import Run
-from spikerate.data import ImageSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.data import DataSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.dist import Ranks
-from spikerate.evaluate import Accuracy, accuracy
+from spikerate.evaluate import Accuracy, accuracy, over_time
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.losses import Terms, accuracies
 from spikerate.models import synchronize_batch_norm
@@ -27,6 +27,8 @@ from spikerate.state import Row, State
 _LAYERS = 1
 """The streams of the layers' random numbers, as dropout's; those of the augmentation are 0."""
 _SAVE, _STOP = 1, 2
+_ONEDNN_BLOCK = 16
+"""Channels that oneDNN handles together."""
 _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
@@ -62,23 +64,42 @@ def pick_device(name: str, local: int = 0) -> torch.device:
     return device
 
 
-def build_network(run: Run, data: ImageSet, device: torch.device) -> nn.Module:
-    """The network of a run with fresh weights, on the device, its kernels in channels-last order."""
-    network = run.build(len(data.classes), data.shape).to(device)
+def build_network(run: Run, num_classes: int, shape: tuple[int, int, int], device: torch.device) -> nn.Module:
+    """The network of a run with fresh weights for samples [C, H, W], on the device.
+
+    Its kernels are in channels-last order, which all layers then take over, unless that is unsafe.
+    """
+    network = run.build(num_classes, shape).to(device)
+    if device.type == "cpu" and any(map(_unsafe_channels_last, network.modules())):
+        return network
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-class Outputs(nn.Module):
-    """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last."""
+def _unsafe_channels_last(module: nn.Module) -> bool:
+    """Whether oneDNN writes past its workspace in the backward pass: github.com/uxlfoundation/oneDNN, issue 6035."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < _ONEDNN_BLOCK
+    )
 
-    def __init__(self, network: nn.Module, forward: Callable[..., Any]) -> None:
+
+class Outputs(nn.Module):
+    """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last.
+
+    With `per_step`, the final head's are those of every step, [B, T, K].
+    """
+
+    def __init__(self, network: nn.Module, forward: Callable[..., Any], per_step: bool = False) -> None:
         super().__init__()
         self.network = network
         self.run = forward
+        self.per_step = per_step
 
     def forward(self, x: Tensor) -> list[Tensor]:
         out = self.run(self.network, x)
-        return [*out.exits, out.rate]
+        return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +113,7 @@ class Trainer:
     """
 
     run: Run
-    data: ImageSet
+    data: DataSet
     folder: RunFolder
     watch: Watch
     ranks: Ranks = Ranks()
@@ -116,12 +137,12 @@ class Trainer:
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
-            network = build_network(run, self.data, device)
+            network = build_network(run, len(self.data.classes), self.data.shape, device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
             state = State(network, run.optim.build(network))
             prepare = _compiler(run, device, self.watch)
-            forward = ranks.wrap(Outputs(network, prepare(run.rule)))
+            forward = ranks.wrap(Outputs(network, prepare(run.rule), run.loss.per_step))
             self._begin(state)
             data = self.data.to(device) if run.data.store == "device" else self.data
             look = prepare(BPTT())
@@ -139,7 +160,7 @@ class Trainer:
             self._save(state)
 
     def _epoch(
-        self, state: State, data: ImageSet, device: torch.device, forward: nn.Module, look: Callable[..., Any]
+        self, state: State, data: DataSet, device: torch.device, forward: nn.Module, look: Callable[..., Any]
     ) -> None:
         run, ranks, network = self.run, self.ranks, state.network
         start = saved = time.perf_counter()
@@ -200,7 +221,7 @@ class Trainer:
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-            return forward(x.expand(self.run.T, *x.shape))
+            return forward(over_time(x, self.run.T))
 
     def _give_up(self, state: State, forward: nn.Module, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
         network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
@@ -224,13 +245,13 @@ class Trainer:
             + f"{kept}. A smaller --optim.lr or --precision fp32 may help"
         )
 
-    def _held_out(self, network: nn.Module, data: ImageSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
+    def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
         own = data.held_out[self.ranks.share(len(data.held_out))]
-        counted = accuracy(network, data, own, self.run.T, self.run.precision, look, device=device)
+        counted = accuracy(network, data, own, self.run.T, self.run.precision, look, device=device)[-1]
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 
-    def _probe(self, network: nn.Module, data: ImageSet, device: torch.device) -> float:
+    def _probe(self, network: nn.Module, data: DataSet, device: torch.device) -> float:
         """The mean firing rate on a few images; says which layers are stuck."""
         images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))

@@ -1,43 +1,34 @@
 """Data sets by name, augmentation and batches; knows nothing of networks."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 from spikerate.data.augment import Augment
-from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch, stream
-from spikerate.data.cifar import cifar10
-from spikerate.data.digits import digits
+from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch
+from spikerate.data.catalogue import SETS, check, input_shape, load
 from spikerate.data.download import SOURCES, fetch
-from spikerate.data.images import Images, ImageSet
-
-SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10)}
-"""Of each data set, what a network needs to know: the shape (C, H, W) of a sample and the number of classes."""
+from spikerate.data.samples import DataSet, Samples, Units
+from spikerate.data.settings import Data
+from spikerate.data.single import read_sample, sample_files
+from spikerate.data.streams import stream
+from spikerate.data.workers import Track, untracked
 
 __all__ = [
-    "SHAPES",
+    "SETS",
     "SOURCES",
     "Augment",
-    "ImageSet",
-    "Images",
+    "Data",
+    "DataSet",
     "Part",
+    "Samples",
+    "Track",
+    "Units",
+    "check",
     "epoch_batches",
     "fetch",
+    "input_shape",
     "load",
     "plain_batches",
+    "read_sample",
+    "sample_files",
     "steps_per_epoch",
     "stream",
+    "untracked",
 ]
-
-
-def load(name: str, path: Path | None, held_out: int) -> ImageSet:
-    """A data set: "digits" (built in, its split fixed) or "cifar10" (in the folder `path`).
-
-    Raises:
-        ValueError: the name is unknown, or its files are missing or broken.
-    """
-    if name == "digits":
-        return digits()
-    if name == "cifar10":
-        return cifar10(path, held_out)
-    raise ValueError(f"there is no data set {name!r}: give digits or cifar10")

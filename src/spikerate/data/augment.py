@@ -2,56 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import torch
-from kornia.augmentation import RandomCrop, RandomHorizontalFlip
+from kornia.augmentation import RandomCrop, RandomHorizontalFlip, RandomRotation
 from kornia.augmentation.auto import AutoAugment
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Crop, flip, AutoAugment and Cutout, in this order; each off by default."""
+    """Crop, flip, AutoAugment, roll, rotation and Cutout, in this order; each off by default."""
 
+    resized_crop: bool = False
+    """random part of the image, 8 to 100 % of its area, brought to the size of the data (image files only)"""
     crop: int = 0
     """random crop at the image's own size after padding by so many pixels"""
     flip: bool = False
-    """horizontal flip of each image with probability 1/2"""
+    """horizontal flip of each sample with probability 1/2"""
     autoaugment: Literal["cifar10"] | None = None
     """AutoAugment policy (Cubuk et al., CVPR 2019); each group of 8 images draws its own sub-policy"""
+    roll: int = 0
+    """shift by up to so many pixels in both directions, what leaves on one side comes in on the other"""
+    rotation: float = 0.0
+    """rotation by up to so many degrees"""
     cutout: int = 0
     """side of the square set to zero around a random pixel (DeVries and Taylor, 2017)"""
+    one_of: bool = False
+    """of roll, rotation and Cutout, each group of 8 samples gets one only, drawn at random"""
 
     def __post_init__(self) -> None:
-        for name, value in (("crop", self.crop), ("cutout", self.cutout)):
+        for name, value in (("crop", self.crop), ("roll", self.roll), ("cutout", self.cutout)):
             if value < 0:
                 raise ValueError(f"augment.{name} is {value}: give a number of pixels >= 0")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"augment.rotation is {self.rotation}: give an angle from 0 to 180 degrees")
+        if self.one_of and len(self._moves()) < 2:
+            raise ValueError("augment.one_of chooses among roll, rotation and cutout: give two of them at least")
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch; a function of the batch and the seed alone.
+        """Augment a batch; a function of the batch and the seed alone. All frames of a sample are treated alike.
 
         Args:
-            x: [B, C, H, W] in [0, 1]; C = 3 for AutoAugment.
+            x: [B, C, H, W] in [0, 1], C = 3 for AutoAugment; or [B, T, C, H, W].
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
+            planes = x.flatten(1, -3)
             if self.crop:
-                x = RandomCrop(tuple(x.shape[-2:]), padding=self.crop)(x)
+                planes = RandomCrop(tuple(x.shape[-2:]), padding=self.crop)(planes)
             if self.flip:
-                x = RandomHorizontalFlip()(x)
+                planes = RandomHorizontalFlip()(planes)
             if self.autoaugment:
-                x = torch.cat([_autoaugment(self.autoaugment)(group) for group in x.split(8)])
-            if self.cutout:
-                x = x * _outside(x, self.cutout)
-        return x
+                planes = torch.cat([_autoaugment(self.autoaugment)(group) for group in planes.split(8)])
+            moves = self._moves()
+            if self.one_of:
+                groups = planes.split(8)
+                drawn = torch.randint(0, len(moves), (len(groups),)).tolist()
+                planes = torch.cat([moves[k](group) for k, group in zip(drawn, groups, strict=True)])
+            else:
+                for move in moves:
+                    planes = move(planes)
+        return planes.reshape(x.shape)
+
+    def _moves(self) -> list[Callable[[Tensor], Tensor]]:
+        moves: list[Callable[[Tensor], Tensor]] = []
+        if self.roll:
+            moves.append(lambda x: _rolled(x, self.roll))
+        if self.rotation:
+            moves.append(RandomRotation(self.rotation, p=1.0))
+        if self.cutout:
+            moves.append(lambda x: x * _outside(x, self.cutout))
+        return moves
 
 
 @cache
 def _autoaugment(policy: str) -> AutoAugment:
     return AutoAugment(policy)
+
+
+def _rolled(x: Tensor, most: int) -> Tensor:
+    """Each sample [C, H, W] of x [B, C, H, W] shifted around by its own -most..most pixels along both axes."""
+    b, _, h, w = x.shape
+    down, right = (torch.randint(-most, most + 1, (b, 1)).to(x.device) for _ in range(2))
+    rows = (torch.arange(h, device=x.device) - down) % h
+    columns = (torch.arange(w, device=x.device) - right) % w
+    return x[torch.arange(b, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def _outside(x: Tensor, side: int) -> Tensor:

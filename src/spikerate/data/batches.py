@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from spikerate.data.augment import Augment
-from spikerate.data.images import Images, ImageSet
+from spikerate.data.samples import Block, DataSet, Samples
+from spikerate.data.streams import stream
 
-_AUGMENT = 0
+_AUGMENT, _CROP = 0, 2
+"""The streams of random numbers of this file; those of the layers are 1."""
 _BLOCK = 32
-"""Images that are augmented together: blocks of a batch, and not shares of ranks, so that ranks change nothing."""
+"""Samples that are augmented together: blocks of a batch, and not shares of ranks, so that ranks change nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Part:
     """This rank's share of a part of a batch.
 
     Attributes:
-        x: [n, C, H, W], augmented and normalised.
+        x: [n, C, H, W] or [n, T, C, H, W], augmented and normalised.
         labels: [N] of the whole part, those of the other ranks too.
     """
 
@@ -31,13 +33,23 @@ class Part:
     labels: Tensor
 
 
-def steps_per_epoch(images: Images, batch: int) -> int:
-    """Batches in an epoch: whole ones only, the rest of each epoch's order is left out; one if there are fewer images."""
-    return max(1, len(images) // batch)
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be read for a part: the blocks that have a sample of this rank, and where its samples lie in them."""
+
+    chosen: Tensor
+    blocks: list[Block]
+    seeds: list[int]
+    own: slice
+
+
+def steps_per_epoch(samples: Samples, batch: int) -> int:
+    """Batches in an epoch: whole ones only, the rest of each epoch's order is left out; one if there are fewer samples."""
+    return max(1, len(samples) // batch)
 
 
 def epoch_batches(
-    data: ImageSet,
+    data: DataSet,
     batch: int,
     augment: Augment,
     seed: int,
@@ -52,48 +64,53 @@ def epoch_batches(
     Order and augmentation depend neither on the ranks nor on the parts.
 
     Args:
-        batch: images of all ranks and parts together.
-        share: size -> which of so many images are this rank's; all by default.
+        batch: samples of all ranks and parts together.
+        share: size -> which of so many samples are this rank's; all by default.
         parts: how many each batch is divided into.
         start: the first batch to give.
-        device: where the parts are wanted; where the images are by default.
+        device: where the parts are wanted; where the labels are by default.
+
+    Raises:
+        ValueError: a file is broken.
     """
-    images = data.train
-    device = device or images.labels.device
-    order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(images))).to(images.labels.device)
-    for k in range(start, steps_per_epoch(images, batch)):
-        chosen = order[k * batch : (k + 1) * batch]
-        edges = [len(chosen) * p // parts for p in range(parts + 1)]
+    samples = data.train
+    device = device or samples.labels.device
+    order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(samples)))
+    steps = [
+        _plans(order[k * batch : (k + 1) * batch], share, parts, augment, (seed, epoch, k))
+        for k in range(start, steps_per_epoch(samples, batch))
+    ]
+    blocks = samples.read((block for plan in itertools.chain(*steps) for block in plan.blocks), device)
+    for plans in steps:
         done = []
-        for a, b in itertools.pairwise(edges):
-            mine = share(b - a)
-            own = range(*slice(a + (mine.start or 0), a + mine.stop).indices(len(chosen)))
-            x = data.normalize(_augmented(images, chosen, own, augment, (seed, _AUGMENT, epoch, k), device))
-            done.append(Part(x, images.labels[chosen[a:b]].to(device)))
+        for plan in plans:
+            x = [augment(data.units.scale(next(blocks)), block_seed) for block_seed in plan.seeds]
+            done.append(Part(data.units.normalize(torch.cat(x)[plan.own]), samples.labels[plan.chosen].to(device)))
         yield done
 
 
-def _augmented(
-    images: Images, chosen: Tensor, own: range, augment: Augment, key: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """The images `own` of the batch `chosen`, by augmenting each block that has one of them."""
-    first, last = own.start // _BLOCK, -(-own.stop // _BLOCK)
-    blocks = [chosen[k * _BLOCK : (k + 1) * _BLOCK] for k in range(first, last)]
-    x = [augment(to_float(images.images[b].to(device)), stream(*key, first + k)) for k, b in enumerate(blocks)]
-    return torch.cat(x)[own.start - first * _BLOCK : own.stop - first * _BLOCK]
+def _plans(
+    chosen: Tensor, share: Callable[[int], slice], parts: int, augment: Augment, key: tuple[int, int, int]
+) -> list[_Plan]:
+    """What is read of the batch `chosen` for each part: every block that has one of this rank's samples."""
+    seed, *rest = key
+    edges = [len(chosen) * p // parts for p in range(parts + 1)]
+    plans = []
+    for a, b in itertools.pairwise(edges):
+        mine = share(b - a)
+        own = range(*slice(a + (mine.start or 0), a + mine.stop).indices(len(chosen)))
+        first, last = own.start // _BLOCK, -(-own.stop // _BLOCK)
+        blocks = [
+            Block(chosen[k * _BLOCK : (k + 1) * _BLOCK], stream(seed, _CROP, *rest, k) if augment.resized_crop else None)
+            for k in range(first, last)
+        ]
+        seeds = [stream(seed, _AUGMENT, *rest, k) for k in range(first, last)]
+        plans.append(_Plan(chosen[a:b], blocks, seeds, slice(own.start - first * _BLOCK, own.stop - first * _BLOCK)))
+    return plans
 
 
-def plain_batches(data: ImageSet, images: Images, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in their own order, normalised, on the device: [B, C, H, W], labels; the last batch may be smaller."""
-    for x, y in zip(images.images.split(batch), images.labels.split(batch), strict=True):
-        yield data.normalize(to_float(x.to(device))), y.to(device)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """[B, C, H, W] bytes -> [0, 1], channels last."""
-    return images.to(torch.float32, memory_format=torch.channels_last) / 255
-
-
-def stream(*key: int) -> int:
-    """The seed of a stream of random numbers of its own for each key."""
-    return int(np.random.default_rng(np.random.SeedSequence(key[0], spawn_key=key[1:])).integers(2**63))
+def plain_batches(data: DataSet, samples: Samples, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples in their own order, normalised, on the device: [B, (T,) C, H, W], labels; the last may be smaller."""
+    index = torch.arange(len(samples)).split(batch)
+    for x, y in zip(samples.read(map(Block, index), device), samples.labels.split(batch), strict=True):
+        yield data.units.normalize(data.units.scale(x)), y.to(device)

@@ -1,106 +1,191 @@
-"""CIFAR-10 in its official python layout."""
+"""CIFAR-10 and CIFAR-100 in their official python and binary layouts."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spikerate.data.images import Images, ImageSet, hold_out
+from spikerate.data.samples import DataSet, Stored, Units
 
-_TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
-_TEST = ["test_batch"]
 _PIXELS = 3 * 32 * 32
 _LARGEST = 2**28
-"""Bytes; the official files have 31 million."""
+"""Bytes; the largest official file has 154 million."""
+_LICENCE = "research use, cite Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009"
 
 
-def cifar10(path: Path | None, held_out: int) -> ImageSet:
+@dataclass(frozen=True)
+class _Layout:
+    """One distribution of one of the two sets.
+
+    Attributes:
+        set: its name in sentences.
+        folder: that its archive holds.
+        train, test: files with images and labels.
+        names: the file with the names of the classes.
+        key: where the labels of the python layout are.
+        names_key: where the names are.
+        labels: bytes before the pixels of a row in the binary layout, the last of which is the class; 0 for python.
+        classes: K.
+    """
+
+    set: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    names: str
+    key: bytes
+    names_key: bytes
+    labels: int
+    classes: int
+
+
+_FIVE = tuple(f"data_batch_{k}" for k in range(1, 6))
+_CIFAR10 = [
+    _Layout("CIFAR-10", "cifar-10-batches-py", _FIVE, ("test_batch",), "batches.meta", b"labels", b"label_names", 0, 10),
+    _Layout(
+        "CIFAR-10",
+        "cifar-10-batches-bin",
+        tuple(f"{name}.bin" for name in _FIVE),
+        ("test_batch.bin",),
+        "batches.meta.txt",
+        b"",
+        b"",
+        1,
+        10,
+    ),
+]
+_CIFAR100 = [
+    _Layout("CIFAR-100", "cifar-100-python", ("train",), ("test",), "meta", b"fine_labels", b"fine_label_names", 0, 100),
+    _Layout("CIFAR-100", "cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", b"", b"", 2, 100),
+]
+
+
+def cifar10(path: Path) -> DataSet:
     """CIFAR-10 (Krizhevsky, 2009): 32 x 32, three channels, 10 classes.
 
     Args:
-        path: the folder `cifar-10-batches-py`, or the one that holds it.
-        held_out: how many training images to hold out.
+        path: the folder of one of the two layouts, or the one that holds it.
 
     Raises:
-        ValueError: the folder or a file is missing, or a file is not what it should be; the sentence names it.
+        ValueError: a file is missing, or not what it should be; the sentence names it.
     """
-    folder = _find(path)
-    missing = [name for name in [*_TRAIN, *_TEST, "batches.meta"] if not (folder / name).is_file()]
+    return _read("cifar10", path, _CIFAR10, Units((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
+
+
+def cifar100(path: Path) -> DataSet:
+    """CIFAR-100 (Krizhevsky, 2009), with its fine labels: 32 x 32, three channels, 100 classes; else as `cifar10`."""
+    return _read("cifar100", path, _CIFAR100, Units((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
+
+
+def _read(name: str, path: Path, layouts: list[_Layout], units: Units) -> DataSet:
+    layout, folder = _find(path, layouts)
+    missing = [file for file in (*layout.train, *layout.test, layout.names) if not (folder / file).is_file()]
     if missing:
-        raise ValueError(f"{folder} is incomplete: {', '.join(missing)} not there; unpack cifar-10-python.tar.gz again")
+        raise ValueError(f"{folder} is incomplete: {', '.join(missing)} not there; unpack the archive of {layout.set} again")
     checksums: dict[str, str] = {}
-    meta = _load(folder / "batches.meta", checksums)
-    names = meta.get(b"label_names")
-    if not isinstance(names, list) or len(names) != 10 or not all(isinstance(n, bytes) for n in names):
-        raise ValueError(f"{folder / 'batches.meta'} has no list of ten label names: it is no file of CIFAR-10")
-    train, kept, split = hold_out(_images(folder, _TRAIN, checksums), held_out)
-    return ImageSet(
-        name="cifar10",
+    classes = _classes(folder / layout.names, layout, checksums)
+    train = _images(folder, layout.train, layout, checksums)
+    return DataSet(
+        name=name,
         train=train,
-        held_out=kept,
-        test=_images(folder, _TEST, checksums),
-        classes=tuple(n.decode("ascii", "replace") for n in names),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        licence="research use, cite Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009",
+        held_out=train[:0],
+        test=_images(folder, layout.test, layout, checksums),
+        classes=classes,
+        units=units,
+        licence=_LICENCE,
         checksums=checksums,
-        split=split,
     )
 
 
-def _find(path: Path | None) -> Path:
-    if path is None:
+def _find(path: Path, layouts: list[_Layout]) -> tuple[_Layout, Path]:
+    """The layout that the folder, or one in it, has a file of; the python one where nothing speaks for the other."""
+    for layout in layouts:
+        for folder in (path / layout.folder, path):
+            if (folder.name == layout.folder and folder.is_dir()) or any((folder / file).is_file() for file in layout.train):
+                return layout, folder
+    return layouts[0], path
+
+
+def _classes(file: Path, layout: _Layout, checksums: dict[str, str]) -> tuple[str, ...]:
+    names: Any
+    if layout.labels:
+        names = _content(file, layout, checksums).split()
+    else:
+        names = _unpickle(file, layout, checksums).get(layout.names_key)
+    if not isinstance(names, list) or len(names) != layout.classes or not all(isinstance(n, bytes) for n in names):
+        raise ValueError(f"{file} has no list of {layout.classes} label names: it is no file of {layout.set}")
+    return tuple(n.decode("ascii", "replace") for n in names)
+
+
+def _images(folder: Path, names: tuple[str, ...], layout: _Layout, checksums: dict[str, str]) -> Stored:
+    read = _from_rows if layout.labels else _from_pickle
+    parts = [read(folder / name, layout, checksums) for name in names]
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Stored(torch.from_numpy(pixels), torch.from_numpy(labels))
+
+
+def _from_pickle(file: Path, layout: _Layout, checksums: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    batch = _unpickle(file, layout, checksums)
+    data, labels = batch.get(b"data"), batch.get(layout.key)
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == _PIXELS):
+        raise ValueError(f"{file} has no array `data` of [N, {_PIXELS}] bytes: it is no file of {layout.set}")
+    if not isinstance(labels, list) or len(labels) != len(data) or len(data) == 0:
+        raise ValueError(f"{file} has {len(data)} images, but not as many labels: fetch it again")
+    for row, k in enumerate(labels):
+        if type(k) is not int or not 0 <= k < layout.classes:
+            raise ValueError(f"{file} has the label {k!r} at row {row}: labels are the numbers 0 to {layout.classes - 1}")
+    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def _from_rows(file: Path, layout: _Layout, checksums: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    raw, size = _content(file, layout, checksums), layout.labels + _PIXELS
+    whole = len(raw) // size * size
+    if not raw or whole != len(raw):
         raise ValueError(
-            "cifar10 needs its folder: give --data PATH, where cifar-10-python.tar.gz was unpacked "
-            "(spikerate fetch cifar10 PATH gets it)"
+            f"{file} has {len(raw):,} bytes, no multiple of the {size} of a row: it ends within a row at byte {whole:,}, "
+            "fetch it again"
         )
-    if not path.is_dir():
-        raise ValueError(f"the data folder {path} does not exist: give the folder of cifar-10-batches-py")
-    inner = path / "cifar-10-batches-py"
-    return inner if inner.is_dir() else path
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, size)
+    labels = rows[:, layout.labels - 1].astype(np.int64)
+    wrong = np.flatnonzero(labels >= layout.classes)
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"{file} has the label {labels[row]} at byte {row * size + layout.labels - 1:,}: labels are the numbers 0 to "
+            f"{layout.classes - 1}, so it is no file of {layout.set}"
+        )
+    return rows[:, layout.labels :].reshape(-1, 3, 32, 32).copy(), labels
 
 
-def _images(folder: Path, names: list[str], checksums: dict[str, str]) -> Images:
-    pixels, labels = [], []
-    for name in names:
-        file = folder / name
-        batch = _load(file, checksums)
-        data, label = batch.get(b"data"), batch.get(b"labels")
-        if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == _PIXELS):
-            raise ValueError(f"{file} has no array `data` of [N, {_PIXELS}] bytes: it is no file of CIFAR-10")
-        if not isinstance(label, list) or len(label) != len(data) or len(data) == 0:
-            raise ValueError(f"{file} has {len(data)} images, but not as many labels: fetch it again")
-        for row, k in enumerate(label):
-            if type(k) is not int or not 0 <= k < 10:
-                raise ValueError(f"{file} has the label {k!r} at row {row}: labels are the numbers 0 to 9")
-        pixels.append(data.reshape(-1, 3, 32, 32))
-        labels += label
-    return Images(torch.from_numpy(np.concatenate(pixels)), torch.tensor(labels))
-
-
-def _load(file: Path, checksums: dict[str, str]) -> dict[Any, Any]:
+def _content(file: Path, layout: _Layout, checksums: dict[str, str]) -> bytes:
     try:
         size = file.stat().st_size
-        raw = file.read_bytes() if size <= _LARGEST else b""
+        if size > _LARGEST:
+            raise ValueError(f"{file} has {size:,} bytes, and no file of {layout.set} so many: fetch it again")
+        raw = file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from error
-    if size > _LARGEST:
-        raise ValueError(f"{file} has {size:,} bytes, and no file of CIFAR-10 so many: fetch it again")
     checksums[file.name] = hashlib.sha256(raw).hexdigest()
+    return raw
+
+
+def _unpickle(file: Path, layout: _Layout, checksums: dict[str, str]) -> dict[Any, Any]:
+    raw = _content(file, layout, checksums)
     try:
         batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
     except _Foreign as error:
-        raise ValueError(f"{file} asks for {error}, which no file of CIFAR-10 does: don't trust it") from error
+        raise ValueError(f"{file} asks for {error}, which no file of {layout.set} does: don't trust it") from error
     except Exception as error:  # a broken pickle can raise anything
         raise ValueError(f"{file} is truncated or no pickle ({type(error).__name__}): fetch it again") from error
     if not isinstance(batch, dict):
-        raise ValueError(f"{file} holds a {type(batch).__name__}, not a dictionary: it is no file of CIFAR-10")
+        raise ValueError(f"{file} holds a {type(batch).__name__}, not a dictionary: it is no file of {layout.set}")
     return batch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,30 +33,57 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where an archive is found, and what it must be.
+    """Where the files of a data set are found, and what they must be.
 
     Attributes:
-        url: of a `.tar.gz`.
-        sha256: of the archive.
-        folder: the one folder that it holds.
+        files: address -> sha256.
+        folder: that an archive holds, or that loose files are put into.
+        archive: whether there is one file, a `.tar.gz` to unpack.
     """
 
-    url: str
-    sha256: str
+    files: Mapping[str, str]
     folder: str
+    archive: bool = True
 
+
+_TORONTO = "https://www.cs.toronto.edu/~kriz/"
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 SOURCES = {
     "cifar10": Source(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        {_TORONTO + "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
         "cifar-10-batches-py",
-    )
+    ),
+    "cifar100": Source(
+        {_TORONTO + "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
+        "cifar-100-python",
+    ),
+    "mnist": Source(
+        {
+            _MNIST + "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            _MNIST + "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            _MNIST + "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            _MNIST + "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+        "mnist",
+        archive=False,
+    ),
+    "fashion-mnist": Source(
+        {
+            _FASHION + "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            _FASHION + "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            _FASHION + "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            _FASHION + "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        "fashion-mnist",
+        archive=False,
+    ),
 }
 
 
 def fetch(source: Source, to: Path, progress: Progress | None = None) -> Path:
-    """Download an archive into the folder `to`, check it, and unpack it there; a broken transfer goes on where it broke.
+    """Download a data set into the folder `to`, check it, and unpack it there; a broken transfer goes on where it broke.
 
     Args:
         progress: a bar with the few methods of tqdm's that pooch calls.
@@ -64,22 +92,36 @@ def fetch(source: Source, to: Path, progress: Progress | None = None) -> Path:
         the folder of the data set, which appears when it is whole.
 
     Raises:
-        ValueError: the transfer fails, or the file is not the expected one, or its members would leave the folder.
+        ValueError: a transfer fails, or a file is not the expected one, or an archive's members would leave the folder.
     """
     folder = to / source.folder
     if folder.exists():
         raise ValueError(f"{folder} is there already: remove it to fetch it again")
     to.mkdir(parents=True, exist_ok=True)
-    part = to / (source.url.rpartition("/")[2] + ".part")
-    if not (part.exists() and _sha256(part) == source.sha256):
-        _transfer(source.url, part, progress)
-    found = _sha256(part)
-    if found != source.sha256:
-        part.unlink()
-        raise ValueError(f"{source.url} gave a file of sha256 {found[:16]}..., not {source.sha256[:16]}...: it was removed")
-    unpack(part, folder)
-    part.unlink()
+    parts = {to / f"{_name(url)}.part": (url, sha256) for url, sha256 in source.files.items()}
+    for part, (url, sha256) in parts.items():
+        if not (part.exists() and _sha256(part) == sha256):
+            _transfer(url, part, progress)
+        found = _sha256(part)
+        if found != sha256:
+            part.unlink()
+            raise ValueError(f"{url} gave a file of sha256 {found[:16]}..., not {sha256[:16]}...: it was removed")
+    if source.archive:
+        for part in parts:
+            unpack(part, folder)
+            part.unlink()
+    else:
+        with tempfile.TemporaryDirectory(dir=to, prefix=".fetch-") as place:
+            whole = Path(place, source.folder)
+            whole.mkdir()
+            for part, (url, _) in parts.items():
+                part.rename(whole / _name(url))
+            whole.rename(folder)
     return folder
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -1,17 +1,34 @@
 """Staged networks in plain `torch.nn`: spiking by their activation, ordinary with `activation="relu"`."""
 
 from spikerate.models.branches import Branched, DeepConv, deepconv_branches
-from spikerate.models.resnet import resnet18, resnet19
+from spikerate.models.convert import spiking
+from spikerate.models.cost import macs
+from spikerate.models.preact import preact_resnet18, preact_resnet34
+from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
+from spikerate.models.sew import sew_resnet18, sew_resnet34
 from spikerate.models.staged import Staged, stage_shapes
 from spikerate.models.synchronized import synchronize_batch_norm
+from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
 __all__ = [
     "Branched",
     "DeepConv",
     "Staged",
     "deepconv_branches",
+    "macs",
+    "preact_resnet18",
+    "preact_resnet34",
     "resnet18",
     "resnet19",
+    "resnet20",
+    "resnet34",
+    "sew_resnet18",
+    "sew_resnet34",
+    "spiking",
     "stage_shapes",
     "synchronize_batch_norm",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vggsnn",
 ]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from spikerate.models.staged import Staged, stage_shapes
+from spikerate.models.resnet import BasicBlock
+from spikerate.models.staged import Staged, mean_head, stage_shapes
 from spikerate.signal import Signal
 
 
@@ -83,7 +84,9 @@ class Branched(nn.Module):
             return self.branches[name](rate.to(torch.promote_types(rate.dtype, torch.float32)))
 
 
-def deepconv_branches(body: Staged, in_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+def deepconv_branches(
+    body: Staged, in_shape: tuple[int, int, int], num_classes: int, residual: bool = False
+) -> dict[str, nn.Module]:
     """A branch after every stage but the last: one `DeepConv` for each stage that follows, then mean and linear layer.
 
     The channels are those of the stages, found by one run on the meta device. With ResNet-18 at its full width:
@@ -93,6 +96,8 @@ def deepconv_branches(body: Staged, in_shape: tuple[int, int, int], num_classes:
         body: the network.
         in_shape: of one input sample, (C, H, W).
         num_classes: K.
+        residual: whether each `DeepConv` is followed by a residual block with ReLU, as in the ImageNet networks of Zhao et
+            al., NeurIPS 2025.
 
     Raises:
         ValueError: the body has one stage only, or a stage's output is not [B, C, H, W].
@@ -105,7 +110,9 @@ def deepconv_branches(body: Staged, in_shape: tuple[int, int, int], num_classes:
     channels = [shape[1] for shape in shapes]
     branches: dict[str, nn.Module] = {}
     for k, name in enumerate(names[:-1]):
-        blocks = [DeepConv(a, b) for a, b in zip(channels[k:-1], channels[k + 1 :], strict=True)]
-        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)]
-        branches[name] = nn.Sequential(*blocks, *head)
+        layers: list[nn.Module] = []
+        for before, after in zip(channels[k:-1], channels[k + 1 :], strict=True):
+            layers += [DeepConv(before, after)]
+            layers += [BasicBlock(after, after, 1, "relu")] if residual else []
+        branches[name] = nn.Sequential(*layers, *mean_head(nn.Linear(channels[-1], num_classes)))
     return branches

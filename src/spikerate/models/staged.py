@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from spikerate.signal import Tape, Unrolled
+from spikerate.signal import Signal, Tape, Unrolled
 
 Activation = Callable[[], nn.Module] | Literal["relu"]
 
@@ -21,12 +21,17 @@ class Staged(nn.Module):
         stem: first layers, input [B, C, H, W].
         stages: name -> module, in order; each takes the output of the one before.
         head: the last stage's output -> logits [B, K].
+
+    Raises:
+        ValueError: there is no stage, or one is called stem or head.
     """
 
     def __init__(self, stem: nn.Module, stages: Mapping[str, nn.Module], head: nn.Module) -> None:
         super().__init__()
         if not stages:
             raise ValueError("Staged has no stages: give at least one")
+        if {"stem", "head"} & set(stages):
+            raise ValueError(f"the stages are {list(stages)}: stem and head are names of other parts, so rename the stage")
         self.stem = stem
         self.stages = nn.ModuleDict(stages)
         self.head = head
@@ -38,19 +43,34 @@ class Staged(nn.Module):
         return self.head(x)
 
 
+def on_meta(body: Staged, in_shape: tuple[int, int, int]) -> tuple[Staged, Signal]:
+    """A copy of a spiking network on the meta device, for evaluation, and its input: one step of one sample.
+
+    Args:
+        in_shape: of one input sample, (C, H, W).
+    """
+    ghost = copy.deepcopy(body).to("meta").eval()
+    return ghost, Unrolled(torch.empty(1, 1, *in_shape, device="meta"), True, 1, Tape(1))
+
+
 def stage_shapes(body: Staged, in_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
     """The output shape [B, ...] of each stage of a spiking network for one sample (B = 1), by a run on the meta device.
 
     Args:
         in_shape: of one input sample, (C, H, W).
     """
-    ghost = copy.deepcopy(body).to("meta").eval()
-    x = ghost.stem(Unrolled(torch.empty(1, 1, *in_shape, device="meta"), True, 1, Tape(1)))
+    ghost, x = on_meta(body, in_shape)
+    x = ghost.stem(x)
     shapes = []
     for stage in ghost.stages.values():
         x = stage(x)
         shapes.append(tuple(x.shape))
     return shapes
+
+
+def mean_head(*layers: nn.Module) -> nn.Sequential:
+    """The mean over space [B, C, H, W] -> [B, C], then the layers."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers)
 
 
 def activate(activation: Activation) -> nn.Module:

@@ -1,0 +1,133 @@
+"""Rows that took long to make, kept in a file: made once for each key, written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+import torch
+from torch import Tensor
+
+from spikerate.data.workers import Track
+
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class Cached:
+    """What a cache holds.
+
+    Attributes:
+        rows: [N, ...], mapped from the file.
+        broken: number of the item -> why there is no row of it.
+        sha256: of the rows.
+    """
+
+    rows: Tensor
+    broken: dict[int, str]
+    sha256: str
+
+
+def cached(
+    folder: Path | None,
+    name: str,
+    key: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: type[np.generic],
+    make: Callable[[], Iterator[Tensor | str]],
+    skip: bool,
+    track: Track,
+) -> Cached:
+    """The rows of that key, made now if they are not there.
+
+    Args:
+        folder: where caches are kept; the user's cache folder by default.
+        key: JSON types that the rows follow from.
+        shape: of a row.
+        make: gives the rows in order, or a sentence for an item that is broken.
+        skip: whether broken items may be left out.
+
+    Raises:
+        ValueError: an item is broken, the cache is damaged, or it can't be written.
+    """
+    text = json.dumps({"shape": shape, "dtype": np.dtype(dtype).str, **key}, sort_keys=True)
+    place = (folder or Path(pooch.os_cache("spikerate"))) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not place.is_dir():
+        try:
+            _write(place, text, make, skip)
+        except OSError as error:
+            raise ValueError(
+                f"the cache {place} can't be written ({error.strerror}): make room, or choose another place by --data.cache"
+            ) from error
+    found = _read(place, text, shape, dtype, track)
+    for reason in found.broken.values():
+        _stop_unless(skip, reason)
+    return found
+
+
+def _stop_unless(skip: bool, reason: str) -> None:
+    if not skip:
+        raise ValueError(f"{reason}; --data.broken skip leaves such files out")
+
+
+def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], skip: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+    try:
+        broken: dict[int, str] = {}
+        digest = hashlib.sha256()
+        with (temporary / "rows").open("wb") as file:
+            for k, row in enumerate(make()):
+                if isinstance(row, str):
+                    _stop_unless(skip, row)
+                    broken[k] = row
+                else:
+                    raw = row.numpy().tobytes()
+                    digest.update(raw)
+                    file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        facts = {"key": text, "sha256": digest.hexdigest(), "broken": broken}
+        (temporary / "facts.json").write_text(json.dumps(facts))
+        try:
+            temporary.rename(place)
+        except OSError:
+            if not place.is_dir():  # another process may have been faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:
+    rows, row_bytes = place / "rows", math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        facts = json.loads((place / "facts.json").read_text())
+        broken = {int(k): str(reason) for k, reason in facts["broken"].items()}
+        whole = facts["key"] == text and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"the cache {place} is damaged: remove it, and it is made again")
+    n = rows.stat().st_size // row_bytes
+    if n == 0:
+        return Cached(torch.empty(0, *shape), broken, facts["sha256"])
+    mapped = np.memmap(rows, dtype, "c", shape=(n, *shape))  # copy on write: torch wants no read-only memory
+    return Cached(torch.from_numpy(mapped), broken, facts["sha256"])
+
+
+def _sha256(file: Path, track: Track) -> str:
+    digest, size = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as content:
+        for part in track(iter(lambda: content.read(_CHUNK), b""), "checking the cache", -(-size // _CHUNK)):
+            digest.update(part)
+    return digest.hexdigest()

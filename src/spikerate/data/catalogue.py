@@ -1,0 +1,140 @@
+"""Every data set by its name: what a network needs to know of it, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from spikerate.data.cifar import cifar10, cifar100
+from spikerate.data.digits import digits
+from spikerate.data.download import SOURCES
+from spikerate.data.event_sets import digits_dvs, recorded
+from spikerate.data.fit import Resize
+from spikerate.data.idx import fashion_mnist, mnist
+from spikerate.data.image_files import image_files
+from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
+from spikerate.data.samples import DataSet, divide, fitted
+from spikerate.data.settings import Data
+from spikerate.data.workers import Track, untracked
+
+Loader = Callable[[Data, int, Track], DataSet]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a data set before it is read.
+
+    Attributes:
+        kind: images that are kept whole, images in files, or event recordings.
+        shape: (C, H, W) of a sample or a frame; of class folders, by default.
+        num_classes: K; None where the folders say it.
+        samples: to train on, as distributed, or to draw the test from; None where the folders say it.
+        load: (settings, T, track) -> the set, with the parts that it comes with.
+        built_in: whether it is part of spikerate, with a held-out part.
+    """
+
+    kind: Literal["images", "files", "events"]
+    shape: tuple[int, int, int]
+    num_classes: int | None
+    samples: int | None
+    load: Loader
+    built_in: bool = False
+
+
+def _images(read: Callable[[Path], DataSet]) -> Loader:
+    """Images that are kept whole, and resized as they are read."""
+
+    def load(data: Data, T: int, track: Track) -> DataSet:
+        found = read(data.path or Path())
+        if data.size is None:
+            return found
+        train, held_out, test = (fitted(part, Resize(data.size)) for part in (found.train, found.held_out, found.test))
+        return replace(found, train=train, held_out=held_out, test=test)
+
+    return load
+
+
+def _of_path(layout: Callable[[Path], Recordings]) -> Callable[[Data], Recordings]:
+    return lambda data: layout(data.path or Path())
+
+
+def _events(data: Data) -> Recordings:
+    assert data.sensor is not None
+    return event_folder(data.path or Path(), data.sensor)
+
+
+SETS: dict[str, Entry] = {
+    "digits": Entry("images", (1, 8, 8), 10, 1257, _images(lambda path: digits()), built_in=True),
+    "cifar10": Entry("images", (3, 32, 32), 10, 50_000, _images(cifar10)),
+    "cifar100": Entry("images", (3, 32, 32), 100, 50_000, _images(cifar100)),
+    "mnist": Entry("images", (1, 28, 28), 10, 60_000, _images(mnist)),
+    "fashion-mnist": Entry("images", (1, 28, 28), 10, 60_000, _images(fashion_mnist)),
+    "imagenet": Entry("files", (3, 224, 224), 1000, 1_281_167, image_files),
+    "images": Entry("files", (3, 224, 224), None, None, image_files),
+    "digits-dvs": Entry("events", (2, 16, 16), 10, 1257, digits_dvs, built_in=True),
+    "cifar10-dvs": Entry("events", (2, 128, 128), 10, 10_000, recorded(_of_path(cifar10_dvs))),
+    "n-mnist": Entry("events", (2, 34, 34), 10, 60_000, recorded(_of_path(n_mnist))),
+    "dvs128-gesture": Entry("events", (2, 128, 128), 11, 1_176, recorded(_of_path(dvs128_gesture))),
+    "events": Entry("events", (2, 128, 128), None, None, recorded(_events)),
+}
+
+
+def input_shape(data: Data) -> tuple[int, int, int]:
+    """(C, H, W) of what a network gets."""
+    channels, *sides = SETS[data.name].shape
+    height, width = data.sensor or sides
+    return (channels, data.size, data.size) if data.size else (channels, height, width)
+
+
+def check(data: Data) -> None:
+    """Raise `ValueError` where a setting does not go with the data set, before anything is read."""
+    if data.name not in SETS:
+        raise ValueError(f"data.name is {data.name!r}: give one of {', '.join(SETS)}")
+    entry, augment = SETS[data.name], data.augment
+    if entry.built_in and (data.held_out or data.path or data.test):
+        raise ValueError(
+            f"{data.name} is built in with its own held-out samples: leave data.path, data.held_out and data.test alone"
+        )
+    if augment.autoaugment and (entry.kind == "events" or entry.shape[0] != 3):
+        raise ValueError(f"data.augment.autoaugment is for colour images, and {data.name} has none: give None")
+    if entry.kind != "files" and (augment.resized_crop or data.decoded):
+        raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
+    if (data.name == "events") != (data.sensor is not None):
+        raise ValueError(
+            "events needs the size of its sensor: give --data.sensor HEIGHT WIDTH"
+            if data.name == "events"
+            else f"data.sensor is for events of your own, {data.name} has a sensor of {entry.shape[1]} x {entry.shape[2]}"
+        )
+
+
+def load(data: Data, T: int, track: Track = untracked) -> DataSet:
+    """A data set with all its parts.
+
+    Args:
+        T: frames that a recording is cut into.
+        track: shows who waits how far it is.
+
+    Raises:
+        ValueError: a setting is wrong, or the files are missing or broken; the sentence names the file.
+    """
+    check(data)
+    entry = SETS[data.name]
+    if not entry.built_in:
+        _check_path(data)
+    found = entry.load(data, T, track)
+    if entry.num_classes not in (None, len(found.classes)):
+        raise ValueError(
+            f"{data.path} has {len(found.classes)} classes, and {data.name} {entry.num_classes}: "
+            "for class folders of your own give --data.name images"
+        )
+    return divide(found, data.held_out, data.test, data.subset)
+
+
+def _check_path(data: Data) -> None:
+    if data.path is None:
+        fetched = f" (spikerate fetch {data.name} FOLDER gets it)" if data.name in SOURCES else ""
+        raise ValueError(f"{data.name} needs its folder: give --data PATH, where its official files lie{fetched}")
+    if not data.path.is_dir():
+        raise ValueError(f"the data folder {data.path} does not exist: give the folder of {data.name}")

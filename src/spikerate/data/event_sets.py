@@ -1,0 +1,128 @@
+"""Event recordings as a data set: each cut into T frames, once, into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikerate.data.cache import Cached, cached
+from spikerate.data.camera import saccades
+from spikerate.data.digits import digits
+from spikerate.data.events import Events
+from spikerate.data.fit import Resize
+from spikerate.data.frames import frames
+from spikerate.data.recordings import Recording, Recordings, read
+from spikerate.data.samples import Block, DataSet, Stored, Units, fitted
+from spikerate.data.settings import Data
+from spikerate.data.workers import Track, parallel
+
+_CAMERA = (16, 16)
+"""(H, W) of the camera that sees the digits."""
+_TOGETHER = 16
+"""Recordings of one file that a worker handles at a time."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Recordings of one file -> the frames [T, 2, H, W] of each, or why there are none."""
+
+    T: int
+    sensor: tuple[int, int]
+    by: Literal["number", "time"]
+
+    def __call__(self, recordings: Sequence[Recording]) -> list[np.ndarray | str]:
+        found = read(recordings, self.sensor)
+        return [self.frames(events, str(r.file)) for events, r in zip(found, recordings, strict=True)]
+
+    def frames(self, events: Events | str, where: str) -> np.ndarray | str:
+        if isinstance(events, str):
+            return events
+        try:
+            return frames(events, self.T, self.sensor, self.by)
+        except ValueError as error:
+            return f"{where}: {error}"
+
+
+def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track], DataSet]:
+    """The loader of recordings in that layout; it raises `ValueError` with one sentence where a recording is broken."""
+
+    def load(data: Data, T: int, track: Track) -> DataSet:
+        found = layout(data)
+        everything = [*found.train, *found.test]
+        cut = _Cut(T, found.sensor, data.frames)
+
+        def rows() -> Iterator[Any]:
+            made = itertools.chain.from_iterable(parallel(cut, _chunks(everything), data.workers))
+            return track(made, "cutting recordings into frames", len(everything))
+
+        kept = _cached(data, cut, {"files": _digest(everything)}, rows, track)
+        good = [k for k in range(len(everything)) if k not in kept.broken]
+        labels = torch.tensor([everything[k].label for k in good])
+        in_train = sum(k < len(found.train) for k in good)
+        made = _frame_set(data, kept, labels, (in_train, in_train), found.classes, found.licence)
+        return replace(made, skipped=tuple(kept.broken.values()))
+
+    return load
+
+
+def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
+    """The built-in digits, each moving in three saccades before a simulated event camera: 16 x 16, the split of digits."""
+    still = digits()
+    parts = (still.train, still.held_out, still.test)
+    images = torch.cat([next(p.read([Block(torch.arange(len(p)))], torch.device("cpu"))) for p in parts])
+    cut = _Cut(T, _CAMERA, data.frames)
+
+    def rows() -> Iterator[Any]:
+        made = (cut.frames(events, "digits") for events in saccades(images.squeeze(1).numpy() / 255))
+        return map(torch.as_tensor, track(made, "simulating an event camera", len(images)))
+
+    kept = _cached(data, cut, still.checksums, rows, track)
+    ends = len(still.train), len(still.train) + len(still.held_out)
+    made = _frame_set(data, kept, torch.cat([part.labels for part in parts]), ends, still.classes, still.licence)
+    return replace(made, split=still.split, checksums={**still.checksums, **made.checksums})
+
+
+def _cached(data: Data, cut: _Cut, key: dict[str, str], rows: Callable[[], Iterator[Any]], track: Track) -> Cached:
+    shape = (cut.T, 2, *cut.sensor)
+    return cached(data.cache, data.name, {**key, "by": cut.by}, shape, np.int16, rows, data.broken == "skip", track)
+
+
+def _frame_set(
+    data: Data, kept: Cached, labels: Tensor, ends: tuple[int, int], classes: tuple[str, ...], licence: str
+) -> DataSet:
+    """Frames in the order training, held out, test; `ends` of the first two."""
+    stored = Stored(kept.rows, labels)
+    samples = fitted(stored, Resize(data.size)) if data.size else stored
+    return DataSet(
+        name=data.name,
+        train=samples[: ends[0]],
+        held_out=samples[ends[0] : ends[1]],
+        test=samples[ends[1] :],
+        classes=classes,
+        units=Units((0.0, 0.0), (1.0, 1.0), 1.0),
+        licence=licence,
+        checksums={"frames": kept.sha256},
+    )
+
+
+def _chunks(recordings: Sequence[Recording]) -> Iterator[list[Recording]]:
+    """Recordings that follow each other in one file, a few at a time."""
+    for _, of_file in itertools.groupby(recordings, key=lambda recording: recording.file):
+        while few := list(itertools.islice(of_file, _TOGETHER)):
+            yield few
+
+
+def _digest(recordings: Sequence[Recording]) -> str:
+    """Of the files' names, sizes and times: a cache must not outlive what it was made of."""
+    digest = hashlib.sha256()
+    for r in recordings:
+        facts = r.file.stat()
+        digest.update(f"{r.file} {r.member} {r.span} {r.label} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

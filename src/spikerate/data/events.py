@@ -1,0 +1,309 @@
+"""Event recordings in their binary formats: read whole, checked event by event, never trusted."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import stat
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sensor = tuple[int, int]
+"""(H, W) in pixels."""
+Numbers = NDArray[np.integer[Any]]
+
+DVS128: Sensor = (128, 128)
+LARGEST = 2**29
+"""Bytes of a recording, unpacked: 67 million events of a DVS128, and far more than official ones have."""
+_HEADER = 2**16
+"""Bytes of a text header; real ones have some hundred."""
+_PACKET = struct.Struct("<HHIIIIII")
+_POLARITY = 1
+_PACKET_TYPES = 14
+
+
+class Broken(ValueError):
+    """A recording is broken; the one sentence says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """The events of a recording, in the order of time.
+
+    Attributes:
+        t: [N] int64, microseconds.
+        x, y: [N] int16, column and row.
+        p: [N] int8, 1 where the pixel grew brighter and 0 where it grew darker.
+    """
+
+    t: NDArray[np.int64]
+    x: NDArray[np.int16]
+    y: NDArray[np.int16]
+    p: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, part: slice) -> Events:
+        return Events(self.t[part], self.x[part], self.y[part], self.p[part])
+
+
+def read_file(file: Path, sensor: Sensor) -> Events:
+    """A recording in a file of its own; its suffix, in upper or lower case, names the format.
+
+    Raises:
+        Broken: the file can't be read, has another suffix, or is broken; the sentence says where.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise Broken(f"{file} is no file of at most {LARGEST:,} bytes: cut it into shorter recordings")
+        if file.suffix.lower() == ".aedat4":
+            return aedat4(file, sensor)
+        raw = file.read_bytes()
+    except OSError as error:
+        raise Broken(f"{file} can't be read: {error.strerror}") from error
+    return parse(raw, str(file), sensor)
+
+
+def parse(raw: bytes, where: str, sensor: Sensor) -> Events:
+    """A recording from the bytes of a file whose name is `where`.
+
+    Raises:
+        Broken: the suffix is unknown or the recording is broken.
+    """
+    suffix = Path(where).suffix.lower()
+    if suffix not in _READERS:
+        raise Broken(f"{where} is no recording: its name should end in {', '.join(_READERS)} or .aedat4")
+    return _READERS[suffix](raw, where, sensor)
+
+
+def aedat(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
+    """AER-DAT 2.0 or 3.1; the version line decides, and 2.0 is meant where a header has none.
+
+    Raises:
+        Broken: neither of them, or broken.
+    """
+    first = raw[:64].split(b"\n")[0].rstrip()
+    if not first.startswith(b"#"):
+        raise Broken(f"{where} has no header at byte 0: a .aedat file begins with '#!AER-DAT2.0' or '#!AER-DAT3.1'")
+    if first.startswith(b"#!AER-DAT3."):
+        return aedat3(raw, where, sensor)
+    if first.startswith(b"#!AER-DAT") and not first.startswith(b"#!AER-DAT2."):
+        version = first.removeprefix(b"#!AER-DAT").decode("ascii", "backslashreplace")
+        raise Broken(f"{where} is of AER-DAT version {version}: 2.0 and 3.1 are read, and 4.0 where it is named .aedat4")
+    return aedat2(raw, where, sensor)
+
+
+def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
+    """AER-DAT 2.0 of a DVS128, as in CIFAR10-DVS: '#' lines, then big-endian pairs of uint32, address and microseconds.
+
+    x = 127 - address[8..14], y = 127 - address[1..7], p = 1 - address[0]; special events (bit 15) are left out.
+
+    Raises:
+        Broken: the file is cut, empty, no AER-DAT 2.0, or its events are impossible.
+    """
+    start = 0
+    while raw[start : start + 1] == b"#":
+        start = raw.find(b"\n", start, _HEADER) + 1
+        if start == 0:
+            raise Broken(f"{where} has a header without an end in its first {min(len(raw), _HEADER)} bytes: fetch it again")
+    words = _records(raw, start, np.dtype((">u4", 2)), where)
+    foreign = words[:, 0] > 0xFFFF
+    if foreign.any():
+        k = int(foreign.argmax())
+        raise Broken(
+            f"{where} has the address {int(words[k, 0]):#x} at byte {start + 8 * k}, which no DVS128 has: "
+            "it is broken, little-endian or of another camera"
+        )
+    kept = np.flatnonzero(words[:, 0] < 0x8000)
+    address, t = words[kept].astype(np.int64).T
+    x, y, p = 127 - (address >> 8), 127 - (address >> 1 & 0x7F), 1 - (address & 1)
+    return _checked(t, x, y, p, sensor, where, lambda k: f"byte {start + 8 * int(kept[k])}")
+
+
+def n_mnist(raw: bytes, where: str, sensor: Sensor = (34, 34)) -> Events:
+    """N-MNIST's `.bin` (Orchard et al., 2015): five bytes an event, x, y, and big-endian a bit of polarity and 23 of time.
+
+    Raises:
+        Broken: the file is cut or empty, or its events are impossible.
+    """
+    b = _records(raw, 0, np.dtype((np.uint8, 5)), where)
+    t = (b[:, 2] & 0x7F).astype(np.int64) << 16 | b[:, 3].astype(np.int64) << 8 | b[:, 4]
+    return _checked(t, b[:, 0], b[:, 1], b[:, 2] >> 7, sensor, where, lambda k: f"byte {5 * k}")
+
+
+def aedat3(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
+    """AER-DAT 3.1, as in DVS128 Gesture: a text header, then packets of a 28-byte header and their events.
+
+    Polarity events are read, all but those marked invalid; packets of other types are skipped.
+
+    Raises:
+        Broken: the file or a packet is cut, a packet is impossible, there is no event, or events are impossible.
+    """
+    mark = b"#!END-HEADER\r\n"
+    start = raw.find(mark, 0, _HEADER) + len(mark)
+    if start < len(mark):
+        raise Broken(f"{where} has no line #!END-HEADER in its first {min(len(raw), _HEADER)} bytes: fetch it again")
+    starts, sizes, overflows = [], [], []
+    while start < len(raw):
+        kind, size, overflow, number = _packet(raw, start, where)
+        start += _PACKET.size
+        if kind == _POLARITY:
+            starts.append(start)
+            sizes.append(number)
+            overflows.append(overflow)
+        start += size * number
+    first = np.cumsum([0, *sizes])
+    words = np.empty((first[-1], 2), "<u4")
+    for k, (at, n) in enumerate(zip(starts, sizes, strict=True)):
+        words[first[k] : first[k + 1]] = np.frombuffer(raw, "<u4", 2 * n, at).reshape(n, 2)
+    kept = np.flatnonzero(words[:, 0] & 1)
+
+    def place(k: int) -> str:
+        packet = int(np.searchsorted(first, kept[k], "right")) - 1
+        return f"byte {starts[packet] + 8 * int(kept[k] - first[packet])}"
+
+    data = words[kept, 0]
+    t = (np.repeat(np.array(overflows, np.int64), sizes) << 31)[kept] + words[kept, 1].view("<i4")
+    return _checked(t, data >> 17, data >> 2 & 0x7FFF, data >> 1 & 1, sensor, where, place)
+
+
+def _packet(raw: bytes, start: int, where: str) -> tuple[int, int, int, int]:
+    """Type, event size, time stamp overflow and number of events of the packet at byte `start`, which lies in the file."""
+    if len(raw) - start < _PACKET.size:
+        raise Broken(f"{where} is cut inside the packet header at byte {start}: fetch it again")
+    kind, _, size, _, overflow, _, number, _ = _PACKET.unpack_from(raw, start)
+    if kind >= _PACKET_TYPES or (kind == _POLARITY and size != 8):
+        raise Broken(f"{where} has no packet at byte {start} (type {kind}, events of {size} bytes): fetch it again")
+    if size * number > len(raw) - start - _PACKET.size:
+        raise Broken(f"{where} is cut inside the packet at byte {start}, which has {number} events: fetch it again")
+    return kind, size, overflow, number
+
+
+def decoder() -> Any:
+    """The class `Decoder` of the package aedat, which spikerate installs only if asked.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    try:
+        return importlib.import_module("aedat").Decoder
+    except ImportError as error:
+        raise ValueError("the format .aedat4 is read by another package: pip install 'spikerate[aedat]'") from error
+
+
+def aedat4(file: Path, sensor: Sensor) -> Events:
+    """AEDAT 4, by the package aedat.
+
+    Raises:
+        ValueError: the package is not installed.
+        Broken: the file is broken or empty, or its events are impossible.
+    """
+    open_file = decoder()
+    try:
+        packets = [packet["events"] for packet in open_file(file) if "events" in packet]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the package, which is written in Rust, is no Exception
+        raise Broken(f"{file} can't be decoded ({type(error).__name__}): fetch it again") from error
+    if not packets:
+        raise Broken(f"{file} has no events: fetch it again")
+    events = np.concatenate(packets)
+    return _checked(events["t"], events["x"], events["y"], events["on"], sensor, str(file), lambda k: f"event {k}")
+
+
+def npz(raw: bytes, where: str, sensor: Sensor) -> Events:
+    """A NumPy archive with the arrays t (microseconds), x, y and p, integers of one length.
+
+    Polarities are 0 and 1, or truth values, or -1 and 1, of which -1 is read as 0. Sizes are checked before anything is
+    unpacked, and nothing is unpickled.
+
+    Raises:
+        Broken: the archive is broken, an array is missing, forged or no list of integers, or events are impossible.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            t, x, y, p = (_member(archive, f"{name}.npy", where) for name in "txyp")
+    except Broken:
+        raise
+    except Exception as error:  # a broken archive can raise anything
+        raise Broken(f"{where} is truncated or no NumPy archive ({type(error).__name__}): write it again") from error
+    if not len(t) == len(x) == len(y) == len(p):
+        raise Broken(
+            f"{where} has arrays of {len(t)}, {len(x)}, {len(y)} and {len(p)} numbers: t, x, y, p are of one length"
+        )
+    if len(p) and p.dtype.kind == "i" and p.min() == -1:
+        p = np.where(p == 0, np.int8(2), p > 0)  # 0 beside -1 is neither of them
+    return _checked(t, x, y, p, sensor, where, lambda k: f"event {k}")
+
+
+def _member(archive: zipfile.ZipFile, name: str, where: str) -> Numbers:
+    """An array of an archive, whose header must agree with the size of the member."""
+    if archive.namelist().count(name) != 1:
+        raise Broken(f"{where} has {archive.namelist().count(name)} arrays {name[0]}: one each of t, x, y, p is needed")
+    info = checked_member(archive.getinfo(name), where)
+    with archive.open(info) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise Broken(f"{where} has an array {name[0]} of a newer format than 1.0: write it with numpy.savez")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if len(shape) != 1 or dtype.kind not in "iub":
+            raise Broken(f"{where} has an array {name[0]} of shape {shape} and type {dtype}: give a list of integers")
+        if shape[0] * dtype.itemsize != info.file_size - file.tell():
+            raise Broken(f"{where} has an array {name[0]} that says to be longer or shorter than it is: write it again")
+        return np.frombuffer(file.read(), dtype)
+
+
+def checked_member(info: zipfile.ZipInfo, where: str) -> zipfile.ZipInfo:
+    """A member of an archive that is no bomb and can be unpacked.
+
+    Raises:
+        Broken: it is encrypted, too large, or packed by another method than deflate.
+    """
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Broken(f"{where} has the member {info.filename!r}, which is encrypted or not deflated: pack it again")
+    if info.file_size > LARGEST:
+        raise Broken(f"{where} has the member {info.filename!r} of {info.file_size:,} bytes, more than any recording")
+    return info
+
+
+def _records(raw: bytes, start: int, record: np.dtype[Any], where: str) -> Numbers:
+    """[N, ...] records that fill the file from byte `start` on."""
+    n, rest = divmod(len(raw) - start, record.itemsize)
+    if rest:
+        raise Broken(f"{where} is cut inside the event at byte {len(raw) - rest}: fetch it again")
+    return np.frombuffer(raw, record, n, start)
+
+
+def _checked(
+    t: Numbers, x: Numbers, y: Numbers, p: NDArray[Any], sensor: Sensor, where: str, place: Callable[[int], str]
+) -> Events:
+    """Events that a camera can have seen; `place` says where in the file the k-th is."""
+    if len(t) == 0:
+        raise Broken(f"{where} has no events: leave it out or fetch it again")
+    if t.max() > np.iinfo(np.int64).max:
+        raise Broken(f"{where} has a time beyond 63 bits at {place(int(t.argmax()))}: times are microseconds")
+    h, w = sensor
+    bad = (x < 0) | (x >= w) | (y < 0) | (y >= h)
+    if bad.any():
+        k = int(bad.argmax())
+        raise Broken(f"{where} has an event at {place(k)} outside the sensor: x = {x[k]}, y = {y[k]}, of {w} x {h} pixels")
+    bad = (p != 0) & (p != 1)
+    if bad.any():
+        k = int(bad.argmax())
+        raise Broken(f"{where} has an impossible polarity at {place(k)}: polarities are 0 and 1 (in .npz also -1 and 1)")
+    bad = t[1:] < t[:-1]
+    if bad.any():
+        k = int(bad.argmax()) + 1
+        raise Broken(f"{where} goes back in time at {place(k)}, from {t[k - 1]} to {t[k]} us: sort it or fetch it again")
+    return Events(t.astype(np.int64), x.astype(np.int16), y.astype(np.int16), p.astype(np.int8))
+
+
+_READERS: dict[str, Callable[[bytes, str, Sensor], Events]] = {".aedat": aedat, ".bin": n_mnist, ".npz": npz}

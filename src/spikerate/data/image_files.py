@@ -1,0 +1,121 @@
+"""Image files in class folders as a data set: decoded by workers at every reading, or once into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikerate.data.cache import cached
+from spikerate.data.fit import MARGIN, Crop
+from spikerate.data.folder import decode, list_images
+from spikerate.data.samples import Block, DataSet, Samples, Stored, Units, fitted
+from spikerate.data.settings import Data
+from spikerate.data.streams import stream
+from spikerate.data.workers import Track, parallel
+
+
+@dataclass(frozen=True, eq=False)
+class Files(Samples):
+    """Images that are decoded whenever they are read, by `workers` processes."""
+
+    files: Sequence[Path]
+    labels: Tensor
+    size: int
+    workers: int | None
+
+    def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
+        tasks = (_Task([self.files[k] for k in block.index.tolist()], self.size, block.seed) for block in blocks)
+        for x in parallel(_decode, tasks, self.workers):
+            yield x.to(device)
+
+    def gather(self, index: Tensor, device: torch.device) -> Files:
+        return replace(self, files=[self.files[k] for k in index.tolist()], labels=self.labels[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.size, self.size
+
+
+@dataclass(frozen=True)
+class _Task:
+    files: list[Path]
+    size: int
+    seed: int | None
+
+
+def _decode(task: _Task) -> np.ndarray:
+    """The images of a block, each with its own random crop."""
+    seeds = [None if task.seed is None else stream(task.seed, k) for k in range(len(task.files))]
+    return np.stack([decode(file, task.size, seed, MARGIN) for file, seed in zip(task.files, seeds, strict=True)])
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What the cache keeps of a file: the image, or only that it is whole; a sentence where it is broken."""
+
+    side: int
+    keep: bool
+
+    def __call__(self, file: Path) -> np.ndarray | str:
+        try:
+            image = decode(file, self.side, None, margin=1)
+        except ValueError as error:
+            return str(error)
+        return image if self.keep else np.ones((), np.uint8)
+
+
+def image_files(data: Data, T: int, track: Track) -> DataSet:
+    """Class folders of images: `PATH/train/CLASS/...` and `PATH/val/CLASS/...`, or `PATH/CLASS/...`.
+
+    Raises:
+        ValueError: a folder is missing, the classes of the parts differ, or a file is broken; the sentence names it.
+    """
+    assert data.path is not None
+    listing, size = list_images(data.path), data.size or 224
+    files = [file for file, _ in (*listing.train, *listing.test)]
+    labels = torch.tensor([label for _, label in (*listing.train, *listing.test)])
+    facts = {"files": _digest(data.path, files, labels)}
+    broken: dict[int, str] = {}
+    if data.decoded or data.broken == "skip":
+        survey = _Survey(round(size * MARGIN), data.decoded)
+        shape = (3, survey.side, survey.side) if data.decoded else ()
+        what = "decoding images" if data.decoded else "looking for broken images"
+
+        def rows() -> Iterator[Any]:
+            return track(parallel(survey, files, data.workers), what, len(files))
+
+        kept = cached(data.cache, data.name, facts, shape, np.uint8, rows, data.broken == "skip", track)
+        broken = kept.broken
+    good = torch.tensor([k for k in range(len(files)) if k not in broken], dtype=torch.long)
+    samples: Samples
+    if data.decoded:
+        samples = fitted(Stored(kept.rows, labels[good]), Crop(size))
+    else:
+        samples = Files([files[k] for k in good.tolist()], labels[good], size, data.workers)
+    in_train = int((good < len(listing.train)).sum())
+    return DataSet(
+        name=data.name,
+        train=samples[:in_train],
+        held_out=samples[:0],
+        test=samples[in_train:],
+        classes=listing.classes,
+        units=Units((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        licence="ImageNet's terms of access: research use" if data.name == "imagenet" else "not known: your own data",
+        checksums=facts,
+        skipped=tuple(broken.values()),
+    )
+
+
+def _digest(path: Path, files: Sequence[Path], labels: Tensor) -> str:
+    """Of names, sizes and labels: reading a million files to the end would take longer than many a training."""
+    digest = hashlib.sha256()
+    for file, label in zip(files, labels.tolist(), strict=True):
+        digest.update(f"{file.relative_to(path)} {file.stat().st_size} {label}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,249 @@
+"""Samples wherever they are kept, and the data set that they make: training, held-out and test samples."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Samples that are read and augmented together.
+
+    Attributes:
+        index: [n], which ones.
+        seed: of their random resized crop; None for the plain view of evaluation.
+    """
+
+    index: Tensor
+    seed: int | None = None
+
+
+class Samples(ABC):
+    """Images [C, H, W] or event frames [T, C, H, W], and their labels [N] int64."""
+
+    labels: Tensor
+
+    @abstractmethod
+    def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
+        """For each block [n, (T,) C, H, W] on the device, of the size that a network sees, in the units they are kept in.
+
+        Raises:
+            ValueError: a file is broken; the sentence names it.
+        """
+
+    @abstractmethod
+    def gather(self, index: Tensor, device: torch.device) -> Samples:
+        """Some of the samples, kept on a device; those that are kept in files stay there."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample that is read."""
+
+    def to(self, device: torch.device) -> Samples:
+        """All samples, kept on a device."""
+        return self.gather(torch.arange(len(self)), device)
+
+    def __getitem__(self, index: Tensor | slice) -> Samples:
+        """Some of the samples, without a copy of them."""
+        chosen = torch.arange(len(self))[index]
+        return Selected(self, chosen, self.labels[chosen])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(Samples):
+    """Samples that are kept whole, in memory or mapped from a file.
+
+    Attributes:
+        samples: [N, C, H, W] or [N, T, C, H, W], of an integer type.
+        labels: [N] int64.
+    """
+
+    samples: Tensor
+    labels: Tensor
+
+    def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
+        for block in blocks:
+            yield self.samples[block.index.to(self.samples.device)].to(device)
+
+    def gather(self, index: Tensor, device: torch.device) -> Stored:
+        return Stored(self.samples[index].to(device), self.labels[index].to(device))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        c, h, w = self.samples.shape[-3:]
+        return c, h, w
+
+
+class Fit(Protocol):
+    """Brings planes [n, C, H, W] in floating point to `size` x `size`: at random by a seed, or plainly without one."""
+
+    @property
+    def size(self) -> int: ...
+
+    def __call__(self, x: Tensor, seed: int | None) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted(Samples):
+    """Samples that are brought to their size as they are read, on the device."""
+
+    inner: Samples
+    fit: Fit
+    labels: Tensor
+
+    def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
+        wanted, seeds = itertools.tee(blocks)
+        for x, block in zip(self.inner.read(wanted, device), seeds, strict=True):
+            planes = self.fit(x.flatten(1, -3).to(torch.float32), block.seed)
+            yield planes.reshape(*x.shape[:-2], *planes.shape[-2:])
+
+    def gather(self, index: Tensor, device: torch.device) -> Fitted:
+        return fitted(self.inner.gather(index, device), self.fit)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.inner.shape[0], self.fit.size, self.fit.size
+
+
+def fitted(samples: Samples, fit: Fit) -> Fitted:
+    """The samples, brought to their size by `fit` as they are read."""
+    return Fitted(samples, fit, samples.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Selected(Samples):
+    """Some of other samples: `index` [N] of `whole`."""
+
+    whole: Samples
+    index: Tensor
+    labels: Tensor
+
+    def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
+        return self.whole.read((Block(self.index[block.index.cpu()], block.seed) for block in blocks), device)
+
+    def gather(self, index: Tensor, device: torch.device) -> Samples:
+        return self.whole.gather(self.index[index], device)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.whole.shape
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the numbers of samples mean.
+
+    Attributes:
+        mean, std: of each channel, for normalisation, in multiples of `unit`.
+        unit: what of a stored value counts as 1: 255 for images, 1 for counted events.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    unit: float = 255.0
+
+    def scale(self, x: Tensor) -> Tensor:
+        """[B, ..., C, H, W] as kept -> float32 in multiples of `unit`."""
+        return x.to(torch.float32) / self.unit
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """[B, ..., C, H, W] in multiples of `unit` -> zero mean and unit deviation in each channel."""
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Training, held-out and test samples, and what is known of them.
+
+    Attributes:
+        train, held_out, test: disjoint.
+        classes: K names.
+        units: what the samples' numbers mean.
+        licence: of the data.
+        checksums: what was read -> sha256.
+        split: how the parts were drawn.
+        drawn: part -> the sorted indices of its samples, where they were drawn here.
+        skipped: why files were left out.
+    """
+
+    name: str
+    train: Samples
+    held_out: Samples
+    test: Samples
+    classes: tuple[str, ...]
+    units: Units
+    licence: str
+    checksums: dict[str, str]
+    split: str = ""
+    drawn: dict[str, list[int]] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample, or of a frame of it."""
+        return self.train.shape
+
+    def to(self, device: torch.device) -> DataSet:
+        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device), test=self.test.to(device))
+
+
+def divide(data: DataSet, held_out: int, test: int, subset: int | None) -> DataSet:
+    """Draw the parts that a data set does not come with, once and for all by NumPy's generator of seed 0.
+
+    Args:
+        held_out: how many training samples to hold out.
+        test: how many training samples to test on, where the set has no test samples of its own.
+        subset: how many training samples to keep; held-out and test samples are cut down by the same share.
+
+    Raises:
+        ValueError: a number is out of range, or leaves nothing to train on.
+    """
+    total = len(data.train)
+    if len(data.test) and test:
+        raise ValueError(f"data.test is {test}, but {data.name} has {len(data.test):,} test samples of its own: leave it")
+    if not (len(data.test) or test):
+        raise ValueError(f"{data.name} has no test samples of its own: give --data.test N, to draw N of its {total:,}")
+    for name, n in (("held_out", held_out), ("test", test)):
+        if not 0 <= n < total:
+            raise ValueError(f"data.{name} is {n}: give a number from 0 to {total - 1}, the training samples less one")
+    if held_out + test >= total:
+        raise ValueError(f"data.held_out and data.test take {held_out + test} of {total} samples: none is left to train on")
+    order = torch.from_numpy(np.random.default_rng(0).permutation(total))
+    parts = {"held_out": order[:held_out], "test": order[held_out : held_out + test], "train": order[held_out + test :]}
+    drawn: dict[str, list[int]] = {}
+    made: dict[str, Samples] = {"held_out": data.held_out, "test": data.test, "train": data.train}
+    for name, index in parts.items():
+        if 0 < len(index) < total:
+            chosen = index.sort().values
+            made[name] = data.train[chosen]
+            drawn |= {name: chosen.tolist()} if name != "train" else {}
+    how = [f"{len(index)} {name} of {total}" for name, index in drawn.items()]
+    split = f"drawn by NumPy default_rng(0).permutation: {', '.join(how)}" if how else data.split or "as distributed"
+    done = replace(data, train=made["train"], held_out=made["held_out"], test=made["test"], split=split, drawn=drawn)
+    return done if subset is None else _cut(done, subset)
+
+
+def _cut(data: DataSet, subset: int) -> DataSet:
+    total = len(data.train)
+    if not 1 <= subset <= total:
+        raise ValueError(f"data.subset is {subset}: give a number from 1 to {total}, the training samples")
+
+    def few(samples: Samples) -> Samples:
+        n = -(-len(samples) * subset // total)
+        return samples[torch.from_numpy(np.random.default_rng(1).permutation(len(samples))[:n]).sort().values]
+
+    split = f"{data.split}; of each part {subset} in {total}, by NumPy default_rng(1).permutation"
+    return replace(data, train=few(data.train), held_out=few(data.held_out), test=few(data.test), split=split)

@@ -1,0 +1,66 @@
+"""Work on files in parallel processes, its results in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Track = Callable[[Iterator[Any], str, int], Iterator[Any]]
+"""Hands items on, and shows somebody who waits how many of so many are done: (items, what is done, how many)."""
+
+
+def untracked(items: Iterator[Item], what: str, total: int) -> Iterator[Item]:
+    """Nobody waits."""
+    return items
+
+
+def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Any]:
+    """`work(item)` for each item, in order, a few items ahead, in `workers` processes; None for one on each core.
+
+    Arrays come back as tensors.
+
+    Raises:
+        ValueError: of `work`.
+    """
+    n = (os.cpu_count() or 1) if workers is None else workers
+    loader = DataLoader(
+        _Work(work),
+        sampler=items,
+        batch_size=None,
+        num_workers=n,
+        worker_init_fn=_leave_signals_to_the_parent,
+        prefetch_factor=4 if n else None,
+    )
+    for result in loader:
+        if isinstance(result, _Failed):
+            raise ValueError(result.reason)
+        yield result
+
+
+@dataclass(frozen=True)
+class _Failed:
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Work(Dataset[Any], Generic[Item, Result]):
+    work: Callable[[Item], Result]
+
+    def __getitem__(self, item: Any) -> Result | _Failed:
+        try:
+            return self.work(item)
+        except ValueError as error:  # as a value: DataLoader would wrap the exception in a page of text
+            return _Failed(str(error))
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Which finishes its step, and needs the workers for that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,28 @@
+"""What a network costs: multiply-accumulates of each of its parts."""
+
+from __future__ import annotations
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from spikerate.models.staged import Staged, on_meta
+
+
+def macs(body: Staged, in_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Multiply-accumulates of a spiking network for one time step of one sample, in convolutions and linear layers.
+
+    Dense ones, as a GPU computes them: spikes of 0 count. Nothing is computed for it (meta device).
+
+    Args:
+        body: the network.
+        in_shape: of one input sample, (C, H, W).
+
+    Returns:
+        "stem", the names of the stages, "head" -> count, in the order of execution.
+    """
+    ghost, x = on_meta(body, in_shape)
+    counts = {}
+    for name, part in (("stem", ghost.stem), *ghost.stages.items(), ("head", ghost.head)):
+        with FlopCounterMode(display=False) as counter:
+            x = part(x)
+        counts[name] = counter.get_total_flops() // 2
+    return counts

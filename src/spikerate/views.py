@@ -1,0 +1,216 @@
+"""What the commands print when they are done: results, comparisons, presets and networks as tables."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from spikerate import card
+from spikerate.config import Run, encode
+from spikerate.console import table
+from spikerate.data import SETS, input_shape
+from spikerate.estimate import FLOPS_PER_SECOND, MACHINE, in_words, training_flops
+from spikerate.evaluate import Accuracy
+from spikerate.experiment import Measured
+from spikerate.models import Branched, Staged, macs, stage_shapes
+from spikerate.predict import Prediction
+from spikerate.presets import PRESETS, Preset
+from spikerate.record import RunFolder, compare
+from spikerate.state import State
+
+_LIKELY = 3
+_CLASSES = 10
+"""Shown of a preset whose data say the number of classes."""
+
+
+def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
+    """What a training gave, and the next command."""
+    result = table("Result")
+    result.add_column(style="cyan")
+    result.add_column()
+    best = state.best
+    chosen = f", chosen by held-out accuracy {best['held_out']:.2%}" if "held_out" in best else ", the last"
+    result.add_row("test accuracy, spiking network", _with_interval(measured.accuracy))
+    result.add_row("weights", f"best.safetensors: epoch {best['epoch']} of {run.epochs}{chosen}")
+    result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} spikes per neuron and step")
+    result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
+    result.add_row("run folder", str(folder.path))
+    result.add_row("next", f"spikerate eval {shlex.quote(str(folder.path))}")
+    console.print(result)
+
+
+def show_measured(console: Console, network: nn.Module, measured: Measured, trained: int) -> None:
+    """Accuracy after each time step, and how often each layer fires; `trained` is T of the run."""
+    accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
+    console.print(f"test accuracy of the spiking network: {accuracy}", highlight=False, soft_wrap=True)
+    curve = table(f"Accuracy against time steps (trained with T = {trained})", "T", "test accuracy", "")
+    for t, at_step in enumerate(measured.at_step, 1):
+        curve.add_row(str(t), f"{at_step.value:.2%}", _bar(console, at_step.value))
+    console.print(curve)
+    rates = table("Firing rates", "layer", "spikes per neuron and step", "")
+    for layer, rate in ledger.rates(network).items():
+        rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", _bar(console, rate))
+    rates.add_row("all", f"{ledger.mean_rate():.3f}", _bar(console, ledger.mean_rate()), style="bold")
+    console.print(rates)
+
+
+def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
+    """Of each file the likeliest class, its confidence, and the next ones."""
+    shown = table("Predictions", "file", "class", "confidence", "then")
+    for found in predictions:
+        (name, confidence), *others = found.ranking[:_LIKELY]
+        shown.add_row(str(found.file), name, f"{confidence:.1%}", ", ".join(f"{n} {c:.1%}" for n, c in others))
+    console.print(shown)
+
+
+def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base: Path) -> None:
+    """The results of several seeds, their mean and standard deviation."""
+    shown = table(f"{len(results)} seeds", "seed", "held-out accuracy", "test accuracy", "firing rate")
+    names = ("held_out_accuracy", "test_accuracy", "firing_rate")
+    for seed, result in results.items():
+        shown.add_row(str(seed), *(_number(name, result[name]) for name in names))
+    columns = [[result[name] for result in results.values()] for name in names]
+    for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
+        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(names, columns, strict=True)))
+    console.print(shown)
+    console.print(f"runs in {base}", highlight=False, soft_wrap=True)
+
+
+def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:
+    """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
+    rows = compare(*([*folder.metrics(), dict(_flat(folder.result())) | {"epoch": "test"}] for folder in (original, again)))
+    rows.pop("test_interval_95", None)
+    if not rows:
+        console.print("every metric of every epoch agrees, and the test result too", highlight=False)
+        return True
+    shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
+    for name, (epoch, then, now) in rows.items():
+        shown.add_row(name, str(epoch), *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in (then, now)))
+    console.print(shown)
+    then, now = (dict(_flat(folder.about())) for folder in (original, again))
+    cards = table("What differs between the two cards", "entry", "then", "now")
+    times = ("started", "finished", "command", "resumed", "preset")
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name) and not name.startswith(times):
+            cards.add_row(name, str(then.get(name)), str(now.get(name)))
+    console.print(cards if cards.row_count else "the two cards do not differ: something here is not deterministic")
+    return False
+
+
+def show_presets(console: Console) -> None:
+    """All presets, a table for each paper."""
+    for paper, group in itertools.groupby(sorted(PRESETS.items(), key=_by_paper), key=lambda item: item[1].paper):
+        presets = table(paper, "name", "data and network", "method", "T", "epochs")
+        for name, preset in group:
+            presets.add_row(name, preset.title, preset.method, str(preset.run.T), str(preset.run.epochs))
+        console.print(presets)
+    console.print(
+        "spikerate show NAME tells more of one, spikerate train NAME --data PATH runs it; --epochs, --width and --subset "
+        "make it as small as you like",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_preset(console: Console, name: str, preset: Preset) -> None:
+    """A preset's record, settings and network, and what it costs."""
+    run = preset.run
+    console.print(f"[bold]{name}[/]: {preset.text}", highlight=False, soft_wrap=True)
+    settings = table("Settings", "field", "value")
+    for field, value in _flat(encode(run)):
+        settings.add_row(field, str(value))
+    console.print(settings)
+    entry, shape = SETS[run.data.name], input_shape(run.data)
+    num_classes = entry.num_classes or _CLASSES
+    with torch.device("meta"):
+        network = run.build(num_classes, shape)
+    body = network.body if isinstance(network, Branched) else network
+    console.print(_network(network, body, shape, num_classes))
+    if entry.samples is None:
+        console.print(f"with {_CLASSES} classes; yours are the class folders", highlight=False)
+        return
+    trained_on = entry.samples - (0 if entry.built_in else run.data.held_out + run.data.test)
+    flops = training_flops(run, sum(macs(body, shape).values()), trained_on)
+    console.print(
+        f"training costs about {flops:.1e} FLOP: {in_words(flops / FLOPS_PER_SECOND)} on {MACHINE}, at the rate of "
+        "operations measured for ResNet-18 there",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_machine(console: Console, device: torch.device) -> None:
+    """What is installed here, and what it can do."""
+    env = card.environment()
+    what = table("What is here", "", "")
+    what.add_row("python", f"{env['python']} on {env['platform']}")
+    what.add_row("processor", f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads in use")
+    what.add_row("memory", f"{env['memory_gib']} GiB")
+    what.add_row("GPU", ", ".join(env["gpus"]) or "none")
+    what.add_row("device used", str(device))
+    flags = card.cpu_flags()
+    fast = "AMX" if "amx_bf16" in flags else "AVX-512" if "avx512_bf16" in flags else None
+    if device.type == "cuda":
+        what.add_row("bf16", "fast" if torch.cuda.is_bf16_supported() else "slow on this GPU: use --precision fp32")
+    else:
+        what.add_row("bf16", f"fast, by {fast}" if fast else "slow on this processor: use --precision fp32")
+    problem = card.compiler_problem(device)
+    what.add_row("torch.compile", f"no: {problem}" if problem else "yes")
+    for name, found in env["packages"].items():
+        what.add_row(name, found or "not installed")
+    console.print(what)
+
+
+def _network(network: Staged | Branched, body: Staged, shape: tuple[int, int, int], num_classes: int) -> Any:
+    stages = table("Network", "part", "output [C, H, W]", "parameters", "MACs a step")
+    parts = [("stem", body.stem), *body.stages.items(), ("head", body.head)]
+    shapes = ["", *(str(list(s[1:])) for s in stage_shapes(body, shape)), f"[{num_classes}]"]
+    cost = macs(body, shape)
+    for (part, module), out in zip(parts, shapes, strict=True):
+        stages.add_row(part, out, f"{_parameters(module):,}", f"{cost[part]:,}")
+    total = f"{sum(cost.values()):,}"
+    stages.add_row("all, as used after training", "", f"{_parameters(body):,}", total, style="bold")
+    if isinstance(network, Branched):
+        stages.add_row("branches, in training only", "", f"{_parameters(network.branches):,}", "")
+    return stages
+
+
+def _by_paper(item: tuple[str, Preset]) -> int:
+    """Papers in the order in which they first appear."""
+    papers = list(dict.fromkeys(preset.paper for preset in PRESETS.values()))
+    return papers.index(item[1].paper)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif key != "type" or prefix in ("rule.", "loss.", "neuron.surrogate."):
+            rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
+    return rows
+
+
+def _with_interval(result: Accuracy) -> str:
+    low, high = result.interval()
+    return f"{result.value:.2%}  (95 % interval {low:.2%} to {high:.2%}, {result.n:,} samples)"
+
+
+def _number(name: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if name == "firing_rate" else f"{value:.2%}"
+
+
+def _bar(console: Console, share: float) -> str:
+    return ("█" if console.encoding.startswith("utf") else "#") * round(40 * share)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -272,6 +272,45 @@ def test_samples_are_resized_as_they_are_read() -> None:
     torch.testing.assert_close(large.mean((1, 2, 3)), small.mean((1, 2, 3)), atol=0.15, rtol=0)
 
 
+def test_digits_before_an_event_camera(tmp_path: Path) -> None:
+    asked = Data("digits-dvs", cache=tmp_path)
+    data, still = load(asked, 4), load(Data("digits"), 1)
+    assert data.shape == input_shape(asked) == (2, 16, 16)
+    for part in ("train", "held_out", "test"):
+        assert torch.equal(getattr(data, part).labels, getattr(still, part).labels)
+    x, _ = next(plain_batches(data, data.test, 50, CPU))
+    assert x.shape == (50, 4, 2, 16, 16)
+    assert torch.equal(x, x.round())
+    events = x.sum((2, 3, 4))
+    assert torch.equal(events[:, :3], events[:, :1].expand(-1, 3)), "equal numbers of events in each frame"
+    assert ((events[:, 3] - events[:, 0]) >= 0).all()
+    assert ((events[:, 3] - events[:, 0]) < 4).all()
+    (part,) = next(epoch_batches(data, 30, Augment(flip=True, roll=2), 0, 0))
+    assert part.x.shape == (30, 4, 2, 16, 16)
+    assert part.x.sum() == next(epoch_batches(data, 30, Augment(), 0, 0))[0].x.sum()
+    other = load(Data("digits-dvs", cache=tmp_path, frames="time"), 4)
+    by_time, _ = next(plain_batches(other, other.test, 50, CPU))
+    assert len(list(tmp_path.iterdir())) == 2, "one cache for each setting"
+    assert not torch.equal(by_time, x)
+    assert torch.equal(by_time.sum((1, 2, 3, 4)), events.sum(1))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    again = load(asked, 4)
+    assert torch.equal(next(plain_batches(again, again.test, 50, CPU))[0], x)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, "read, not made again"
+    for rows in tmp_path.glob("*/rows"):
+        raw = bytearray(rows.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        rows.write_bytes(bytes(raw))
+    with pytest.raises(ValueError, match="is damaged: remove it"):
+        load(asked, 4)
+
+
+def test_an_unwritable_cache_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"choose another place by --data\.cache"):
+        load(Data("digits-dvs", cache=tmp_path / "file"), 4)
+
+
 ALL = Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
 
 

@@ -281,6 +281,14 @@ def test_a_compiled_run_is_announced_and_learns_the_same(
     assert folder.metrics()[0]["loss"] == pytest.approx(plain["loss"], rel=0.05)
 
 
+@pytest.mark.parametrize(("width", "last"), [(16, True), (8, False)])
+def test_channels_last_where_it_is_safe(width: int, last: bool) -> None:
+    """oneDNN's backward pass of strided 1x1 convolutions is wrong below 16 channels."""
+    network = build_network(Run(model=Model(width=width)), 10, (3, 32, 32), torch.device("cpu"))
+    kernel = network.get_submodule("stages.stage2.0.conv2").weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) == last
+
+
 # evaluation -------------------------------------------------------------------------------------------------------------
 
 

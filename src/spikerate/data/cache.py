@@ -97,7 +97,8 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
                     file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        facts = {"key": text, "sha256": digest.hexdigest(), "broken": broken}
+        facts = {"key": text, "sha256": digest.hexdigest(), "broken": {str(k): reason for k, reason in broken.items()}}
+        facts["check"] = _check(facts)
         (temporary / "facts.json").write_text(json.dumps(facts))
         try:
             temporary.rename(place)
@@ -113,7 +114,8 @@ def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic
     try:
         facts = json.loads((place / "facts.json").read_text())
         broken = {int(k): str(reason) for k, reason in facts["broken"].items()}
-        whole = facts["key"] == text and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]
+        whole = facts.pop("check") == _check(facts) and facts["key"] == text
+        whole = whole and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -123,6 +125,10 @@ def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic
         return Cached(torch.empty(0, *shape), broken, facts["sha256"])
     mapped = np.memmap(rows, dtype, "c", shape=(n, *shape))  # copy on write: torch wants no read-only memory
     return Cached(torch.from_numpy(mapped), broken, facts["sha256"])
+
+
+def _check(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path, track: Track) -> str:

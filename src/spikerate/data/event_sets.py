@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -66,6 +67,8 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
         good = [k for k in range(len(everything)) if k not in kept.broken]
         labels = torch.tensor([everything[k].label for k in good])
         in_train = sum(k < len(found.train) for k in good)
+        if in_train == 0:
+            raise ValueError(f"{data.path} has no whole recording to train on: {next(iter(kept.broken.values()))}")
         made = _frame_set(data, kept, labels, (in_train, in_train), found.classes, found.licence)
         return replace(made, skipped=tuple(kept.broken.values()))
 
@@ -124,5 +127,5 @@ def _digest(recordings: Sequence[Recording]) -> str:
     digest = hashlib.sha256()
     for r in recordings:
         facts = r.file.stat()
-        digest.update(f"{r.file} {r.member} {r.span} {r.label} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{r.file} {r.member} {r.span} {r.label} {facts.st_size} {facts.st_mtime_ns}\n"))
     return digest.hexdigest()

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+"""Whatever the file's name says: Pillow would hand PostScript to an interpreter."""
 _ORIENTATION = 0x0112
 _TESTS = ("val", "validation", "test")
 
@@ -88,18 +90,18 @@ def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 width, height = _upright(image)
                 box = _middle(width, height, margin) if seed is None else _random_box(width, height, seed)
-                few = min(box[2] - box[0], box[3] - box[1]) / size  # pixels for one of the result
+                few = min(box[2] - box[0], box[3] - box[1]) / size / 2  # at least two pixels for one of the result
                 image.draft(None, (math.ceil(image.width / few), math.ceil(image.height / few)))
                 upright = _rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{file} has more pixels than Pillow takes for safe: make it smaller") from error
     except Exception as error:  # a broken file can raise anything in a decoder
         raise ValueError(f"{file} can't be decoded as an image ({error or type(error).__name__}): replace it") from error
-    x, y = upright.width / width, upright.height / height
-    scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+    drafted = round(width / upright.width)  # 1, 2, 4 or 8, where the sides are rounded up
+    scaled = (box[0] / drafted, box[1] / drafted, box[2] / drafted, box[3] / drafted)
     return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, scaled)).transpose(2, 0, 1).copy()
 
 

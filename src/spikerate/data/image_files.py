@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +101,8 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     else:
         samples = Files([files[k] for k in good.tolist()], labels[good], size, data.workers)
     in_train = int((good < len(listing.train)).sum())
+    if in_train == 0:
+        raise ValueError(f"{data.path} has no whole image to train on: {next(iter(broken.values()))}")
     return DataSet(
         name=data.name,
         train=samples[:in_train],
@@ -117,5 +120,9 @@ def _digest(path: Path, files: Sequence[Path], labels: Tensor) -> str:
     """Of names, sizes and labels: reading a million files to the end would take longer than many a training."""
     digest = hashlib.sha256()
     for file, label in zip(files, labels.tolist(), strict=True):
-        digest.update(f"{file.relative_to(path)} {file.stat().st_size} {label}\n".encode())
+        try:
+            size = file.stat().st_size
+        except OSError:  # a link to nowhere, for instance: broken, as decoding it will say
+            size = -1
+        digest.update(os.fsencode(f"{file.relative_to(path)} {size} {label}\n"))
     return digest.hexdigest()

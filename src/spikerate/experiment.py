@@ -60,7 +60,7 @@ def measure(
     ledger = Ledger()
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger), device=device, track=track)
+    counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger), run.batch, device, track)
     right = ranks.total(torch.tensor([a.right for a in counted], device=device)).tolist()
     return Measured([Accuracy(n, len(data.test)) for n in right], ledger.totalled(ranks.total))
 

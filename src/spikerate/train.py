@@ -247,7 +247,7 @@ class Trainer:
 
     def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
         own = data.held_out[self.ranks.share(len(data.held_out))]
-        counted = accuracy(network, data, own, self.run.T, self.run.precision, look, device=device)[-1]
+        counted = accuracy(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device)[-1]
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 

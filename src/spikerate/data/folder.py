@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 """Whatever the file's name says: Pillow would hand PostScript to an interpreter."""
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright."""
 _TESTS = ("val", "validation", "test")
 
 Entries = tuple[tuple[Path, int], ...]
@@ -87,22 +97,28 @@ def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray
     Raises:
         ValueError: the file is broken, no image, or larger than Pillow takes for safe; the sentence names it.
     """
+    if not file.is_file():
+        raise ValueError(f"{file} can't be decoded as an image (it is no file): remove it")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as image:
-                width, height = _upright(image)
+                turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+                width, height = image.size
                 box = _middle(width, height, margin) if seed is None else _random_box(width, height, seed)
                 few = min(box[2] - box[0], box[3] - box[1]) / size / 2  # at least two pixels for one of the result
-                image.draft(None, (math.ceil(image.width / few), math.ceil(image.height / few)))
-                upright = _rgb(ImageOps.exif_transpose(image))
+                image.draft(None, (math.ceil(width / few), math.ceil(height / few)))
+                rgb = _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{file} has more pixels than Pillow takes for safe: make it smaller") from error
     except Exception as error:  # a broken file can raise anything in a decoder
         raise ValueError(f"{file} can't be decoded as an image ({error or type(error).__name__}): replace it") from error
-    drafted = round(width / upright.width)  # 1, 2, 4 or 8, where the sides are rounded up
-    scaled = (box[0] / drafted, box[1] / drafted, box[2] / drafted, box[3] / drafted)
-    return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, scaled)).transpose(2, 0, 1).copy()
+    drafted = round(width / rgb.width)  # 1, 2, 4 or 8, where the sides are rounded up
+    left, top, right, bottom = (edge / drafted for edge in box)
+    cut = rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, right, bottom))
+    upright = cut if turn is None else cut.transpose(turn)  # after the cut: what rounding adds is at the stored end
+    return np.asarray(upright).transpose(2, 0, 1).copy()
 
 
 Box = tuple[float, float, float, float]
@@ -126,12 +142,6 @@ def _random_box(width: int, height: int, seed: int) -> Box:
             return left, top, left + w, top + h
     half_w, half_h = min(width, height * 4 / 3) / 2, min(height, width * 4 / 3) / 2
     return width / 2 - half_w, height / 2 - half_h, width / 2 + half_w, height / 2 + half_h  # at the nearest allowed ratio
-
-
-def _upright(image: Image.Image) -> tuple[int, int]:
-    """Width and height after the rotation that EXIF asks for."""
-    sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if sideways else image.size
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -101,8 +101,9 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     else:
         samples = Files([files[k] for k in good.tolist()], labels[good], size, data.workers)
     in_train = int((good < len(listing.train)).sum())
-    if in_train == 0:
-        raise ValueError(f"{data.path} has no whole image to train on: {next(iter(broken.values()))}")
+    if in_train == 0 or (listing.test and in_train == len(good)):
+        what = "to test" if in_train else "to train on"
+        raise ValueError(f"{data.path} has no whole image {what}: {next(reversed(broken.values()))}")
     return DataSet(
         name=data.name,
         train=samples[:in_train],

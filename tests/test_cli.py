@@ -81,7 +81,7 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
         shown = capsys.readouterr().out
         assert "stage3" in shown
         assert "MACs" in shown
-        assert ("training costs about" in shown) == (PRESETS[name].run.data.name not in ("images", "events"))
+        assert ("training takes" in shown) == (PRESETS[name].run.data.name not in ("images", "events"))
     assert main(["show", "cifar10-esd"]) == 0
     shown = capsys.readouterr().out
     for number in ("11,173,962", "1,213,214", "555,422,720"):
@@ -115,11 +115,51 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
         bad = spikerate("predict", "run", *files)
         assert bad.returncode == 2
         assert words in bad.stderr.replace("\n", " ")
+    odd = tmp_path / "pictures" / "x[bold][red].png"
+    odd.write_bytes((tmp_path / "pictures" / "a.png").read_bytes())
+    half = spikerate("predict", "run", "pictures", "broken.png")
+    assert half.returncode == 2
+    assert "x[bold][red].png" in half.stdout, "what was done is shown, as it is"
     record = tmp_path / "run" / "run.json"
     content = json.loads(record.read_text())
-    del content["data"]["classes"]
-    record.write_text(json.dumps(content))
-    assert "does not say what its samples are" in spikerate("predict", "run", "pictures").stderr
+    for change in ({"classes": None}, {"std": [0]}, {"mean": []}, {"shape": [1, 0, 0]}):
+        record.write_text(json.dumps(content | {"data": content["data"] | change}))
+        spoilt = spikerate("predict", "run", "pictures")
+        assert spoilt.returncode == 2
+        assert "does not say what its samples are" in spoilt.stderr
+    record.write_text(json.dumps(content | {"data": []}))
+    assert "has an entry data that is no record" in spikerate("train", "--resume", "run").stderr
+
+
+def test_eval_takes_the_data_of_the_run_only(spikerate: Spikerate, tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    options = ["--data", ".", "--data.held-out", "4", "--no-compile", "--out", "here", *TINY]
+    assert spikerate("train", "cifar10-small-rate", *options).returncode == 0
+    file = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    file.write_bytes((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())
+    for command in ("eval", "reproduce"):
+        done = spikerate(command, "here")
+        assert done.returncode == 2
+        assert "its checksums differ" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["cifar10-vggsnn-rate", "--data.size", "24"], "wants a side of 16, 32, ..., and the samples are 24 x 24"),
+        (["cifar10-rate", "--subset", "1"], "1 training samples with accumulate=1 on 1 ranks give parts of 1"),
+        (["cifar10-rate", "--subset", "3", "--accumulate", "4"], "give parts of 0: batch norm needs two samples"),
+        (["cifar10-rate", "--data.size", "5000"], "data.size is 5000: give a number of pixels up to 4096"),
+    ],
+)
+def test_nothing_is_left_of_a_run_that_can_not_begin(
+    spikerate: Spikerate, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    write_cifar(tmp_path)
+    done = spikerate("train", *arguments, "--data", ".", "--data.held-out", "4", "--out", "here", "--width", "2")
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "here").exists()
 
 
 def test_recordings_train_and_are_predicted(spikerate: Spikerate, tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_a_subset_cuts_all_parts_by_the_same_share() -> None:
     assert [len(part) for part in (data.train, data.held_out, data.test)] == [8, 2, 3]
     assert not set(data.train.labels.tolist()) & set(data.held_out.labels.tolist())
     assert "8 in 80" in data.split
+    assert data.drawn["held_out"] == data.held_out.labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_parts_that_can_not_be_drawn(sizes: tuple[int, int], held_out: int, test
         (Data("cifar10", augment=Augment(resized_crop=True)), "are for image files, and cifar10 has none"),
         (Data("n-mnist", decoded=True), "are for image files"),
         (Data("events"), "give --data.sensor HEIGHT WIDTH"),
-        (Data("n-mnist", sensor=(34, 34)), "n-mnist has a sensor of 34 x 34"),
+        (Data("n-mnist", sensor=(34, 34)), "data.sensor is for events of your own"),
     ],
 )
 def test_settings_that_do_not_go_together(data: Data, words: str) -> None:

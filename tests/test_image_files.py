@@ -783,6 +783,33 @@ def test_a_damaged_cache_is_refused(fault: str, tmp_path: Path) -> None:
     assert len(images(path, decoded=True, broken="skip").train) == 11
 
 
+def test_a_cache_serves_its_own_folder_only(tmp_path: Path) -> None:
+    """Though names and sizes of the files are those of another."""
+    for name, shade in (("one", 10), ("other", 200)):
+        for part in ("train", "val"):
+            for label in "ab":
+                (tmp_path / name / part / label).mkdir(parents=True)
+                Image.new("RGB", (16, 16), (shade,) * 3).save(tmp_path / name / part / label / "0.bmp")
+    for name, shade in (("one", 10), ("other", 200)):
+        data = images(tmp_path / name, decoded=True)
+        assert np.unique(read_all(data.train)).tolist() == [shade]
+
+
+def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set")
+    for file in (path / "train" / "c1").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="has no whole sample of the class c1 to train on"):
+        images(path, broken="skip")
+
+
+def test_val_and_test_together_are_refused(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set")
+    (path / "test").mkdir()
+    with pytest.raises(ValueError, match="has the folders val and test: keep the one to test on"):
+        list_images(path)
+
+
 def test_nothing_is_left_of_a_cache_that_was_not_finished(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "set")
     (path / "train" / "c1" / "2.png").write_bytes(b"")

@@ -21,7 +21,7 @@ from test_events import write_cifar10_dvs, write_gestures
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, RateBP, SelfDistillation
 from spikerate.config import Run, decode, encode
 from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
-from spikerate.estimate import in_words, training_flops
+from spikerate.estimate import in_words, least_seconds, training_flops
 from spikerate.presets import ESD, PRESETS, RATE, preset
 from spikerate.record import RunFolder
 from spikerate.state import Row
@@ -137,8 +137,9 @@ def test_a_preset_goes_through_json_builds_and_says_where_it_is_from(name: str) 
 
 def test_the_cost_is_counted() -> None:
     run = Run(T=4, epochs=2)
-    assert training_flops(run, 10, 7) == 2 * 10 * 6 * 7 * 2
-    assert training_flops(replace(run, rule=BPTT()), 10, 7) == 2 * 10 * 12 * 7 * 2
+    assert training_flops(run, 10, 4, 7) == 2 * (10 * 6 + 3 * 4) * 7 * 2
+    assert training_flops(replace(run, rule=BPTT()), 10, 0, 7) == 2 * 10 * 12 * 7 * 2
+    assert least_seconds(run, 1e12) > least_seconds(replace(run, precision="bf16", compile=True), 1e12)
     assert [in_words(s) for s in (40, 60 * 30, 3600 * 5, 86400 * 33)] == ["40 s", "30 min", "5 h", "33 days"]
 
 

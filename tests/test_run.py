@@ -126,7 +126,10 @@ def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
         (lambda: Run(Data("minst")), "data.name is 'minst'"),  # type: ignore[arg-type]
         (lambda: Model("vgg11", stem="7x7"), "vgg11 has one form only"),
         (lambda: Model(stem="5x5"), "model.stem is '5x5'"),  # type: ignore[arg-type]
-        (lambda: Model("vggsnn").build(10, (2, 34, 48), Neuron()), "square samples, and these are 34 x 48"),
+        (
+            lambda: Model("vggsnn").build(10, (2, 34, 48), Neuron()),
+            "the samples are 34 x 48",
+        ),
         (lambda: Run(loss=TET()), "TET wants a gradient at every step"),
         (lambda: Run(rule=OTTT(decay=0.5)), "rule.decay is 0.5, and the neurons' 0.2"),
         (lambda: pick_device("meta"), "device is 'meta'"),

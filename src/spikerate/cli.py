@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 from tyro.conf import AvoidSubcommands, Positional, arg
 
 from spikerate import card, views
 from spikerate.config import Run
-from spikerate.console import TrainingBar, TransferBar, WaitingBar
+from spikerate.console import TrainingBar, TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.experiment import begin, data_card, measure, perform, use_threads_of
+from spikerate.experiment import begin, check_fits, data_card, measure, perform, use_threads_of
 from spikerate.guard import NotFinite
 from spikerate.interrupt import Interrupt, Interrupted
-from spikerate.predict import predict
+from spikerate.predict import Prediction, predict
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
 from spikerate.train import build_network, pick_device
@@ -203,13 +202,13 @@ def _dispatch(args: list[str]) -> int:
         _fetch(_parse(Fetch, rest, "spikerate fetch"))
     elif name == "show":
         chosen = _parse(Show, rest, "spikerate show").preset
-        views.show_preset(Console(), chosen, preset(chosen))
+        views.show_preset(console(), chosen, preset(chosen))
     elif name == "list":
         _parse(Bare, rest, "spikerate list")
-        views.show_presets(Console())
+        views.show_presets(console())
     elif name == "doctor":
         _parse(Bare, rest, "spikerate doctor")
-        views.show_machine(Console(), pick_device("auto"))
+        views.show_machine(console(), pick_device("auto"))
     else:
         near = difflib.get_close_matches(name, _COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(_COMMANDS)}"
@@ -239,7 +238,7 @@ def _sentence(box: str, prog: str) -> str:
             break
         kept += [line] if line.strip("-") else []
     sentence = " ".join(kept).replace(" Perhaps you meant:", "; perhaps you meant")
-    return re.sub(r"^Error parsing run[\w.]*: ", "", sentence) + f" ({prog} --help shows all)"
+    return re.sub(r"^Error parsing [\w.]+: ", "", sentence) + f" ({prog} --help shows all)"
 
 
 # train, reproduce ------------------------------------------------------------------------------------------------------
@@ -254,6 +253,7 @@ def _train(name: str, rest: list[str], args: list[str]) -> None:
     _check_free(path)
     with _joined(command.run) as ranks:
         data = _load(command.run, ranks)
+        check_fits(command.run, data, ranks)
         folder = begin(path, command.run, data, about, ranks)
         _perform(name, command.run, data, folder, command.save_minutes, ranks)
 
@@ -274,7 +274,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
         _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
-        views.show_seeds(Console(), results, base)
+        views.show_seeds(console(), results, base)
 
 
 def _resume(rest: list[str]) -> None:
@@ -283,9 +283,7 @@ def _resume(rest: list[str]) -> None:
     run = _moved(folder.config(), command.data, command.device)
     with _joined(run) as ranks:
         use_threads_of(folder)
-        data = _load(run, ranks)
-        if data_card(data)["sha256"] != folder.about().get("data", {}).get("sha256"):
-            raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
+        data = _load_again(run, folder, ranks)
         about = folder.about()
         if ranks.first:
             folder.amend(resumed=[*about.get("resumed", []), {"at": card.now(), "environment": card.environment()}])
@@ -303,10 +301,10 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     about = {"preset": original.about().get("preset"), "command": shlex.join(["spikerate", *args])}
     with _joined(run) as ranks:
         use_threads_of(original)
-        data = _load(run, ranks)
+        data = _load_again(run, original, ranks)
         again = begin(path, run, data, about, ranks)
         _perform(f"{command.run} again", run, data, again, 10, ranks)
-        return int(ranks.first and not views.show_comparison(Console(), original, again))
+        return int(ranks.first and not views.show_comparison(console(), original, again))
 
 
 def _joined(run: Run) -> AbstractContextManager[Ranks]:
@@ -321,16 +319,24 @@ def _joined(run: Run) -> AbstractContextManager[Ranks]:
 
 def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     """Rank 0 reads first: it makes the cache that the others find."""
-    console = Console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first)
     if not ranks.first:
         ranks.tell("")
-    data = load(run.data, run.T, WaitingBar(console))
+    data = load(run.data, run.T, WaitingBar(out))
     if ranks.first:
         ranks.tell("")
     for reason in data.skipped[:3]:
-        console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        out.print(f"left out: {reason}")
     if data.skipped:
-        console.print(f"{len(data.skipped)} broken files in all were left out", highlight=False, soft_wrap=True)
+        out.print(f"{len(data.skipped)} broken files in all were left out")
+    return data
+
+
+def _load_again(run: Run, folder: RunFolder, ranks: Ranks = Ranks()) -> DataSet:
+    """The data of a run that there is already: the same files, or the parts would be others."""
+    data = _load(run, ranks)
+    if data_card(data)["sha256"] != folder.about()["data"].get("sha256"):
+        raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
     return data
 
 
@@ -342,25 +348,23 @@ def _moved(run: Run, data: Path | None, device: str | None) -> Run:
 def _perform(
     name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
 ) -> None:
-    console = Console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first)
     headline = f": {PRESETS[name].headline}" if name in PRESETS else ""
-    console.print(f"[bold]{name}[/]{headline}", highlight=False, soft_wrap=True)
-    console.print(
+    out.print(name + headline, style="bold")
+    out.print(
         f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
         f"T = {run.T}, {run.epochs} epochs of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
-        highlight=False,
-        soft_wrap=True,
     )
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
-    bar = TrainingBar(console, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch))
+    bar = TrainingBar(out, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch))
     try:
         with Interrupt() as stop, bar:
             state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes, bar.wait)
     except Interrupted as stopped:
-        console.print(f"stopped ({stopped}), and saved; go on by: {again}", highlight=False, soft_wrap=True)
+        out.print(f"stopped ({stopped}), and saved; go on by: {again}")
         raise
-    views.show_result(console, run, folder, state, measured)
+    views.show_result(out, run, folder, state, measured)
 
 
 def _free_folder(path: Path) -> Path:
@@ -385,32 +389,37 @@ def _eval(command: Eval) -> None:
     folder = RunFolder.open(command.run)
     run, T = _moved(folder.config(), command.data, None), command.T
     device = pick_device(command.device)
-    data = _load(run)
+    data = _load_again(run, folder)
     if T is not None and T > run.T and SETS[run.data.name].kind == "events":
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
     network = build_network(run, len(data.classes), data.shape, device)
     folder.load_weights(command.weights, network)
-    console = Console()
-    measured = measure(network, data, run, T=T, track=WaitingBar(console))
-    console.print(f"{folder.path}, {command.weights}.safetensors, {data.name}", highlight=False, soft_wrap=True)
-    views.show_measured(console, network, measured, run.T)
+    out = console()
+    measured = measure(network, data, run, T=T, track=WaitingBar(out))
+    out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
+    views.show_measured(out, network, measured, run.T)
 
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
     files = sample_files(command.files, folder.config().data)
-    console = Console()
+    out = console()
     answers = predict(folder, files, command.weights, pick_device(command.device))
-    views.show_predictions(console, list(WaitingBar(console)(answers, "looking at files", len(files))))
+    done: list[Prediction] = []
+    try:
+        for answer in WaitingBar(out)(answers, "looking at files", len(files)):
+            done.append(answer)
+    finally:
+        views.show_predictions(out, done)
 
 
 def _fetch(command: Fetch) -> None:
-    console, source = Console(), SOURCES[command.name]
+    out, source = console(), SOURCES[command.name]
     for url in source.files:
-        console.print(f"{url} -> {command.to}", highlight=False, soft_wrap=True)
-    with TransferBar(console) as bar:
+        out.print(f"{url} -> {command.to}")
+    with TransferBar(out) as bar:
         folder = fetch(source, command.to, bar)
-    console.print(f"checked and whole: {folder}", highlight=False, soft_wrap=True)
+    out.print(f"checked and whole: {folder}")
 
 
 def entry() -> None:

@@ -114,8 +114,8 @@ class Model:
             return _WITH_STEM[self.name](num_classes, channels, self.width, neuron.build, self.stem)
         if self.name in _OF_ANY_SIZE:
             return _OF_ANY_SIZE[self.name](num_classes, channels, self.width, neuron.build)
-        if height != width:
-            raise ValueError(f"vggsnn takes square samples, and these are {height} x {width}: give --data.size")
+        if height != width or height % 16:
+            raise ValueError(f"vggsnn wants a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size")
         return vggsnn(num_classes, channels, self.width, neuron.build, height)
 
 

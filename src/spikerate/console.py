@@ -26,6 +26,11 @@ from spikerate.state import Row
 _REFRESH_SECONDS = 0.25
 
 
+def console(quiet: bool = False) -> Console:
+    """Where everything is printed as it is: a path or a class may hold what rich would take for markup."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+
+
 class TrainingBar:
     """A progress bar with loss, accuracy, reliable share and time left; a line for each epoch where there is no terminal.
 

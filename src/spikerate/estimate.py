@@ -5,23 +5,30 @@ from __future__ import annotations
 from spikerate.config import Run
 from spikerate.rules import RateBP
 
-MACHINE = "2 cores of an AMD EPYC (avx512_bf16), bf16, compiled"
-FLOPS_PER_SECOND = 4.9e11
-"""Measured there: ResNet-18, 32 x 32, batch 32, T = 4, RateBP; 436 ms a step (docs/results.md)."""
+MACHINE = "2 cores of an AMD EPYC (avx512_bf16)"
+_FAST, _PLAIN = 4.9e11, 1.8e11
+"""Operations a second measured there in bf16, compiled, and eager: ResNet-18 of width 64, 32 x 32, batch 32, T = 4, RateBP,
+436 and 1,168 ms a step (docs/results.md)."""
 
 
-def training_flops(run: Run, macs: int, samples: int) -> float:
+def training_flops(run: Run, macs: int, branch_macs: int, samples: int) -> float:
     """Floating-point operations of all training steps of a run, two for each multiply-accumulate.
 
-    A backward pass costs two forward passes: T + 2 of them a sample by rate-based backpropagation, 3 T by the others.
-    Branches, and what the constant input saves in the first layer, are left out.
+    A backward pass costs two forward passes: T + 2 of them a sample by rate-based backpropagation, 3 T by the others. What
+    the constant input saves in the first layer is left out.
 
     Args:
         macs: of the network, for one step of one sample.
+        branch_macs: of all branches, for one sample.
         samples: to train on.
     """
     passes = run.T + 2 if isinstance(run.rule, RateBP) else 3 * run.T
-    return 2.0 * macs * passes * samples * run.epochs
+    return 2.0 * (macs * passes + 3 * branch_macs) * samples * run.epochs
+
+
+def least_seconds(run: Run, flops: float) -> float:
+    """What that takes on `MACHINE` at the rate of a wide network; narrow ones run at a lower rate."""
+    return flops / (_FAST if run.precision == "bf16" and run.compile else _PLAIN)
 
 
 def in_words(seconds: float) -> str:

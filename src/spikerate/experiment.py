@@ -84,6 +84,18 @@ def data_card(data: DataSet) -> dict[str, Any]:
     }
 
 
+def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
+    """Raise `ValueError`, before anything is written, where network and data do not go together."""
+    with torch.device("meta"):
+        run.build(len(data.classes), data.shape)
+    smallest = min(run.batch, len(data.train)) // run.accumulate // ranks.n
+    if smallest < 2:
+        raise ValueError(
+            f"{len(data.train)} training samples with accumulate={run.accumulate} on {ranks.n} ranks give parts of "
+            f"{smallest}: batch norm needs two samples at least in each"
+        )
+
+
 def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:
     """The folder of a new run, or that of the same run where torchrun has started it again.
 

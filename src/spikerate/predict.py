@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from spikerate.data import Units, read_sample
+from spikerate.data import LARGEST_SIDE, Units, read_sample
 from spikerate.evaluate import over_time
 from spikerate.record import RunFolder
 from spikerate.rules import BPTT
@@ -51,6 +51,11 @@ def _card(folder: RunFolder) -> tuple[list[str], tuple[int, int, int], Units]:
         card = folder.about()["data"]
         c, h, w = map(int, card["shape"])
         units = Units(tuple(map(float, card["mean"])), tuple(map(float, card["std"])), float(card["unit"]))
+        sides = 1 <= min(h, w) <= max(h, w) <= LARGEST_SIDE
+        if not (len(units.mean) == len(units.std) == c and min(*units.std, units.unit) > 0 and sides):
+            raise ValueError("the numbers do not go together")
         return [str(name) for name in card["classes"]], (c, h, w), units
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder.path}/run.json does not say what its samples are: it is of another version") from error
+        raise ValueError(
+            f"{folder.path / 'run.json'} does not say what its samples are ({error!r}): it is altered, or of another version"
+        ) from error

@@ -73,6 +73,9 @@ class RunFolder:
             raise ValueError(f"{file} can't be read as JSON: {error}") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ValueError(f"{file} is not of format {FORMAT}: it was written by another version of spikerate")
+        for entry in ("data", "environment"):
+            if not isinstance(record.setdefault(entry, {}), dict):
+                raise ValueError(f"{file} has an entry {entry} that is no record: it was altered")
         return record
 
     def config(self) -> Run:
@@ -93,12 +96,19 @@ class RunFolder:
 
     def metrics(self) -> list[Row]:
         """The lines of `metrics.jsonl`."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        file = self.path / "metrics.jsonl"
+        try:
+            return [dict(json.loads(line)) for line in file.read_text().splitlines()]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file} can't be read as JSON: {error}") from error
 
     def result(self) -> dict[str, Any]:
         """The content of `result.json`; empty where the run is not finished."""
         file = self.path / "result.json"
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        try:
+            return dict(json.loads(file.read_text())) if file.is_file() else {}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file} can't be read as JSON: {error}") from error
 
     @property
     def has_state(self) -> bool:

@@ -17,10 +17,10 @@ from spikerate import card
 from spikerate.config import Run, encode
 from spikerate.console import table
 from spikerate.data import SETS, input_shape
-from spikerate.estimate import FLOPS_PER_SECOND, MACHINE, in_words, training_flops
+from spikerate.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.evaluate import Accuracy
 from spikerate.experiment import Measured
-from spikerate.models import Branched, Staged, macs, stage_shapes
+from spikerate.models import Branched, Staged, branch_macs, macs, stage_shapes
 from spikerate.predict import Prediction
 from spikerate.presets import PRESETS, Preset
 from spikerate.record import RunFolder, compare
@@ -50,7 +50,7 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
 def show_measured(console: Console, network: nn.Module, measured: Measured, trained: int) -> None:
     """Accuracy after each time step, and how often each layer fires; `trained` is T of the run."""
     accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
-    console.print(f"test accuracy of the spiking network: {accuracy}", highlight=False, soft_wrap=True)
+    console.print(f"test accuracy of the spiking network: {accuracy}")
     curve = table(f"Accuracy against time steps (trained with T = {trained})", "T", "test accuracy", "")
     for t, at_step in enumerate(measured.at_step, 1):
         curve.add_row(str(t), f"{at_step.value:.2%}", _bar(console, at_step.value))
@@ -64,6 +64,8 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, trai
 
 def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
     """Of each file the likeliest class, its confidence, and the next ones."""
+    if not predictions:
+        return
     shown = table("Predictions", "file", "class", "confidence", "then")
     for found in predictions:
         (name, confidence), *others = found.ranking[:_LIKELY]
@@ -81,7 +83,7 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
     for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
         shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(names, columns, strict=True)))
     console.print(shown)
-    console.print(f"runs in {base}", highlight=False, soft_wrap=True)
+    console.print(f"runs in {base}")
 
 
 def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:
@@ -89,7 +91,7 @@ def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> 
     rows = compare(*([*folder.metrics(), dict(_flat(folder.result())) | {"epoch": "test"}] for folder in (original, again)))
     rows.pop("test_interval_95", None)
     if not rows:
-        console.print("every metric of every epoch agrees, and the test result too", highlight=False)
+        console.print("every metric of every epoch agrees, and the test result too")
         return True
     shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
     for name, (epoch, then, now) in rows.items():
@@ -115,15 +117,14 @@ def show_presets(console: Console) -> None:
     console.print(
         "spikerate show NAME tells more of one, spikerate train NAME --data PATH runs it; --epochs, --width and --subset "
         "make it as small as you like",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
 def show_preset(console: Console, name: str, preset: Preset) -> None:
     """A preset's record, settings and network, and what it costs."""
     run = preset.run
-    console.print(f"[bold]{name}[/]: {preset.text}", highlight=False, soft_wrap=True)
+    console.print(name, style="bold")
+    console.print(preset.text)
     settings = table("Settings", "field", "value")
     for field, value in _flat(encode(run)):
         settings.add_row(field, str(value))
@@ -135,15 +136,13 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     body = network.body if isinstance(network, Branched) else network
     console.print(_network(network, body, shape, num_classes))
     if entry.samples is None:
-        console.print(f"with {_CLASSES} classes; yours are the class folders", highlight=False)
+        console.print(f"with {_CLASSES} classes; yours are the class folders")
         return
     trained_on = entry.samples - (0 if entry.built_in else run.data.held_out + run.data.test)
-    flops = training_flops(run, sum(macs(body, shape).values()), trained_on)
+    flops = training_flops(run, sum(macs(body, shape).values()), branch_macs(network, shape), trained_on)
     console.print(
-        f"training costs about {flops:.1e} FLOP: {in_words(flops / FLOPS_PER_SECOND)} on {MACHINE}, at the rate of "
-        "operations measured for ResNet-18 there",
-        highlight=False,
-        soft_wrap=True,
+        f"training takes {flops:.1e} FLOP: {in_words(least_seconds(run, flops))} at least on {MACHINE}, at the rate "
+        "measured there for ResNet-18 of width 64; narrow networks and small batches run at a lower rate"
     )
 
 
@@ -179,7 +178,9 @@ def _network(network: Staged | Branched, body: Staged, shape: tuple[int, int, in
     total = f"{sum(cost.values()):,}"
     stages.add_row("all, as used after training", "", f"{_parameters(body):,}", total, style="bold")
     if isinstance(network, Branched):
-        stages.add_row("branches, in training only", "", f"{_parameters(network.branches):,}", "")
+        stages.add_row(
+            "branches, in training only", "", f"{_parameters(network.branches):,}", f"{branch_macs(network, shape):,}"
+        )
     return stages
 
 

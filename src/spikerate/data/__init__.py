@@ -5,12 +5,13 @@ from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per
 from spikerate.data.catalogue import SETS, check, input_shape, load
 from spikerate.data.download import SOURCES, fetch
 from spikerate.data.samples import DataSet, Samples, Units
-from spikerate.data.settings import Data
+from spikerate.data.settings import LARGEST_SIDE, Data
 from spikerate.data.single import read_sample, sample_files
 from spikerate.data.streams import stream
 from spikerate.data.workers import Track, untracked
 
 __all__ = [
+    "LARGEST_SIDE",
     "SETS",
     "SOURCES",
     "Augment",

@@ -111,6 +111,8 @@ def _plans(
 
 def plain_batches(data: DataSet, samples: Samples, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All samples in their own order, normalised, on the device: [B, (T,) C, H, W], labels; the last may be smaller."""
-    index = torch.arange(len(samples)).split(batch)
-    for x, y in zip(samples.read(map(Block, index), device), samples.labels.split(batch), strict=True):
+    wanted = [index.split(_BLOCK) for index in torch.arange(len(samples)).split(batch)]
+    blocks = samples.read((Block(index) for few in wanted for index in few), device)
+    for few, y in zip(wanted, samples.labels.split(batch), strict=True):
+        x = torch.cat([next(blocks) for _ in few])
         yield data.units.normalize(data.units.scale(x)), y.to(device)

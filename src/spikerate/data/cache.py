@@ -21,6 +21,8 @@ from torch import Tensor
 from spikerate.data.workers import Track
 
 _CHUNK = 2**24
+_MADE_BY = 1
+"""To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ def cached(
     Raises:
         ValueError: an item is broken, the cache is damaged, or it can't be written.
     """
-    text = json.dumps({"shape": shape, "dtype": np.dtype(dtype).str, **key}, sort_keys=True)
+    text = json.dumps({"made_by": _MADE_BY, "shape": shape, "dtype": np.dtype(dtype).str, **key}, sort_keys=True)
     place = (folder or Path(pooch.os_cache("spikerate"))) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not place.is_dir():
         try:

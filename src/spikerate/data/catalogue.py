@@ -105,7 +105,7 @@ def check(data: Data) -> None:
         raise ValueError(
             "events needs the size of its sensor: give --data.sensor HEIGHT WIDTH"
             if data.name == "events"
-            else f"data.sensor is for events of your own, {data.name} has a sensor of {entry.shape[1]} x {entry.shape[2]}"
+            else f"data.sensor is for events of your own, and {data.name} are not such: leave it alone"
         )
 
 
@@ -122,19 +122,25 @@ def load(data: Data, T: int, track: Track = untracked) -> DataSet:
     check(data)
     entry = SETS[data.name]
     if not entry.built_in:
-        _check_path(data)
+        data = replace(data, path=_place(data))
     found = entry.load(data, T, track)
     if entry.num_classes not in (None, len(found.classes)):
         raise ValueError(
             f"{data.path} has {len(found.classes)} classes, and {data.name} {entry.num_classes}: "
             "for class folders of your own give --data.name images"
         )
+    trained = set(found.train.labels.tolist())
+    gone = [name for label, name in enumerate(found.classes) if found.skipped and label not in trained]
+    if gone:
+        raise ValueError(f"{data.path} has no whole sample of the class {gone[0]} to train on: {found.skipped[0]}")
     return divide(found, data.held_out, data.test, data.subset)
 
 
-def _check_path(data: Data) -> None:
+def _place(data: Data) -> Path:
     if data.path is None:
         fetched = f" (spikerate fetch {data.name} FOLDER gets it)" if data.name in SOURCES else ""
-        raise ValueError(f"{data.name} needs its folder: give --data PATH, where its official files lie{fetched}")
+        raise ValueError(f"{data.name} needs its folder: give --data PATH, where its files lie{fetched}")
     if not data.path.is_dir():
-        raise ValueError(f"the data folder {data.path} does not exist: give the folder of {data.name}")
+        what = "is no folder" if data.path.exists() else "does not exist"
+        raise ValueError(f"the data folder {data.path} {what}: give the folder of {data.name}")
+    return data.path.resolve()

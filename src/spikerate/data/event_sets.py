@@ -67,8 +67,9 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
         good = [k for k in range(len(everything)) if k not in kept.broken]
         labels = torch.tensor([everything[k].label for k in good])
         in_train = sum(k < len(found.train) for k in good)
-        if in_train == 0:
-            raise ValueError(f"{data.path} has no whole recording to train on: {next(iter(kept.broken.values()))}")
+        if in_train == 0 or (found.test and in_train == len(good)):
+            what = "to test" if in_train else "to train on"
+            raise ValueError(f"{data.path} has no whole recording {what}: {next(reversed(kept.broken.values()))}")
         made = _frame_set(data, kept, labels, (in_train, in_train), found.classes, found.licence)
         return replace(made, skipped=tuple(kept.broken.values()))
 
@@ -84,7 +85,8 @@ def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
 
     def rows() -> Iterator[Any]:
         made = (cut.frames(events, "digits") for events in saccades(images.squeeze(1).numpy() / 255))
-        return map(torch.as_tensor, track(made, "simulating an event camera", len(images)))
+        cuts = track(made, "simulating an event camera", len(images))
+        return (frames if isinstance(frames, str) else torch.from_numpy(frames) for frames in cuts)
 
     kept = _cached(data, cut, still.checksums, rows, track)
     ends = len(still.train), len(still.train) + len(still.held_out)

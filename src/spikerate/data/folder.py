@@ -52,6 +52,9 @@ def list_images(path: Path) -> Listing:
             raise ValueError(f"{path} has a folder {tests[0].name}, but none named train: put the training images there")
         train, classes = _part(path)
         return Listing(train, (), classes)
+    if len(tests) > 1:
+        names = " and ".join(test.name for test in tests)
+        raise ValueError(f"{path} has the folders {names}: keep the one to test on")
     train, classes = _part(path / "train")
     if not tests:
         return Listing(train, (), classes)

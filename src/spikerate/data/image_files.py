@@ -33,8 +33,11 @@ class Files(Samples):
 
     def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
         tasks = (_Task([self.files[k] for k in block.index.tolist()], self.size, block.seed) for block in blocks)
-        for x in parallel(_decode, tasks, self.workers):
-            yield x.to(device)
+        try:
+            for x in parallel(_decode, tasks, self.workers):
+                yield x.to(device)
+        except ValueError as error:
+            raise ValueError(f"{error}; a new run with --data.broken skip leaves such files out") from error
 
     def gather(self, index: Tensor, device: torch.device) -> Files:
         return replace(self, files=[self.files[k] for k in index.tolist()], labels=self.labels[index])
@@ -82,7 +85,9 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     listing, size = list_images(data.path), data.size or 224
     files = [file for file, _ in (*listing.train, *listing.test)]
     labels = torch.tensor([label for _, label in (*listing.train, *listing.test)])
-    facts = {"files": _digest(data.path, files, labels)}
+    stats = [_stat(file) for file in files]
+    # The record knows the files wherever they lie; a cache is of these very files, and must not outlive a change of them.
+    facts = {"files": _digest([file.relative_to(data.path) for file in files], labels, [(size,) for size, _ in stats])}
     broken: dict[int, str] = {}
     if data.decoded or data.broken == "skip":
         survey = _Survey(round(size * MARGIN), data.decoded)
@@ -92,7 +97,8 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
         def rows() -> Iterator[Any]:
             return track(parallel(survey, files, data.workers), what, len(files))
 
-        kept = cached(data.cache, data.name, facts, shape, np.uint8, rows, data.broken == "skip", track)
+        key = {"files": _digest(files, labels, stats)}
+        kept = cached(data.cache, data.name, key, shape, np.uint8, rows, data.broken == "skip", track)
         broken = kept.broken
     good = torch.tensor([k for k in range(len(files)) if k not in broken], dtype=torch.long)
     samples: Samples
@@ -117,13 +123,18 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     )
 
 
-def _digest(path: Path, files: Sequence[Path], labels: Tensor) -> str:
-    """Of names, sizes and labels: reading a million files to the end would take longer than many a training."""
+def _digest(names: Sequence[Path], labels: Tensor, stats: Sequence[tuple[int, ...]]) -> str:
+    """Of names, labels, and what the file system says: reading a million files would take longer than many a training."""
     digest = hashlib.sha256()
-    for file, label in zip(files, labels.tolist(), strict=True):
-        try:
-            size = file.stat().st_size
-        except OSError:  # a link to nowhere, for instance: broken, as decoding it will say
-            size = -1
-        digest.update(os.fsencode(f"{file.relative_to(path)} {size} {label}\n"))
+    for name, label, stat in zip(names, labels.tolist(), stats, strict=True):
+        digest.update(os.fsencode(f"{name} {label} {stat}\n"))
     return digest.hexdigest()
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    """Size, and time of the last change in nanoseconds."""
+    try:
+        found = file.stat()
+    except OSError:  # a link to nowhere, for instance: broken, as decoding it will say
+        return -1, -1
+    return found.st_size, found.st_mtime_ns

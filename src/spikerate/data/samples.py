@@ -241,9 +241,13 @@ def _cut(data: DataSet, subset: int) -> DataSet:
     if not 1 <= subset <= total:
         raise ValueError(f"data.subset is {subset}: give a number from 1 to {total}, the training samples")
 
-    def few(samples: Samples) -> Samples:
+    def few(samples: Samples) -> Tensor:
         n = -(-len(samples) * subset // total)
-        return samples[torch.from_numpy(np.random.default_rng(1).permutation(len(samples))[:n]).sort().values]
+        return torch.from_numpy(np.random.default_rng(1).permutation(len(samples))[:n]).sort().values
 
+    train, held_out, test = (few(part) for part in (data.train, data.held_out, data.test))
+    kept = {"held_out": held_out, "test": test}
+    drawn = {name: [index[k] for k in kept[name].tolist()] for name, index in data.drawn.items()}
     split = f"{data.split}; of each part {subset} in {total}, by NumPy default_rng(1).permutation"
-    return replace(data, train=few(data.train), held_out=few(data.held_out), test=few(data.test), split=split)
+    parts = {"train": data.train[train], "held_out": data.held_out[held_out], "test": data.test[test]}
+    return replace(data, train=parts["train"], held_out=parts["held_out"], test=parts["test"], split=split, drawn=drawn)

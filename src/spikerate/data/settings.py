@@ -10,6 +10,9 @@ from tyro.conf import arg
 
 from spikerate.data.augment import Augment
 
+LARGEST_SIDE = 4096
+"""Pixels."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -64,5 +67,7 @@ class Data:
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"data.{field} is {value}: give a number >= {least}")
+        if self.size is not None and self.size > LARGEST_SIDE:
+            raise ValueError(f"data.size is {self.size}: give a number of pixels up to {LARGEST_SIDE}")
         if self.sensor is not None and min(self.sensor) < 1:
             raise ValueError(f"data.sensor is {self.sensor}: give height and width in pixels")

@@ -30,7 +30,8 @@ def sample_files(paths: Iterable[Path], data: Data) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            right = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            inside = sorted(p for p in right if p.is_file())
             if not inside:
                 raise ValueError(f"the folder {path} holds no file that ends in {', '.join(sorted(suffixes))}")
             found += inside
@@ -54,7 +55,10 @@ def read_sample(file: Path, data: Data, T: int) -> Tensor:
         (events,) = read([Recording(file, 0)], sensor)
         if isinstance(events, str):
             raise ValueError(events)
-        cut = torch.from_numpy(frames(events, T, sensor, data.frames))
+        try:
+            cut = torch.from_numpy(frames(events, T, sensor, data.frames))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         return Resize(data.size)(cut.float(), None) if data.size else cut
     image = torch.from_numpy(decode(file, side, None, MARGIN if kind == "files" else 1.0))
     if channels == 1:

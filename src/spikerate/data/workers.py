@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+_ENDED = "a process that reads files was ended, perhaps for lack of memory"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Track = Callable[[Iterator[Any], str, int], Iterator[Any]]
@@ -27,9 +29,10 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     Arrays come back as tensors.
 
     Raises:
-        ValueError: of `work`.
+        ValueError: of `work`, or a process was ended.
     """
-    n = (os.cpu_count() or 1) if workers is None else workers
+    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    n = here if workers is None else workers
     loader = DataLoader(
         _Work(work),
         sampler=items,
@@ -38,7 +41,16 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int
         worker_init_fn=_leave_signals_to_the_parent,
         prefetch_factor=4 if n else None,
     )
-    for result in loader:
+    results = iter(loader)
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(f"{_ENDED}: give fewer --data.workers, or 0") from error
         if isinstance(result, _Failed):
             raise ValueError(result.reason)
         yield result
@@ -58,6 +70,8 @@ class _Work(Dataset[Any], Generic[Item, Result]):
             return self.work(item)
         except ValueError as error:  # as a value: DataLoader would wrap the exception in a page of text
             return _Failed(str(error))
+        except MemoryError:
+            return _Failed(f"{_ENDED}: give fewer --data.workers, or 0")
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

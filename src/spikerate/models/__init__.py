@@ -2,7 +2,7 @@
 
 from spikerate.models.branches import Branched, DeepConv, deepconv_branches
 from spikerate.models.convert import spiking
-from spikerate.models.cost import macs
+from spikerate.models.cost import branch_macs, macs
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
@@ -14,6 +14,7 @@ __all__ = [
     "Branched",
     "DeepConv",
     "Staged",
+    "branch_macs",
     "deepconv_branches",
     "macs",
     "preact_resnet18",

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate.models.staged import Staged, on_meta
+from spikerate.models.branches import Branched
+from spikerate.models.staged import Staged, on_meta, stage_shapes
+
+
+def branch_macs(network: nn.Module, in_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of all branches of a `Branched` network for one sample; 0 for another network."""
+    if not isinstance(network, Branched):
+        return 0
+    ghost = copy.deepcopy(network.branches).to("meta").eval()
+    shapes = dict(zip(network.body.stages, stage_shapes(network.body, in_shape), strict=True))
+    with FlopCounterMode(display=False) as counter:
+        for name, branch in ghost.items():
+            branch(torch.empty(shapes[name], device="meta"))
+    return int(counter.get_total_flops()) // 2
 
 
 def macs(body: Staged, in_shape: tuple[int, int, int]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from spikerate.config import Run
 from spikerate.console import TrainingBar, TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.experiment import begin, check_fits, data_card, measure, perform, use_threads_of
+from spikerate.experiment import begin, data_card, measure, perform, use_threads_of
 from spikerate.guard import NotFinite
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.predict import Prediction, predict
@@ -253,7 +253,6 @@ def _train(name: str, rest: list[str], args: list[str]) -> None:
     _check_free(path)
     with _joined(command.run) as ranks:
         data = _load(command.run, ranks)
-        check_fits(command.run, data, ranks)
         folder = begin(path, command.run, data, about, ranks)
         _perform(name, command.run, data, folder, command.save_minutes, ranks)
 

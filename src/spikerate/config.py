@@ -109,14 +109,19 @@ class Model:
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron) -> Staged:
         """A new network for samples [C, H, W] with fresh weights, from PyTorch's global generator."""
-        channels, height, width = in_shape
+        self.check(in_shape)
+        channels, side, _ = in_shape
         if self.name in _WITH_STEM:
             return _WITH_STEM[self.name](num_classes, channels, self.width, neuron.build, self.stem)
         if self.name in _OF_ANY_SIZE:
             return _OF_ANY_SIZE[self.name](num_classes, channels, self.width, neuron.build)
-        if height != width or height % 16:
+        return vggsnn(num_classes, channels, self.width, neuron.build, side)
+
+    def check(self, in_shape: tuple[int, int, int]) -> None:
+        """Raise `ValueError` where the network does not take samples [C, H, W]."""
+        _, height, width = in_shape
+        if self.name == "vggsnn" and (height != width or height % 16):
             raise ValueError(f"vggsnn wants a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size")
-        return vggsnn(num_classes, channels, self.width, neuron.build, height)
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,9 @@ def data_card(data: DataSet) -> dict[str, Any]:
     }
 
 
-def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
+def _check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError`, before anything is written, where network and data do not go together."""
-    with torch.device("meta"):
-        run.build(len(data.classes), data.shape)
+    run.model.check(data.shape)
     smallest = min(run.batch, len(data.train)) // run.accumulate // ranks.n
     if smallest < 2:
         raise ValueError(
@@ -100,8 +99,9 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     """The folder of a new run, or that of the same run where torchrun has started it again.
 
     Raises:
-        ValueError: the folder is taken, or can't be written.
+        ValueError: network and data do not go together, or the folder is taken, or can't be written.
     """
+    _check_fits(run, data, ranks)
     if ranks.first and not (restarted() and (path / "run.json").is_file() and RunFolder(path).config() == run):
         RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
     return RunFolder.open(Path(ranks.tell(str(path))))

@@ -36,6 +36,7 @@ from spikerate.neuron import LIF
 from spikerate.optim import Optim
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
+from spikerate.temperature import Search, adapt
 
 _WITH_STEM = {
     "resnet18": resnet18,
@@ -134,6 +135,7 @@ class Run:
     rule: BPTT | RateBP | SLTT | OTTT = RateBP()
     loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
     optim: Optim = Optim()
+    search: Search | None = None
     T: int = 4
     """time steps; recordings are cut into so many frames"""
     epochs: int = 300
@@ -175,6 +177,11 @@ class Run:
             raise ValueError("TET wants a gradient at every step, and RateBP has one for the rate only: choose another rule")
         if isinstance(self.rule, OTTT) and self.rule.decay != self.neuron.decay:
             raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT wants the same")
+        if self.search is not None and not isinstance(self.neuron.surrogate, Dspike):
+            name = type(self.neuron.surrogate).__name__
+            raise ValueError(f"search is for the temperature of Dspike, and neuron.surrogate is {name}: leave one of them")
+        if self.search is not None and self.search.samples > self.batch:
+            raise ValueError(f"search.samples is {self.search.samples}: give at most those of a batch, {self.batch}")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if not 0 <= self.seed < 2**63:
@@ -183,6 +190,8 @@ class Run:
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""
         body = self.model.build(num_classes, in_shape, self.neuron)
+        if self.search is not None:
+            adapt(body)
         if isinstance(self.loss, SelfDistillation):
             branches = deepconv_branches(body, in_shape, num_classes, self.model.residual_branches)
             return Branched(body, branches)

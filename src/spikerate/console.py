@@ -144,4 +144,5 @@ def table(title: str, *columns: str) -> Table:
 
 def _terms_line(terms: Row) -> str:
     line = f"loss {terms['loss']:.3f}  accuracy {terms['accuracy']:.1%}"
-    return line + (f"  reliable {terms['reliable']:.1%}" if "reliable" in terms else "")
+    line += f"  reliable {terms['reliable']:.1%}" if "reliable" in terms else ""
+    return line + (f"  temperature {terms['temperature']:.2f}" if "temperature" in terms else "")

@@ -74,6 +74,16 @@ class LIF(nn.Module):
         detached = ", detached" if self.detach_reset else ""
         return f"decay={self.decay:g}, threshold={self.threshold:g}, reset={reset}{detached}, {self.surrogate}"
 
+    @torch.no_grad()
+    def spikes(self, inputs: Tensor) -> Tensor:
+        """Spikes [T, B, ...] without a graph, of the input currents [T, B, ...] from the start."""
+        spikes: list[Tensor] = []
+        v = None
+        for current in inputs.unbind(0):
+            v = self._charge(None if v is None else self._reset(v, spikes[-1]), current)
+            spikes.append((v >= self.threshold).to(current.dtype))
+        return _stack(spikes)
+
     def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Spikes with the gradient through every step.
 
@@ -145,12 +155,13 @@ class LIF(nn.Module):
         return _stack(spikes), _stack(slopes), state
 
     def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
-        wide = current.to(torch.promote_types(current.dtype, torch.float32))
-        return wide if u is None else self.decay * u + wide
+        if u is None:
+            return current.to(torch.promote_types(current.dtype, torch.float32))
+        return torch.add(current, u, alpha=self.decay)  # one pass over memory
 
     def _reset(self, v: Tensor, s: Tensor) -> Tensor:
         if self.v_reset is None:
-            return v - self.threshold * s
+            return torch.sub(v, s, alpha=self.threshold)
         return v * (1 - s) + self.v_reset * s
 
     def _passed_on(self, v: Tensor, s: Tensor, slope: Tensor) -> Tensor | float:

@@ -216,7 +216,7 @@ def compare(then: Sequence[Row], now: Sequence[Row]) -> dict[str, tuple[Any, Any
     """Metric -> epoch and values of two runs where they differ first; times are left out."""
     differing: dict[str, tuple[Any, Any, Any]] = {}
     for one, other in zip(then, now, strict=False):
-        for name in sorted((one.keys() | other.keys()) - {"seconds"}):
+        for name in sorted((one.keys() | other.keys()) - {"seconds", "search_seconds"}):
             if one.get(name) != other.get(name):
                 differing.setdefault(name, (one["epoch"], one.get(name), other.get(name)))
     return differing

@@ -26,6 +26,8 @@ _Own = TypeVar("_Own", bound="Stepwise")
 class Neuron(Protocol):
     """What a signal asks of a neuron; `spikerate.LIF` says it in full."""
 
+    def spikes(self, inputs: Tensor) -> Tensor: ...
+
     def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
 
     def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
@@ -156,6 +158,11 @@ class Signal(ABC):
         """[B, ...]: what a network written for tensors sees."""
         return self.train.shape[1:]
 
+    @property
+    def samples(self) -> int:
+        """B, the samples that a layer with masks of its own tells apart."""
+        return self.train.shape[1]
+
     def dim(self) -> int:
         """The number of axes without time."""
         return self.train.dim() - 1
@@ -184,7 +191,7 @@ class Signal(ABC):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Signal:
-        verb = _VERBS.get(func)
+        verb = VERBS.get(func)
         first = args[0] if args else None
         if verb is None or not isinstance(first, Signal | list | tuple):
             raise TypeError(_no_rule(getattr(func, "__name__", str(func))))
@@ -200,7 +207,7 @@ class Stepwise(Signal):
         return self.train.mean(0)
 
     def nonlinear(self: _Own, f: PerStep) -> _Own:
-        return replace(self, train=_mapped(f, (self,)))
+        return replace(self, train=mapped(f, (self,)))
 
     def normalize(self: _Own, norm: Normalization) -> _Own:
         y, _, _ = norm(self.train, self.T)
@@ -222,7 +229,7 @@ class Unrolled(Stepwise):
     """The gradient goes through every step: backpropagation through time, and inference."""
 
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Unrolled:
-        return replace(self, train=_mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Unrolled:
         spikes, state = neuron.unroll(self.steps, self.tape.recall())
@@ -235,7 +242,7 @@ class Spatial(Stepwise):
     """The gradient goes through the layers at each step, and not through time: spatial learning through time (SLTT)."""
 
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Spatial:
-        return replace(self, train=_mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Spatial:
         return self._at_once(neuron)
@@ -252,9 +259,9 @@ class Traced(Stepwise):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Traced:
         if at_rate is None:
-            return replace(self, train=_mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+            return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
         with torch.no_grad():
-            value = _mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
+            value = mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
             traces = []
             trace = self.tape.recall()
             for x in self.steps.unbind(0):
@@ -284,14 +291,14 @@ class RateCoded(Signal):
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> RateCoded:
         signals = (self, *others)
         with torch.no_grad():
-            train = _mapped(f, signals)
+            train = mapped(f, signals)
             value = self.tape.mean(train.mean(0), self.T) if at_rate else None
         average = at_rate(value, self.average) if at_rate else f(*(s.rate for s in signals))
         return replace(self, train=train, constant=all(s.constant for s in signals), average=average)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         with torch.no_grad():
-            train = _mapped(f, (self,))
+            train = mapped(f, (self,))
             value = self.tape.mean(train.mean(0), self.T)
         return replace(self, train=train, average=_anchor(value, f(self.average)))
 
@@ -383,7 +390,8 @@ def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
 
-def _mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
+def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
+    """The train of `f` of the signals: once for all steps where they are constant."""
     if not all(s.constant for s in signals):
         return _per_step(f, *(s.steps for s in signals))
     # Computed in the first chunk, and shared by the others.
@@ -504,14 +512,14 @@ def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
 
         mask = x.tape.recall()
         if mask is None:
-            mask = f(torch.ones_like(x.train[0]), p, True)
+            mask = f(torch.ones_like(x.train[0, : x.samples]), p, True)
         x.tape.keep(mask)
         return x.affine(lambda t: (t.unflatten(0, (-1, mask.shape[0])) * mask).flatten(0, 1))
 
     return verb
 
 
-_VERBS: dict[Any, Callable[..., Signal]] = {
+VERBS: dict[Any, Callable[..., Signal]] = {
     F.conv1d: _conv(F.conv1d),
     F.conv2d: _conv(F.conv2d),
     F.linear: _linear,

@@ -25,6 +25,7 @@ class State:
         step: finished steps of the epoch after them.
         totals: sums of the terms over these steps.
         rows: of the finished epochs, as in `metrics.jsonl`.
+        found: by the search before the epoch that is under way; what it set is in the network's buffers.
     """
 
     network: nn.Module
@@ -33,6 +34,7 @@ class State:
     step: int = 0
     totals: Terms = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    found: Row = field(default_factory=dict)
 
     @property
     def best(self) -> Row:
@@ -49,7 +51,7 @@ class State:
 
     def facts(self) -> dict[str, Any]:
         """The rest, as JSON types."""
-        return {"epoch": self.epoch, "step": self.step, "rows": self.rows}
+        return {"epoch": self.epoch, "step": self.step, "rows": self.rows, "found": self.found}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], where: str) -> None:
         """Take the state of a file, in place.
@@ -64,7 +66,7 @@ class State:
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = value
-        if len(parts) != 3 or {"epoch", "step", "rows"} != facts.keys():
+        if len(parts) != 3 or {"epoch", "step", "rows", "found"} != facts.keys():
             raise ValueError(f"{where} is of another version of spikerate, or holds weights only")
         load_weights(self.network, parts["network"], where)
         device = next(self.network.parameters()).device
@@ -77,7 +79,8 @@ class State:
             kept = torch.empty_like(parameter, requires_grad=False).copy_(value)
             self.optimizer.state[parameter][name.rpartition(".")[2]] = kept
         self.totals = {name: value.to(device) for name, value in parts["totals"].items()}
-        self.epoch, self.step, self.rows = int(facts["epoch"]), int(facts["step"]), list(facts["rows"])
+        self.epoch, self.step = int(facts["epoch"]), int(facts["step"])
+        self.rows, self.found = list(facts["rows"]), dict(facts["found"])
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:

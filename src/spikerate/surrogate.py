@@ -1,4 +1,4 @@
-"""Surrogate gradients: what stands in for the derivative of the step function, as frozen values.
+"""Surrogate gradients: what stands in for the derivative of the step function, as values.
 
 The spike is the Heaviside step `H(x)` of `x = v - threshold`; its derivative is replaced by `slope(x)`. A surrogate of
 your own is a class with one method:
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikerate import known
 
@@ -121,27 +121,68 @@ class FastSigmoid(Surrogate):
 
 @dataclass(frozen=True)
 class Dspike(Surrogate):
-    """`slope(x) = b sech^2(b x) / (2 tanh(b / 2))` where `|x| <= 1/2`, else 0 (Li et al., NeurIPS 2021).
+    """`slope(x) = b sech^2(b z) / (2 width tanh(b / 2))`, `z = x / width`, where `|z| <= 1/2`, else 0 (Li et al., 2021).
 
-    The paper's function `a tanh(b (u - 1/2)) + 1/2`, `a = 1 / (2 tanh(b / 2))`, of the potential `u = x + 1/2` in [0, 1]
-    with the threshold in the middle. `temperature` b -> 0 is the identity on [0, 1], b -> infinity the step. The window is
-    one unit of the potential wide, whatever the threshold. The temperature is fixed here.
+    The paper's function `a tanh(b (u - 1/2)) + 1/2`, `a = 1 / (2 tanh(b / 2))`, of the normalised potential `u = z + 1/2`
+    in [0, 1] with the threshold in its middle; beyond that range the function is clipped to 0 and 1. The temperature
+    b -> 0 makes it the identity on [0, 1], b -> infinity the step. It is the same for the soft and the hard reset, which
+    come after it; where the reset is not detached, its gradient takes the slope too.
+
+    Args:
+        temperature: b, > 0.
+        width: of the clip range in units of the membrane potential, > 0: from `threshold - width / 2` to
+            `threshold + width / 2`. `2 * threshold` normalises by the threshold: from 0 to twice the threshold.
+
+    Raises:
+        ValueError: one of them is out of its range.
+
+    Reference: Li, Guo, Zhang, Deng, Hai, Gu: Differentiable Spike, NeurIPS 2021, section 4.2. `AdaptiveDspike` has its
+    temperature as state.
     """
 
     temperature: float = 1.0
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         _positive("Dspike.temperature", self.temperature)
+        _positive("Dspike.width", self.width)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
         b = self.temperature
-        return torch.tanh(b * x.clamp(-0.5, 0.5)) / (2 * math.tanh(b / 2)) + 0.5
+        return torch.tanh(b * (x / self.width).clamp(-0.5, 0.5)) / (2 * math.tanh(b / 2)) + 0.5
 
     def slope(self, x: Tensor) -> Tensor:
         b = self.temperature
-        inside = (x.abs() <= 0.5).to(x.dtype)
-        return b / (2 * math.tanh(b / 2)) * (1 - torch.tanh(b * x).square()) * inside
+        return _dspike_slope(x, b, b / (2 * math.tanh(b / 2)), self.width)
+
+
+class AdaptiveDspike(nn.Module, Surrogate):
+    """`Dspike` whose temperature is state: a buffer, which is saved with the network and moved with it.
+
+    Changing it by `temperature.fill_(b)` compiles nothing anew.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, start: Dspike) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(start.temperature))
+        self.width = start.width
+
+    def extra_repr(self) -> str:
+        return f"temperature={float(self.temperature):g}, width={self.width:g}"
+
+    def slope(self, x: Tensor) -> Tensor:
+        b = self.temperature
+        return _dspike_slope(x, b, b / (2 * torch.tanh(b / 2)), self.width)
+
+
+def _dspike_slope(x: Tensor, b: float | Tensor, peak: float | Tensor, width: float) -> Tensor:
+    z = (x / width).abs()
+    # sech^2 = 4 e / (1 + e)^2: 1 - tanh^2 would lose all its digits where tanh is nearly 1.
+    e = torch.exp(-2 * b * z)
+    return torch.where(z <= 0.5, peak / width * 4 * e / (1 + e).square(), 0)
 
 
 def _positive(field: str, value: float) -> None:

@@ -19,13 +19,14 @@ from spikerate.dist import Ranks
 from spikerate.evaluate import Accuracy, accuracy, over_time
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.losses import Terms, accuracies
-from spikerate.models import synchronize_batch_norm
+from spikerate.models import Branched, synchronize_batch_norm
 from spikerate.record import RunFolder
 from spikerate.rules import BPTT, Rule
 from spikerate.state import Row, State
+from spikerate.temperature import Search
 
-_LAYERS = 1
-"""The streams of the layers' random numbers, as dropout's; those of the augmentation are 0."""
+_LAYERS, _SEARCH = 1, 3
+"""The streams of random numbers of this file, the first of the layers, as dropout; those of the batches are 0 and 2."""
 _SAVE, _STOP = 1, 2
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
@@ -164,6 +165,8 @@ class Trainer:
     ) -> None:
         run, ranks, network = self.run, self.ranks, state.network
         start = saved = time.perf_counter()
+        if run.search is not None and state.step == 0:
+            state.found = self._search(run.search, state, data, device)
         steps = steps_per_epoch(data.train, run.batch)
         batches = epoch_batches(
             data, run.batch, run.data.augment, run.seed, state.epoch, ranks.share, run.accumulate, state.step, device
@@ -184,14 +187,14 @@ class Trainer:
             if wish == _STOP and state.step < steps:
                 raise Interrupted(self.stop.signal)
         row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch / run.epochs)}
-        row |= {name: float(value) / steps for name, value in state.totals.items()}
+        row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
         if len(data.held_out):
             ranks.align(network)
             row["held_out"] = self._held_out(network, data, device, look).value
         row["firing_rate"] = self._probe(network, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
-        state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
+        state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
         self._save(state)
         self.watch.epoch(row)
         if ranks.most(self._wish(saved)) == _STOP and state.epoch < run.epochs:
@@ -244,6 +247,16 @@ class Trainer:
             + (f"; it appears first {found}" if found else "; run again, the layers were finite")
             + f"{kept}. A smaller --optim.lr or --precision fp32 may help"
         )
+
+    def _search(self, search: Search, state: State, data: DataSet, device: torch.device) -> Row:
+        """Set the temperatures of the epoch to come by the first samples of its order, which every rank has all."""
+        run, start = self.run, time.perf_counter()
+        body = state.network.body if isinstance(state.network, Branched) else state.network
+        (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
+        seed = stream(run.seed, _SEARCH, state.epoch)
+        torch.manual_seed(seed)
+        found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks), part.x)
+        return found | {"search_seconds": round(time.perf_counter() - start, 3)}
 
     def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
         own = data.held_out[self.ranks.share(len(data.held_out))]

@@ -15,7 +15,7 @@ from spikerate.data.samples import Block, DataSet, Samples
 from spikerate.data.streams import stream
 
 _AUGMENT, _CROP = 0, 2
-"""The streams of random numbers of this file; those of the layers are 1."""
+"""The streams of random numbers of this file; those of the layers are 1, those of the search 3."""
 _BLOCK = 32
 """Samples that are augmented together: blocks of a batch, and not shares of ranks, so that ranks change nothing."""
 

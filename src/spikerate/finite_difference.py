@@ -1,0 +1,236 @@
+"""Finite-difference gradients: what the loss of a spiking network really does when one of its weights is moved.
+
+The loss is a step function of the weights, so a difference over a finite distance is all there is to measure. It has no
+surrogate in it, and is what Dspike's temperature is chosen by (Li et al., NeurIPS 2021, section 4.1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikerate.signal import VERBS, Neuron, Normalization, PerStep, Signal, Stepwise, Tape, is_constant, mapped
+
+
+@dataclass(frozen=True, eq=False)
+class Variants(Stepwise):
+    """Spikes without gradient of many variants of a network at once, which differ in one weight.
+
+    From the layer of that weight on the variants lie one after another in the batch axis, [T, n B, ...]; before it they are
+    one. Batch norm in training has the statistics of each variant by itself, and leaves the running ones alone.
+
+    Attributes:
+        batch: B.
+        weight: the parameter, known by its identity.
+        changes: what is added to it, [n, *weight.shape].
+    """
+
+    batch: int = field(kw_only=True)
+    weight: Tensor = field(kw_only=True)
+    changes: Tensor = field(kw_only=True)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Signal:
+        x, *rest = args
+        if isinstance(x, Variants) and rest and rest[0] is x.weight:
+            return x._diverge(VERBS[func], *rest[1:])
+        return super().__torch_function__(func, types, args, kwargs)
+
+    @property
+    def samples(self) -> int:
+        return self.batch
+
+    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Variants:
+        signals: list[Any] = [self, *others]
+        widest = max(s.train.shape[1] for s in signals)
+        alike = [replace(s, train=torch.cat([s.train] * (widest // s.train.shape[1]), 1)) for s in signals]
+        return replace(self, train=mapped(f, alike), constant=all(s.constant for s in alike))
+
+    def normalize(self, norm: Normalization) -> Variants:
+        alone = replace(norm, running_mean=None, running_var=None)
+        return replace(self, train=torch.cat([alone(part, self.T)[0] for part in self.train.split(self.batch, 1)], 1))
+
+    def fire(self, neuron: Neuron) -> Variants:
+        return replace(self, train=neuron.spikes(self.steps), constant=False)
+
+    def _diverge(self, layer: Callable[..., Signal], *rest: Any) -> Variants:
+        """The layer of the weight: the outputs of all variants."""
+        parts = self.train.split(self.batch, 1)
+        parts = parts * (len(self.changes) // len(parts))
+        outputs: list[Any] = [
+            layer(replace(self, train=part), self.weight + change, *rest)
+            for part, change in zip(parts, self.changes, strict=True)
+        ]
+        return replace(outputs[0], train=torch.cat([y.train for y in outputs], 1))
+
+
+class Directions(ABC):
+    """Directions in the space of a weight, of length 1 and at right angles."""
+
+    shape: torch.Size
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def part(self, wanted: slice) -> Tensor:
+        """Some of them, [k, *shape], on the CPU."""
+
+    @abstractmethod
+    def along(self, gradient: Tensor) -> Tensor:
+        """The derivatives [K] along each of them that a gradient [*shape] stands for."""
+
+    @abstractmethod
+    def gradient(self, derivatives: Tensor) -> Tensor:
+        """The gradient [*shape] that has these derivatives [K]; unbiased, where the directions are a random few."""
+
+
+@dataclass(frozen=True)
+class Elements(Directions):
+    """Every element of the weight by itself: the paper's formula."""
+
+    shape: torch.Size
+
+    def __len__(self) -> int:
+        return self.shape.numel()
+
+    def part(self, wanted: slice) -> Tensor:
+        index = torch.arange(len(self))[wanted]
+        return nn.functional.one_hot(index, len(self)).to(torch.get_default_dtype()).view(-1, *self.shape)
+
+    def along(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten()
+
+    def gradient(self, derivatives: Tensor) -> Tensor:
+        return derivatives.view(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Few(Directions):
+    """A random few directions, for weights with too many elements.
+
+    Args:
+        shape: of the weight.
+        n: how many, at most as many as elements.
+        generator: of the random numbers, on the CPU.
+
+    Raises:
+        ValueError: n is out of its range.
+    """
+
+    shape: torch.Size
+    n: int
+    generator: torch.Generator
+    rows: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        elements = self.shape.numel()
+        if not 1 <= self.n <= elements:
+            raise ValueError(f"{self.n} directions for a weight of {elements} elements: give 1 to {elements}")
+        columns = torch.linalg.qr(torch.randn(elements, self.n, generator=self.generator))[0]
+        object.__setattr__(self, "rows", columns.T.contiguous())
+
+    def __len__(self) -> int:
+        return self.n
+
+    def part(self, wanted: slice) -> Tensor:
+        return self.rows[wanted].view(-1, *self.shape)
+
+    def along(self, gradient: Tensor) -> Tensor:
+        return self.rows.to(gradient) @ gradient.flatten()
+
+    def gradient(self, derivatives: Tensor) -> Tensor:
+        estimate = derivatives @ self.rows.to(derivatives)
+        return estimate.view(self.shape) * (self.shape.numel() / self.n)
+
+
+def derivatives(
+    network: nn.Module,
+    weight: nn.Parameter,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    directions: Directions,
+    epsilon: float = 0.1,
+    at_once: int | None = None,
+    wanted: slice = slice(None),
+) -> Tensor:
+    """Central differences `(L(w + epsilon d) - L(w - epsilon d)) / (2 epsilon)` along each direction d, [K] in float32.
+
+    The network stays in its mode; its running statistics and the random stream are left as they were, and dropout has the
+    same masks for all. Variants of the network run together, as one batch.
+
+    Args:
+        network: a spiking network; it may not go through plain tensors, as branches do.
+        weight: the parameter of one of its convolutions or linear layers.
+        x: input [T, B, ...].
+        loss: rate of the output [B, K] -> scalar.
+        directions: `Elements(weight.shape)` for the full gradient.
+        epsilon: half the distance.
+        at_once: directions evaluated together, by default as many as there is memory for.
+        wanted: only these directions; the others are 0.
+
+    Raises:
+        ValueError: epsilon is not positive, or the weight is not one of a layer that the signal goes through.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon is {epsilon}: give a positive number")
+    found = torch.zeros(len(directions), device=x.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+    chosen = range(len(directions))[wanted]
+    constant = is_constant(x)
+    train = x[:1] if constant else x
+    with untouched(network) as again, torch.no_grad():
+
+        def losses(few: Tensor) -> Tensor:
+            again()
+            moved = epsilon * few.to(weight)
+            start = Variants(
+                train, constant, len(x), Tape(len(x)), batch=x.shape[1], weight=weight, changes=torch.cat([moved, -moved])
+            )
+            rates = network(start).rate.split(x.shape[1])
+            if len(rates) != 2 * len(few):
+                raise ValueError("the weight is of no convolution or linear layer that the signal goes through")
+            return torch.stack([loss(rate) for rate in rates])
+
+        size = at_once or _at_once(network, x)
+        for first in range(chosen.start, chosen.stop, size):
+            last = min(first + size, chosen.stop)
+            up, down = losses(directions.part(slice(first, last))).chunk(2)
+            found[first:last] = (up - down) / (2 * epsilon)
+    return found
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[Callable[[], None]]:
+    """Leaves buffers and random stream as they were; calling what it gives goes back to that random stream at once."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        seed = torch.initial_seed()
+
+        def again() -> None:
+            torch.manual_seed(seed)
+
+        try:
+            yield again
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(network.buffers(), before, strict=True):
+                    buffer.copy_(value)
+
+
+def weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Path of each convolution and linear layer -> its weight, in the network's order."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    return {name: network.get_parameter(f"{name}.weight") for name, m in network.named_modules() if isinstance(m, kinds)}
+
+
+def _at_once(network: nn.Module, x: Tensor) -> int:
+    return 8

@@ -19,7 +19,7 @@ from conftest import shared
 from test_events import write_cifar10_dvs, write_gestures
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, RateBP, SelfDistillation
-from spikerate.config import Run, decode, encode
+from spikerate.config import Neuron, Run, decode, encode
 from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
 from spikerate.estimate import in_words, least_seconds, training_flops
 from spikerate.presets import ESD, PRESETS, RATE, preset
@@ -96,6 +96,7 @@ def test_a_published_preset_has_the_papers_settings(name: str) -> None:
     assert settings == SETTINGS[run.data.name, found.paper]
     rule, loss, scale = RULES[method_of(name)]
     assert (run.rule, type(run.loss), optim.loss_scale, optim.momentum) == (rule, loss, scale, 0.9)
+    assert isinstance(run.neuron, Neuron)
     assert (run.neuron.decay, run.neuron.threshold, run.neuron.v_reset, run.neuron.detach_reset) == (0.2, 1.0, None, True)
     assert run.neuron.surrogate.alpha == 4  # type: ignore[union-attr]
     if isinstance(run.loss, SelfDistillation):

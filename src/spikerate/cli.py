@@ -278,7 +278,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
 
 def _resume(rest: list[str]) -> None:
     command = _parse(Resume, rest, "spikerate train --resume")
-    folder = RunFolder.open(command.resume)
+    folder = _whole(RunFolder.open(command.resume))
     run = _moved(folder.config(), command.data, command.device)
     with _joined(run) as ranks:
         use_threads_of(folder)
@@ -292,6 +292,8 @@ def _resume(rest: list[str]) -> None:
 def _reproduce(rest: list[str], args: list[str]) -> int:
     command = _parse(Reproduce, rest, "spikerate reproduce")
     original = RunFolder.open(command.run)
+    if _whole(original) != original:
+        raise ValueError(f"{command.run} is one round of a run: give the folder of the run, {_whole(original).path}")
     if not original.result():
         raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
     run = _moved(original.config(), command.data, None)
@@ -303,7 +305,16 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         data = _load_again(run, original, ranks)
         again = begin(path, run, data, about, ranks)
         _perform(f"{command.run} again", run, data, again, 10, ranks)
-        return int(ranks.first and not views.show_comparison(console(), original, again))
+        if not ranks.first:
+            return 0
+        pairs = zip(original.rounds(run), again.rounds(run), strict=True)
+        agree = [views.show_comparison(console(), then, now) for (_, then), (_, now) in pairs]
+        return int(not all(agree))
+
+
+def _whole(folder: RunFolder) -> RunFolder:
+    """The folder of the whole run, given that or one of its rounds'."""
+    return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
 
 
 def _joined(run: Run) -> AbstractContextManager[Ranks]:
@@ -347,23 +358,50 @@ def _moved(run: Run, data: Path | None, device: str | None) -> Run:
 def _perform(
     name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
 ) -> None:
+    """All rounds of a run, from where their folders stand; `data` are cut for its last one."""
     out = console(quiet=not ranks.first)
     headline = f": {PRESETS[name].headline}" if name in PRESETS else ""
     out.print(name + headline, style="bold")
-    out.print(
-        f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
-        f"T = {run.T}, {run.epochs} epochs of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
-        + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
-    )
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
-    bar = TrainingBar(out, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch))
+    about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command")}
+    rounds, start, frames = folder.rounds(run), None, run.T
     try:
-        with Interrupt() as stop, bar:
-            state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes, bar.wait)
+        for k, (own, place) in enumerate(rounds, 1):
+            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
+            over = stands == "finished" and place != folder
+            if title:
+                out.print(f"{title}: {views.round_in_words(own)}{', finished' if over else ''}", style="bold")
+            if not over:
+                if SETS[run.data.name].kind == "events" and frames != own.T:
+                    data, frames = _load(own, ranks), own.T
+                if not stands:
+                    begin(place.path, own, data, about | {"round": title}, ranks)
+                stop = _perform_round(own, data, place, save_minutes, ranks, start, title)
+                if place != folder and ranks.most(int(stop.asked)):
+                    raise Interrupted(stop.signal)
+            start = place
     except Interrupted as stopped:
         out.print(f"stopped ({stopped}), and saved; go on by: {again}")
         raise
+    if run.before and ranks.first:
+        views.show_rounds(out, rounds)
+
+
+def _perform_round(
+    run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, start: RunFolder | None, title: str
+) -> Interrupt:
+    """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
+    out = console(quiet=not ranks.first)
+    out.print(
+        f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
+        f"{views.round_in_words(run)} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
+        + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
+    )
+    bar = TrainingBar(out, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch), title)
+    with Interrupt() as stop, bar:
+        state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes, bar.wait, start)
     views.show_result(out, run, folder, state, measured)
+    return stop
 
 
 def _free_folder(path: Path) -> Path:
@@ -396,7 +434,7 @@ def _eval(command: Eval) -> None:
     out = console()
     measured = measure(network, data, run, T=T, track=WaitingBar(out))
     out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
-    views.show_measured(out, network, measured, run.T)
+    views.show_measured(out, network, measured, run)
 
 
 def _predict(command: Predict) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from spikerate.data import Data, check
 from spikerate.losses import TET, CrossEntropy, SelfDistillation
@@ -32,7 +34,7 @@ from spikerate.models import (
     vgg16,
     vggsnn,
 )
-from spikerate.neuron import LIF
+from spikerate.neuron import LIF, Rectifier
 from spikerate.optim import Optim
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
@@ -72,6 +74,15 @@ class Neuron:
 
 
 @dataclass(frozen=True)
+class Rectified:
+    """The activation of an ordinary network (ANN) instead of a neuron; at T = 1."""
+
+    def build(self) -> Rectifier:
+        """A new layer of such units."""
+        return Rectifier()
+
+
+@dataclass(frozen=True)
 class Model:
     """The network."""
 
@@ -108,7 +119,7 @@ class Model:
         if self.stem == "7x7" and self.name not in _WITH_STEM:
             raise ValueError(f"model.stem is 7x7, but {self.name} has one form only: give 3x3")
 
-    def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron) -> Staged:
+    def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron | Rectified) -> Staged:
         """A new network for samples [C, H, W] with fresh weights, from PyTorch's global generator."""
         self.check(in_shape)
         channels, side, _ = in_shape
@@ -126,12 +137,55 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Round:
+    """What comes before a run's own part: the same network and method with other time steps, epochs and learning rate."""
+
+    T: int | None
+    """time steps; None for an ANN of the same shape"""
+    epochs: int
+    """passes over the training images"""
+    lr: float
+    """learning rate at the start"""
+
+    def __post_init__(self) -> None:
+        _check_counts(("before.epochs", self.epochs, "a number of epochs"))
+        if self.T is not None:
+            _check_counts(("before.T", self.T, "a number of time steps"))
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"before.lr is {self.lr}: give a positive number")
+
+    def __str__(self) -> str:
+        return f"{self.T or 'ann'}:{self.epochs}:{self.lr}"
+
+    @classmethod
+    def parse(cls, text: str) -> Round:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: the text is not of the form ann:EPOCHS:LR or T:EPOCHS:LR, or a number is out of its range.
+        """
+        found = re.fullmatch(r"(ann|[0-9]{1,9}):([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
+        if not found:
+            raise ValueError(f"{text!r} is no round: give ann:EPOCHS:LR or T:EPOCHS:LR, as ann:300:0.1 or 6:300:0.01")
+        return cls(None if found[1] == "ann" else int(found[1]), int(found[2]), float(found[3]))
+
+
+_AS_TEXTS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[ann|T:EPOCHS:LR ...]",
+    instance_from_str=lambda texts: tuple(map(Round.parse, texts)),
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda rounds: list(map(str, rounds)),
+)
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run."""
 
     data: Data = Data()
     model: Model = Model()
-    neuron: Neuron = Neuron()
+    neuron: Neuron | Rectified = Neuron()
     rule: BPTT | RateBP | SLTT | OTTT = RateBP()
     loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
     optim: Optim = Optim()
@@ -140,6 +194,8 @@ class Run:
     """time steps; recordings are cut into so many frames"""
     epochs: int = 300
     """passes over the training images"""
+    before: Annotated[tuple[Round, ...], _AS_TEXTS] = ()
+    """rounds before this run's own, each starting from the weights of the one before: ann:300:0.1 6:300:0.01 for instance"""
     batch: int = 128
     """images in a batch"""
     seed: int = 0
@@ -159,14 +215,12 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self.data)
-        for name, value, what in (
+        _check_counts(
             ("T", self.T, "a number of time steps"),
             ("epochs", self.epochs, "a number of epochs"),
             ("batch", self.batch, "a number of images"),
             ("accumulate", self.accumulate, "a number of parts"),
-        ):
-            if value < 1 or value != int(value):
-                raise ValueError(f"{name} is {value}: give {what} >= 1")
+        )
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}: give fp32 or bf16")
         if self.batch < 2 * self.accumulate:
@@ -175,7 +229,10 @@ class Run:
             )
         if isinstance(self.loss, TET) and isinstance(self.rule, RateBP):
             raise ValueError("TET wants a gradient at every step, and RateBP has one for the rate only: choose another rule")
-        if isinstance(self.rule, OTTT) and self.rule.decay != self.neuron.decay:
+        if isinstance(self.neuron, Rectified):
+            if self.T != 1:
+                raise ValueError(f"T is {self.T}, but an ANN knows no time: give 1")
+        elif isinstance(self.rule, OTTT) and self.rule.decay != self.neuron.decay:
             raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT wants the same")
         if self.search is not None and not isinstance(self.neuron.surrogate, Dspike):
             name = type(self.neuron.surrogate).__name__
@@ -186,6 +243,24 @@ class Run:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
+        if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
+            raise ValueError("before puts a round ahead of an ANN: an ANN can be the first one only")
+        for of in self.before:
+            self._of(of)  # which checks it
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the network spikes, and is no ANN."""
+        return isinstance(self.neuron, Neuron)
+
+    @property
+    def rounds(self) -> tuple[Run, ...]:
+        """The plain runs to do in order, each from the weights of the one before; the last is this one's own part."""
+        return (*(self._of(of) for of in self.before), replace(self, before=()))
+
+    def _of(self, of: Round) -> Run:
+        own = replace(self, before=(), epochs=of.epochs, optim=replace(self.optim, lr=of.lr))
+        return replace(own, T=1, neuron=Rectified(), rule=BPTT()) if of.T is None else replace(own, T=of.T)
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""
@@ -198,13 +273,19 @@ class Run:
         return body
 
 
+def _check_counts(*counts: tuple[str, int, str]) -> None:
+    for name, value, what in counts:
+        if value < 1 or value != int(value):
+            raise ValueError(f"{name} is {value}: give {what} >= 1")
+
+
 def encode(value: Any) -> Any:
     """A configuration as JSON types; a dataclass says its type."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, tuple):
-        return list(value)
+        return [encode(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -224,8 +305,11 @@ def decode(kind: Any, value: Any, where: str = "run") -> Any:
         raise ValueError(f"{where} is {value!r}: give one of {', '.join(map(repr, typing.get_args(kind)))}")
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
-    if typing.get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(typing.get_args(kind)):
-        return tuple(decode(k, v, where) for k, v in zip(typing.get_args(kind), value, strict=True))
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        kinds = typing.get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) == len(value):
+            return tuple(decode(k, v, where) for k, v in zip(kinds, value, strict=True))
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) in (int, float) and math.isfinite(value):

@@ -37,16 +37,18 @@ class TrainingBar:
     Args:
         epochs: of the run.
         steps: of the run, all epochs together.
+        title: which round of several it is, if so.
     """
 
-    def __init__(self, console: Console, epochs: int, steps: int) -> None:
+    def __init__(self, console: Console, epochs: int, steps: int, title: str = "") -> None:
         self.console = console
         self.epochs = epochs
         self.steps = steps
+        self.title = f"{title}, " if title else ""
         self.shown = 0.0
         self.held_out = ""
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn(f"{self.title}epoch {{task.fields[epoch]}}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.fields[terms]}"),
@@ -85,8 +87,8 @@ class TrainingBar:
     def epoch(self, row: Row) -> None:
         self.held_out = f"  held-out {row['held_out']:.1%}" if "held_out" in row else ""
         if not self.console.is_terminal:
-            line = f"epoch {row['epoch']}/{self.epochs}  {_terms_line(row)}{self.held_out}  {row['seconds']:.1f} s"
-            self.console.print(line, soft_wrap=True)
+            epoch = f"{self.title}epoch {row['epoch']}/{self.epochs}"
+            self.console.print(f"{epoch}  {_terms_line(row)}{self.held_out}  {row['seconds']:.1f} s", soft_wrap=True)
 
 
 class TransferBar:

@@ -12,7 +12,7 @@ _FAST, _PLAIN = 4.9e11, 1.8e11
 
 
 def training_flops(run: Run, macs: int, branch_macs: int, samples: int) -> float:
-    """Floating-point operations of all training steps of a run, two for each multiply-accumulate.
+    """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
     A backward pass costs two forward passes: T + 2 of them a sample by rate-based backpropagation, 3 T by the others. What
     the constant input saves in the first layer is left out.
@@ -22,8 +22,12 @@ def training_flops(run: Run, macs: int, branch_macs: int, samples: int) -> float
         branch_macs: of all branches, for one sample.
         samples: to train on.
     """
-    passes = run.T + 2 if isinstance(run.rule, RateBP) else 3 * run.T
-    return 2.0 * (macs * passes + 3 * branch_macs) * samples * run.epochs
+
+    def of_round(own: Run) -> float:
+        passes = own.T + 2 if isinstance(own.rule, RateBP) else 3 * own.T
+        return 2.0 * (macs * passes + 3 * branch_macs) * samples * own.epochs
+
+    return sum(map(of_round, run.rounds))
 
 
 def least_seconds(run: Run, flops: float) -> float:

@@ -123,23 +123,29 @@ def perform(
     stop: Interrupt = Interrupt(),
     save_minutes: float = 10,
     track: Track = untracked,
+    start: RunFolder | None = None,
 ) -> tuple[State, Measured]:
     """Train from where the folder stands, and evaluate the best weights on the test set.
+
+    Args:
+        run: without rounds before.
+        start: the round before, if any.
 
     Raises:
         as `Trainer.train`.
     """
-    start, joules = time.perf_counter(), card.joules()
-    state = Trainer(run, data, folder, watch, ranks, stop, save_minutes).train()
+    clock, joules = time.perf_counter(), card.joules()
+    state = Trainer(run, data, folder, watch, ranks, stop, save_minutes, start).train()
     ranks.tell("")
     folder.load_weights("best", state.network)
     measured = measure(state.network, data, run, ranks, track=track)
     if ranks.first:
         after = card.joules()
         used = None if joules is None or after is None else round(after - joules)
-        wall = {"seconds": round(time.perf_counter() - start, 1), "joules": used, "at": card.now()}
+        wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": card.now()}
         folder.save_result(measured.record(state.network, state.best))
         folder.amend(finished=wall)
+    ranks.tell("")
     return state, measured
 
 

@@ -80,7 +80,7 @@ def firing_rates(network: nn.Module, x: Tensor) -> dict[str, float]:
     return ledger.rates(network)
 
 
-def stuck(rates: Mapping[str, float]) -> dict[str, str]:
-    """The layers that can't learn, and what they do: "never fires" or "fires at every step"."""
-    says = {0.0: "never fires", 1.0: "fires at every step"}
+def stuck(rates: Mapping[str, float], spiking: bool) -> dict[str, str]:
+    """The layers that can't learn, and what they do: "never fires" or, where a unit that always fires is stuck, so."""
+    says = {0.0: "never fires"} | ({1.0: "fires at every step"} if spiking else {})
     return {layer: says[rate] for layer, rate in rates.items() if rate in says}

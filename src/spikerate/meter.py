@@ -1,4 +1,4 @@
-"""A signal that keeps a ledger: how often the neurons of each layer fire."""
+"""A signal that keeps a ledger: how often the neurons of each layer fire, or the units of an ANN are active."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrol
 
 @dataclass
 class Ledger:
-    """Spikes and chances to spike of each neuron module, over all batches so far."""
+    """Spikes and chances to spike of each neuron module, over all batches so far; of an ANN, its active units."""
 
     spikes: dict[Any, Tensor] = field(default_factory=dict)
     chances: dict[Any, int] = field(default_factory=dict)
 
     def note(self, neuron: Any, train: Tensor) -> None:
-        self.spikes[neuron] = self.spikes.get(neuron, 0) + train.detach().sum(dtype=torch.float64)
+        self.spikes[neuron] = self.spikes.get(neuron, 0) + train.detach().count_nonzero()
         self.chances[neuron] = self.chances.get(neuron, 0) + train.numel()
 
     def rates(self, network: nn.Module) -> dict[str, float]:
-        """Module path -> firing rate of the layer in spikes per neuron and step, in the network's order."""
+        """Module path -> firing rate of the layer in spikes per neuron and step (of an ANN, the share of active units)."""
         return {
             name: float(self.spikes[module]) / self.chances[module]
             for name, module in network.named_modules()

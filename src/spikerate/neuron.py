@@ -1,4 +1,4 @@
-"""The leaky integrate-and-fire neuron: unrolled with gradient, or traced for its spikes and its gain."""
+"""The leaky integrate-and-fire neuron, and the rectifier of an ANN: unrolled with gradient, or traced for their gain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikerate.surrogate import Sigmoid, Surrogate
 
@@ -65,9 +66,7 @@ class LIF(nn.Module):
         self.surrogate = surrogate
 
     def forward(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            raise TypeError("LIF has no time axis in a plain tensor: call the network by a rule, BPTT()(network, x)")
-        return x.fire(self)
+        return _fired(self, x)
 
     def extra_repr(self) -> str:
         reset = "soft" if self.v_reset is None else self.v_reset
@@ -170,6 +169,39 @@ class LIF(nn.Module):
             return self.decay if self.detach_reset else self.decay * (1 - self.threshold * slope)
         kept = 1 - s if self.detach_reset else 1 - s + (self.v_reset - v) * slope
         return self.decay * kept
+
+
+class Rectifier(nn.Module):
+    """The activation of an ANN as a neuron without memory: `s[t] = max(0, input[t])`; the network is the ANN at T = 1.
+
+    Raises:
+        TypeError: called on a tensor instead of a `Signal`.
+    """
+
+    def forward(self, x: Any) -> Any:
+        return _fired(self, x)
+
+    def unroll(self, inputs: Tensor, state: None) -> tuple[Tensor, None]:
+        """The rectified inputs [T, B, ...] with gradient; there is no state."""
+        return F.relu(inputs), state
+
+    @torch.no_grad()
+    def trace(self, inputs: Tensor, state: tuple[Tensor] | None) -> tuple[Tensor, tuple[Tensor]]:
+        """The rectified inputs [T, B, ...] without a graph, and how often each unit was active so far ([B, ...],)."""
+        active = (inputs > 0).sum(0)
+        return F.relu(inputs), (active if state is None else state[0] + active,)
+
+    @torch.no_grad()
+    def slopes(self, inputs: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
+        """The rectified inputs without a graph, and the slope of each, both [T, B, ...]; there is no state."""
+        return F.relu(inputs), (inputs > 0).to(inputs.dtype), state
+
+
+def _fired(neuron: LIF | Rectifier, x: Any) -> Any:
+    if isinstance(x, Tensor):
+        name = type(neuron).__name__
+        raise TypeError(f"{name} has no time axis in a plain tensor: call the network by a rule, BPTT()(network, x)")
+    return x.fire(neuron)
 
 
 def _stack(steps: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from spikerate.config import Model, Run
+from spikerate.config import Model, Rectified, Run
 from spikerate.data import Augment, Data
 from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.optim import Optim
@@ -14,7 +14,7 @@ from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
 
 RATE = "Rate-based backpropagation: Yu, Liu, Wang, Li, Wang; NeurIPS 2024; arXiv 2410.11488"
 ESD = "Enhanced self-distillation: Zhao, Yu, Yu, Liu, Wang; NeurIPS 2025; arXiv 2510.06254"
-RIVALS = "What the papers compare with: per-step loss (TET) and online training (OTTT, SLTT)"
+RIVALS = "What the papers compare with: per-step loss (TET), online training (OTTT, SLTT) and the ANN"
 SMALL = "For a laptop, on built-in and other small sets"
 OWN = "Your own data"
 
@@ -58,6 +58,7 @@ _METHODS: dict[str, tuple[str, Rule, Loss]] = {
     "tet": ("BPTT, TET", BPTT(), TET()),
     "ottt": ("OTTT", OTTT(chunk=1), TET()),
     "sltt": ("SLTT", SLTT(chunk=1), TET()),
+    "ann": ("ANN, ReLU and backpropagation", BPTT(), CrossEntropy()),
 }
 """Suffix of a preset's name -> the method's name, rule and loss."""
 
@@ -114,6 +115,7 @@ _LOG_OF_CIFAR100, _LOG_OF_IMAGENET = _LOG.format("80.20", "79.54"), _LOG.format(
 def _preset(run: Run, method: str, paper: str, title: str, figures: str = _NONE, differs: str = "") -> Preset:
     """The run by that method; the papers divide the loss of the rate-based ones by T, and that of BPTT not."""
     name, rule, loss = _METHODS[method]
+    run = replace(run, T=1, neuron=Rectified()) if method == "ann" else run
     optim = run.optim if isinstance(rule, RateBP) else replace(run.optim, loss_scale="1")
     return Preset(replace(run, rule=rule, loss=loss, optim=optim), paper, title, name, figures, differs)
 
@@ -166,7 +168,7 @@ def _cifar10_dvs() -> Iterator[tuple[str, Preset]]:
 
 def _rivals() -> Iterator[tuple[str, Preset]]:
     differs = "Differs: the settings are those of cifar10-bptt, so that only the method differs."
-    for method in ("tet", "ottt", "sltt"):
+    for method in ("tet", "ottt", "sltt", "ann"):
         yield f"cifar10-{method}", _preset(_CIFAR, method, RIVALS, "CIFAR-10, ResNet-18", differs=differs)
         yield f"digits-{method}", _preset(_SMALL, method, RIVALS, "Digits, small ResNet-18", "Ours: none yet.")
 
@@ -212,7 +214,7 @@ def _small() -> Iterator[tuple[str, Preset]]:
         ),
     }
     for name, (group, title, run) in runs.items():
-        for method in ("esd", "rate", "bptt"):
+        for method in ("esd", "rate", "bptt", *(["ann"] if name == "cifar10-small" else [])):
             figures = _OURS.get(f"{name}-{method}", "Ours: none yet." if group == SMALL else "")
             yield f"{name}-{method}", _preset(run, method, group, title, figures)
 

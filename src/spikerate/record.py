@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from spikerate.config import Run, decode, encode
 from spikerate.files import is_leftover, pack_tensors, read_tensors, write_whole
-from spikerate.state import Row, State, load_weights
+from spikerate.state import Row, State, inherit_weights, load_weights
 
 FORMAT = 1
 
@@ -25,7 +25,8 @@ class RunFolder:
 
     `run.json`: configuration and reproducibility card. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
     state, from which the run goes on; the other files follow from it. `best.safetensors`: the weights of the epoch with
-    the highest held-out accuracy. `result.json`: what the evaluation gave.
+    the highest held-out accuracy. `result.json`: what the evaluation gave. Rounds before the run's own have such folders
+    of their own inside: `round1-ann`, `round2-T6`, ...
     """
 
     path: Path
@@ -59,6 +60,18 @@ class RunFolder:
         if not (path / "run.json").is_file():
             raise ValueError(f"{path} holds no run (no run.json): give the folder that spikerate train has printed")
         return cls(path)
+
+    @property
+    def stands(self) -> Literal["", "begun", "finished"]:
+        """How far the run is; "" where there is none yet."""
+        if (self.path / "result.json").is_file():
+            return "finished"
+        return "begun" if (self.path / "run.json").is_file() else ""
+
+    def rounds(self, run: Run) -> list[tuple[Run, RunFolder]]:
+        """The rounds of `run` in order, each with its folder: one inside this, and for the last this one itself."""
+        names = (f"round{k}-{f'T{of.T}' if of.T else 'ann'}" for k, of in enumerate(run.before, 1))
+        return list(zip(run.rounds, (*(RunFolder(self.path / name) for name in names), self), strict=True))
 
     def about(self) -> dict[str, Any]:
         """The content of `run.json`.
@@ -168,16 +181,27 @@ class RunFolder:
         Raises:
             ValueError: the file is missing or broken, or is of another network.
         """
+        load_weights(network, *self._weights(name))
+
+    def hand_on(self, network: nn.Module) -> None:
+        """Give the best weights to the network of the next round.
+
+        Raises:
+            ValueError: they are missing or broken, or of a network of another shape.
+        """
+        inherit_weights(network, *self._weights("best"))
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`."""
+        write_whole(self.path / "result.json", _json(result))
+
+    def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
         file = self.path / f"{name}.safetensors"
         if not file.is_file():
             raise ValueError(f"{file} is not there: the run has not finished its first epoch")
         tensors, _ = read_tensors(file)
         prefix = "network."
-        load_weights(network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file))
-
-    def save_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`."""
-        write_whole(self.path / "result.json", _json(result))
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file)
 
     def _unwritable(self, error: OSError) -> str:
         return f"the run folder {self.path} can't be written ({error.strerror})"

@@ -83,6 +83,16 @@ class State:
         self.rows, self.found = list(facts["rows"]), dict(facts["found"])
 
 
+def inherit_weights(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Parameters and buffers of the round before, by name, in place; an ANN has no surrogate that could have a temperature.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    own = {name: value for name, value in network.state_dict().items() if name.endswith("surrogate.temperature")}
+    load_weights(network, own | weights, where)
+
+
 def load_weights(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Parameters and buffers, in place.
 

@@ -111,6 +111,7 @@ class Trainer:
         folder: where the run is kept; only rank 0 writes.
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
+        start: the round before, whose best weights a run without a checkpoint starts from; None for fresh ones.
     """
 
     run: Run
@@ -120,6 +121,7 @@ class Trainer:
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
+    start: RunFolder | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
@@ -142,6 +144,8 @@ class Trainer:
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
             state = State(network, run.optim.build(network))
+            if run.compile and self.start:
+                torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
             prepare = _compiler(run, device, self.watch)
             forward = ranks.wrap(Outputs(network, prepare(run.rule), run.loss.per_step))
             self._begin(state)
@@ -152,12 +156,15 @@ class Trainer:
         return state
 
     def _begin(self, state: State) -> None:
-        if self.folder.has_state:
+        # As rank 0 sees it: the others may look when it has written one.
+        if self.ranks.tell("resume" if self.folder.has_state else ""):
             self.folder.restore(state)
             if self.ranks.first:
                 self.folder.publish(state)
             self.ranks.meet()
         else:
+            if self.start:
+                self.start.hand_on(state.network)
             self._save(state)
 
     def _epoch(
@@ -269,7 +276,7 @@ class Trainer:
         images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
         rates = self._run(lambda x: guard.firing_rates(network, x), x)
-        for layer, what in guard.stuck(rates).items():
+        for layer, what in guard.stuck(rates, self.run.spiking).items():
             self.watch.say(f"warning: layer {layer} {what} on {len(images)} images: it can't learn")
         return sum(rates.values()) / max(1, len(rates))
 

@@ -29,6 +29,8 @@ from spikerate.state import State
 _LIKELY = 3
 _CLASSES = 10
 """Shown of a preset whose data say the number of classes."""
+_RESULTS = {"held_out_accuracy": "held-out accuracy", "test_accuracy": "test accuracy", "firing_rate": "firing rate"}
+"""Entries of `result.json` that stand in tables, and their names there."""
 
 
 def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
@@ -38,24 +40,24 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     result.add_column()
     best = state.best
     chosen = f", chosen by held-out accuracy {best['held_out']:.2%}" if "held_out" in best else ", the last"
-    result.add_row("test accuracy, spiking network", _with_interval(measured.accuracy))
+    result.add_row(f"test accuracy, {_network_in_words(run)}", _with_interval(measured.accuracy))
     result.add_row("weights", f"best.safetensors: epoch {best['epoch']} of {run.epochs}{chosen}")
-    result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} spikes per neuron and step")
+    result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} ({_rate_in_words(run)})")
     result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
     result.add_row("run folder", str(folder.path))
     result.add_row("next", f"spikerate eval {shlex.quote(str(folder.path))}")
     console.print(result)
 
 
-def show_measured(console: Console, network: nn.Module, measured: Measured, trained: int) -> None:
-    """Accuracy after each time step, and how often each layer fires; `trained` is T of the run."""
+def show_measured(console: Console, network: nn.Module, measured: Measured, run: Run) -> None:
+    """Accuracy after each time step, and how often each layer fires."""
     accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
-    console.print(f"test accuracy of the spiking network: {accuracy}")
-    curve = table(f"Accuracy against time steps (trained with T = {trained})", "T", "test accuracy", "")
+    console.print(f"test accuracy of the {_network_in_words(run)}: {accuracy}")
+    curve = table(f"Accuracy against time steps (trained with T = {run.T})", "T", "test accuracy", "")
     for t, at_step in enumerate(measured.at_step, 1):
         curve.add_row(str(t), f"{at_step.value:.2%}", _bar(console, at_step.value))
     console.print(curve)
-    rates = table("Firing rates", "layer", "spikes per neuron and step", "")
+    rates = table("Firing rates", "layer", _rate_in_words(run), "")
     for layer, rate in ledger.rates(network).items():
         rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", _bar(console, rate))
     rates.add_row("all", f"{ledger.mean_rate():.3f}", _bar(console, ledger.mean_rate()), style="bold")
@@ -73,15 +75,29 @@ def show_predictions(console: Console, predictions: Sequence[Prediction]) -> Non
     console.print(shown)
 
 
+def round_in_words(run: Run) -> str:
+    """What a round is: "T = 6, 300 epochs"."""
+    return f"{f'T = {run.T}' if run.spiking else 'ANN'}, {run.epochs} epochs"
+
+
+def show_rounds(console: Console, rounds: Sequence[tuple[Run, RunFolder]]) -> None:
+    """The results of all rounds of a run."""
+    shown = table("Rounds", "round", "T", "epochs", *_RESULTS.values())
+    for k, (run, folder) in enumerate(rounds, 1):
+        result = folder.result()
+        numbers = (_number(name, result[name]) for name in _RESULTS)
+        shown.add_row(str(k), str(run.T) if run.spiking else "ANN", str(run.epochs), *numbers)
+    console.print(shown)
+
+
 def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base: Path) -> None:
     """The results of several seeds, their mean and standard deviation."""
-    shown = table(f"{len(results)} seeds", "seed", "held-out accuracy", "test accuracy", "firing rate")
-    names = ("held_out_accuracy", "test_accuracy", "firing_rate")
+    shown = table(f"{len(results)} seeds", "seed", *_RESULTS.values())
     for seed, result in results.items():
-        shown.add_row(str(seed), *(_number(name, result[name]) for name in names))
-    columns = [[result[name] for result in results.values()] for name in names]
+        shown.add_row(str(seed), *(_number(name, result[name]) for name in _RESULTS))
+    columns = [[result[name] for result in results.values()] for name in _RESULTS]
     for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
-        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(names, columns, strict=True)))
+        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(_RESULTS, columns, strict=True)))
     console.print(shown)
     console.print(f"runs in {base}")
 
@@ -90,6 +106,7 @@ def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> 
     """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
     rows = compare(*([*folder.metrics(), dict(_flat(folder.result())) | {"epoch": "test"}] for folder in (original, again)))
     rows.pop("test_interval_95", None)
+    console.print(f"{again.path} against {original.path}:")
     if not rows:
         console.print("every metric of every epoch agrees, and the test result too")
         return True
@@ -126,7 +143,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     console.print(name, style="bold")
     console.print(preset.text)
     settings = table("Settings", "field", "value")
-    for field, value in _flat(encode(run)):
+    for field, value in _flat(encode(run) | {"before": " ".join(map(str, run.before))}):
         settings.add_row(field, str(value))
     console.print(settings)
     entry, shape = SETS[run.data.name], input_shape(run.data)
@@ -195,7 +212,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in record.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.surrogate."):
+        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate."):
             rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
     return rows
 
@@ -203,6 +220,14 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _with_interval(result: Accuracy) -> str:
     low, high = result.interval()
     return f"{result.value:.2%}  (95 % interval {low:.2%} to {high:.2%}, {result.n:,} samples)"
+
+
+def _network_in_words(run: Run) -> str:
+    return "spiking network" if run.spiking else "ANN"
+
+
+def _rate_in_words(run: Run) -> str:
+    return "spikes per neuron and step" if run.spiking else "share of active units"
 
 
 def _number(name: str, value: float | None) -> str:

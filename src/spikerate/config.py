@@ -234,11 +234,11 @@ class Run:
                 raise ValueError(f"T is {self.T}, but an ANN knows no time: give 1")
         elif isinstance(self.rule, OTTT) and self.rule.decay != self.neuron.decay:
             raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT wants the same")
-        if self.search is not None and not isinstance(self.neuron.surrogate, Dspike):
-            name = type(self.neuron.surrogate).__name__
-            raise ValueError(f"search is for the temperature of Dspike, and neuron.surrogate is {name}: leave one of them")
-        if self.search is not None and self.search.samples > self.batch:
-            raise ValueError(f"search.samples is {self.search.samples}: give at most those of a batch, {self.batch}")
+        if self.search is not None:
+            if not (isinstance(self.neuron, Neuron) and isinstance(self.neuron.surrogate, Dspike)):
+                raise ValueError("search is for the temperature of Dspike: give such neurons, or leave search alone")
+            if self.search.samples > self.batch:
+                raise ValueError(f"search.samples is {self.search.samples}: give at most those of a batch, {self.batch}")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if not 0 <= self.seed < 2**63:
@@ -260,7 +260,7 @@ class Run:
 
     def _of(self, of: Round) -> Run:
         own = replace(self, before=(), epochs=of.epochs, optim=replace(self.optim, lr=of.lr))
-        return replace(own, T=1, neuron=Rectified(), rule=BPTT()) if of.T is None else replace(own, T=of.T)
+        return replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None) if of.T is None else replace(own, T=of.T)
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""

@@ -159,8 +159,9 @@ def derivatives(
     loss: Callable[[Tensor], Tensor],
     directions: Directions,
     epsilon: float = 0.1,
-    at_once: int | None = None,
     wanted: slice = slice(None),
+    at_once: int | None = None,
+    rates: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Central differences `(L(w + epsilon d) - L(w - epsilon d)) / (2 epsilon)` along each direction d, [K] in float32.
 
@@ -174,8 +175,10 @@ def derivatives(
         loss: rate of the output [B, K] -> scalar.
         directions: `Elements(weight.shape)` for the full gradient.
         epsilon: half the distance.
-        at_once: directions evaluated together, by default as many as there is memory for.
         wanted: only these directions; the others are 0.
+        at_once: directions evaluated together; by default one on a CPU, whose caches hold no more, and on a GPU as many as
+            half of its free memory holds.
+        rates: `variant_rates`, compiled for instance.
 
     Raises:
         ValueError: epsilon is not positive, or the weight is not one of a layer that the signal goes through.
@@ -184,27 +187,47 @@ def derivatives(
         raise ValueError(f"epsilon is {epsilon}: give a positive number")
     found = torch.zeros(len(directions), device=x.device, dtype=torch.promote_types(weight.dtype, torch.float32))
     chosen = range(len(directions))[wanted]
-    constant = is_constant(x)
-    train = x[:1] if constant else x
+    run = rates or variant_rates
     with untouched(network) as again, torch.no_grad():
 
-        def losses(few: Tensor) -> Tensor:
+        def differences(first: int, size: int) -> Tensor:
             again()
-            moved = epsilon * few.to(weight)
-            start = Variants(
-                train, constant, len(x), Tape(len(x)), batch=x.shape[1], weight=weight, changes=torch.cat([moved, -moved])
-            )
-            rates = network(start).rate.split(x.shape[1])
-            if len(rates) != 2 * len(few):
-                raise ValueError("the weight is of no convolution or linear layer that the signal goes through")
-            return torch.stack([loss(rate) for rate in rates])
+            few = directions.part(slice(first, min(first + size, chosen.stop)))
+            moved = epsilon * nn.functional.pad(few.flatten(1), (0, 0, 0, size - len(few))).view(size, *weight.shape)
+            up, down = run(network, x, weight, torch.cat([moved, -moved]).to(weight)).chunk(2)
+            return torch.stack([loss(u) - loss(d) for u, d in zip(up[: len(few)], down, strict=False)]) / (2 * epsilon)
 
-        size = at_once or _at_once(network, x)
-        for first in range(chosen.start, chosen.stop, size):
-            last = min(first + size, chosen.stop)
-            up, down = losses(directions.part(slice(first, last))).chunk(2)
-            found[first:last] = (up - down) / (2 * epsilon)
+        size = at_once or _fitting(x.device, lambda: differences(chosen.start, 1), len(chosen))
+        for first in chosen[::size]:
+            found[first : first + size] = differences(first, size)
     return found
+
+
+def variant_rates(network: nn.Module, x: Tensor, weight: nn.Parameter, changes: Tensor) -> Tensor:
+    """The rates [n, B, K] of n variants of a network, in which `changes` [n, *weight.shape] are added to the weight.
+
+    Raises:
+        ValueError: the weight is not one of a layer that the signal goes through.
+    """
+    T, batch = x.shape[:2]
+    constant = is_constant(x)
+    start = Variants(x[:1] if constant else x, constant, T, Tape(T), batch=batch, weight=weight, changes=changes)
+    rates = network(start).rate.unflatten(0, (-1, batch))
+    if len(rates) != len(changes):
+        raise ValueError("the weight is of no convolution or linear layer that the signal goes through")
+    return rates
+
+
+def _fitting(device: torch.device, one: Callable[[], Any], most: int) -> int:
+    """How many directions fit into half of the free memory, by what one of them takes."""
+    if device.type != "cuda" or most == 0:
+        return 1
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    one()
+    taken = torch.cuda.max_memory_allocated(device) - before
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(most, free // (2 * taken)))
 
 
 @contextmanager
@@ -230,7 +253,3 @@ def weights(network: nn.Module) -> dict[str, nn.Parameter]:
     """Path of each convolution and linear layer -> its weight, in the network's order."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
     return {name: network.get_parameter(f"{name}.weight") for name, m in network.named_modules() if isinstance(m, kinds)}
-
-
-def _at_once(network: nn.Module, x: Tensor) -> int:
-    return 8

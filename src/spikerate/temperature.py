@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate.dist import Ranks
-from spikerate.finite_difference import Directions, Elements, Few, derivatives, untouched, weights
+from spikerate.finite_difference import Directions, Elements, Few, derivatives, untouched, variant_rates, weights
 from spikerate.neuron import LIF
 from spikerate.rules import Rule
 from spikerate.surrogate import AdaptiveDspike, Dspike
@@ -75,7 +75,14 @@ class Search:
             raise ValueError(f"search.directions is {self.directions}: give a number >= 1, or None for all elements")
 
     def __call__(
-        self, network: nn.Module, rule: Rule, x: Tensor, labels: Tensor, seed: int = 0, ranks: Ranks = Ranks()
+        self,
+        network: nn.Module,
+        rule: Rule,
+        x: Tensor,
+        labels: Tensor,
+        seed: int = 0,
+        ranks: Ranks = Ranks(),
+        rates: Callable[..., Tensor] = variant_rates,
     ) -> dict[str, float]:
         """Set the network's temperatures to the best of those tried; weights, buffers and random stream stay.
 
@@ -90,6 +97,7 @@ class Search:
             labels: [B].
             seed: of the random directions.
             ranks: the processes that share the work; all have the same input.
+            rates: `variant_rates`, compiled for instance.
 
         Returns:
             `temperature`, the mean over the layers, and its `similarity`; that of the temperatures that held before,
@@ -112,6 +120,7 @@ class Search:
                 directions,
                 self.epsilon,
                 wanted=ranks.share(len(directions)),
+                rates=rates,
             )
         )
 

@@ -17,11 +17,12 @@ from spikerate.config import Run
 from spikerate.data import DataSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.dist import Ranks
 from spikerate.evaluate import Accuracy, accuracy, over_time
+from spikerate.finite_difference import variant_rates
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.losses import Terms, accuracies
 from spikerate.models import Branched, synchronize_batch_norm
 from spikerate.record import RunFolder
-from spikerate.rules import BPTT, Rule
+from spikerate.rules import BPTT
 from spikerate.state import Row, State
 from spikerate.temperature import Search
 
@@ -103,6 +104,15 @@ class Outputs(nn.Module):
         return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """What runs the network, compiled where the run asks for it: to train, to look at its accuracy, to vary a weight."""
+
+    forward: nn.Module
+    look: Callable[..., Any]
+    rates: Callable[..., Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """One run on one rank: the steps of the run, in order, from where its state stands.
@@ -150,9 +160,9 @@ class Trainer:
             forward = ranks.wrap(Outputs(network, prepare(run.rule), run.loss.per_step))
             self._begin(state)
             data = self.data.to(device) if run.data.store == "device" else self.data
-            look = prepare(BPTT())
+            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates))
             while state.epoch < run.epochs:
-                self._epoch(state, data, device, forward, look)
+                self._epoch(state, data, device, ready)
         return state
 
     def _begin(self, state: State) -> None:
@@ -167,13 +177,11 @@ class Trainer:
                 self.start.hand_on(state.network)
             self._save(state)
 
-    def _epoch(
-        self, state: State, data: DataSet, device: torch.device, forward: nn.Module, look: Callable[..., Any]
-    ) -> None:
+    def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready) -> None:
         run, ranks, network = self.run, self.ranks, state.network
         start = saved = time.perf_counter()
         if run.search is not None and state.step == 0:
-            state.found = self._search(run.search, state, data, device)
+            state.found = self._search(run.search, state, data, device, ready.rates)
         steps = steps_per_epoch(data.train, run.batch)
         batches = epoch_batches(
             data, run.batch, run.data.augment, run.seed, state.epoch, ranks.share, run.accumulate, state.step, device
@@ -183,7 +191,7 @@ class Trainer:
             torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
-            terms = self._step(state, forward, parts)
+            terms = self._step(state, ready.forward, parts)
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             self.watch.step(done + 1, terms)
@@ -197,7 +205,7 @@ class Trainer:
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
         if len(data.held_out):
             ranks.align(network)
-            row["held_out"] = self._held_out(network, data, device, look).value
+            row["held_out"] = self._held_out(network, data, device, ready.look).value
         row["firing_rate"] = self._probe(network, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
@@ -255,14 +263,16 @@ class Trainer:
             + f"{kept}. A smaller --optim.lr or --precision fp32 may help"
         )
 
-    def _search(self, search: Search, state: State, data: DataSet, device: torch.device) -> Row:
+    def _search(
+        self, search: Search, state: State, data: DataSet, device: torch.device, rates: Callable[..., Tensor]
+    ) -> Row:
         """Set the temperatures of the epoch to come by the first samples of its order, which every rank has all."""
         run, start = self.run, time.perf_counter()
         body = state.network.body if isinstance(state.network, Branched) else state.network
         (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
         seed = stream(run.seed, _SEARCH, state.epoch)
         torch.manual_seed(seed)
-        found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks), part.x)
+        found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}
 
     def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
@@ -305,13 +315,13 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Rule], Callable[..., Any]]:
+def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What makes a rule ready to run: `torch.compile` where the run asks for it and it works here."""
 
-    def eager(rule: Rule) -> Callable[..., Any]:
+    def eager(rule: Callable[..., Any]) -> Callable[..., Any]:
         return rule
 
-    def compiled(rule: Rule) -> Callable[..., Any]:
+    def compiled(rule: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(rule, fullgraph=True, dynamic=False)
 
     if not run.compile:

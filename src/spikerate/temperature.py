@@ -156,6 +156,14 @@ class Search:
             )
         return dspikes, found[name]
 
+    def differences(self, network: nn.Module) -> int:
+        """How many finite differences one search takes.
+
+        Raises:
+            as `check`.
+        """
+        return self.directions or self.check(network)[1].numel()
+
     def _choose(
         self, group: Sequence[AdaptiveDspike], best: float, similarity: Callable[[], float]
     ) -> tuple[float, dict[str, float]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from spikerate import BPTT, RateBP, SelfDistillation
-from spikerate.config import Model, Run
+from spikerate import BPTT, Dspike, RateBP, Search, SelfDistillation, adapt
+from spikerate.config import Model, Neuron, Run
 from spikerate.data import Data, Part, load
 from spikerate.dist import joined
 from spikerate.experiment import measure
@@ -57,6 +57,11 @@ def main(out: str) -> None:
         single = build_network(run, 10, (1, 8, 8), CPU)
         tested = measure(single, replace(digits, test=digits.test[torch.arange(23)]), run, ranks)
         found["test"] = torch.tensor([tested.accuracy.n, *tested.ledger.chances.values()])
+        seeking = adapt(Model(width=2).build(10, (1, 8, 8), Neuron(surrogate=Dspike()))).double()
+        x = torch.rand(6, 1, 8, 8).double().expand(2, -1, -1, -1, -1)
+        for search in (Search(), Search(directions=7)):
+            row = search(seeking, BPTT(), x, torch.arange(6), seed=1, ranks=ranks)
+            found[f"{search}"] = torch.tensor(list(row.values()), dtype=torch.float64)
         if ranks.first:
             torch.save(found, out)
 

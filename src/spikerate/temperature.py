@@ -108,12 +108,16 @@ class Search:
         """
         dspikes, weight = self.check(network)
         directions = self._directions(weight, seed)
+
+        def loss(rate: Tensor) -> Tensor:
+            return F.cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)
+
         measured = ranks.total(
             derivatives(
                 network,
                 weight,
                 x,
-                lambda rate: F.cross_entropy(rate.float(), labels),
+                loss,
                 directions,
                 self.epsilon,
                 wanted=ranks.share(len(directions)),
@@ -124,7 +128,7 @@ class Search:
         def similarity() -> float:
             with untouched(network) as again, torch.enable_grad():
                 again()
-                (gradient,) = torch.autograd.grad(F.cross_entropy(rule(network, x).rate.float(), labels), weight)
+                (gradient,) = torch.autograd.grad(loss(rule(network, x).rate), weight)
             return cosine(directions.along(gradient), measured)
 
         groups = [dspikes] if self.per == "network" else [[m] for m in dspikes]

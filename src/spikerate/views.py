@@ -74,7 +74,7 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
     console.print(shown)
     most = max(fidelities, key=lambda f: f.directions)
     console.print(
-        f"FDG is that of finite differences; with directions = {most.directions}, unrelated gradients typically have a cosine "
+        f"FDG: finite differences. With directions = {most.directions}, unrelated gradients typically have a cosine "
         f"of {most.noise:.2f} with it, up or down"
     )
 

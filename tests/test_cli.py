@@ -75,8 +75,8 @@ def test_train_on_cifar10_files(spikerate: Spikerate, tmp_path: Path, preset: st
 def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    for name in PRESETS:
-        assert name in listed
+    assert all(name in listed for name in PRESETS)
+    for name in list(PRESETS)[::6]:
         assert main(["show", name]) == 0
         shown = capsys.readouterr().out
         assert "stage3" in shown

@@ -68,9 +68,9 @@ def contents(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]
     tensors, facts = read_tensors(folder / "last.safetensors")
     best, _ = read_tensors(folder / "best.safetensors")
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in facts["rows"]]
+    rows = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in facts["rows"]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in lines] == rows
+    assert [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in lines] == rows
     return tensors, rows, RunFolder(folder).result()
 
 
@@ -112,11 +112,11 @@ def test_thirty_sigkills_change_nothing(processes: Processes, unbroken: Path, tm
     assert_same(unbroken, tmp_path / "killed")
 
 
-def test_thirty_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
-    statuses = until_finished(processes, tmp_path / "stopped", signal.SIGTERM, 30)
+def test_twelve_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
+    statuses = until_finished(processes, tmp_path / "stopped", signal.SIGTERM, 12)
     # One that comes before the run has begun, or after it has ended, finds Python's own handler.
     assert set(statuses) <= {0, 143, -signal.SIGTERM}
-    assert statuses.count(143) >= 5
+    assert statuses.count(143) >= 2
     assert statuses[-1] == 0
     assert_same(unbroken, tmp_path / "stopped")
 

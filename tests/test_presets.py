@@ -18,7 +18,7 @@ import torch
 from conftest import shared
 from test_events import write_cifar10_dvs, write_gestures
 
-from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, RateBP, SelfDistillation
+from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Search, SelfDistillation
 from spikerate.config import Neuron, Run, decode, encode
 from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
 from spikerate.estimate import in_words, least_seconds, training_flops
@@ -140,6 +140,8 @@ def test_the_cost_is_counted() -> None:
     run = Run(T=4, epochs=2)
     assert training_flops(run, 10, 4, 7) == 2 * (10 * 6 + 3 * 4) * 7 * 2
     assert training_flops(replace(run, rule=BPTT()), 10, 0, 7) == 2 * 10 * 12 * 7 * 2
+    searched = replace(run, neuron=Neuron(surrogate=Dspike()), search=Search(samples=5))
+    assert training_flops(searched, 10, 4, 7, 9) == training_flops(run, 10, 4, 7) + 2 * 2 * 9 * 5 * 4 * 10 * 2
     assert least_seconds(run, 1e12) > least_seconds(replace(run, precision="bf16", compile=True), 1e12)
     assert [in_words(s) for s in (40, 60 * 30, 3600 * 5, 86400 * 33)] == ["40 s", "30 min", "5 h", "33 days"]
 
@@ -196,7 +198,8 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], D
 def test_every_preset_runs_one_short_epoch(name: str, data_of: Callable[[Data, int], DataSet], tmp_path: Path) -> None:
     run = PRESETS[name].run
     data = data_of(replace(run.data, augment=Augment()), run.T)
-    tiny = replace(run, model=replace(run.model, width=2), epochs=1, batch=4, compile=False)
+    search = run.search and replace(run.search, samples=4, directions=2)
+    tiny = replace(run, model=replace(run.model, width=2), epochs=1, batch=4, compile=False, search=search)
     state = Trainer(tiny, data, RunFolder.create(tmp_path / "run", tiny, {}), Silent()).train()
     assert state.epoch == 1
     assert 0 < state.rows[0]["loss"] < 100

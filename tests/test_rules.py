@@ -286,7 +286,6 @@ def test_bad_chunk_and_bad_input(kind: Any) -> None:
 
 
 MODELS = {
-    "resnet18": lambda: resnet18(width=4),
     "resnet19": lambda: resnet19(width=4),
     "branched": lambda: Branched(body := resnet18(width=4), deepconv_branches(body, (3, 16, 16), 10)),
 }

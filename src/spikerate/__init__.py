@@ -24,7 +24,8 @@ from spikerate.models import (
 from spikerate.neuron import IF, LIF
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
-from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
+from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
+from spikerate.temperature import Search, adapt
 
 __all__ = [
     "BPTT",
@@ -34,6 +35,7 @@ __all__ = [
     "SLTT",
     "TET",
     "ATan",
+    "AdaptiveDspike",
     "Branched",
     "CrossEntropy",
     "DeepConv",
@@ -42,6 +44,7 @@ __all__ = [
     "RateBP",
     "RateCoded",
     "Rectangular",
+    "Search",
     "SelfDistillation",
     "Sigmoid",
     "Signal",
@@ -51,6 +54,7 @@ __all__ = [
     "Traced",
     "Triangular",
     "Unrolled",
+    "adapt",
     "deepconv_branches",
     "macs",
     "preact_resnet18",

@@ -11,21 +11,24 @@ _FAST, _PLAIN = 4.9e11, 1.8e11
 436 and 1,168 ms a step (docs/results.md)."""
 
 
-def training_flops(run: Run, macs: int, branch_macs: int, samples: int) -> float:
+def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
     A backward pass costs two forward passes: T + 2 of them a sample by rate-based backpropagation, 3 T by the others. What
-    the constant input saves in the first layer is left out.
+    the constant input saves in the first layer is left out. A search for the temperature takes two forward passes for each
+    finite difference in each epoch.
 
     Args:
         macs: of the network, for one step of one sample.
         branch_macs: of all branches, for one sample.
         samples: to train on.
+        differences: finite differences of a search.
     """
 
     def of_round(own: Run) -> float:
         passes = own.T + 2 if isinstance(own.rule, RateBP) else 3 * own.T
-        return 2.0 * (macs * passes + 3 * branch_macs) * samples * own.epochs
+        searched = 0 if own.search is None else 2 * differences * own.search.samples * own.T * macs
+        return 2.0 * ((macs * passes + 3 * branch_macs) * samples + searched) * own.epochs
 
     return sum(map(of_round, run.rounds))
 

@@ -103,6 +103,9 @@ def data_card(data: DataSet) -> dict[str, Any]:
 def _check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError`, before anything is written, where network and data do not go together."""
     run.model.check(data.shape)
+    if run.search is not None:
+        with torch.device("meta"):
+            run.search.check(run.build(len(data.classes), data.shape))
     smallest = min(run.batch, len(data.train)) // run.accumulate // ranks.n
     if smallest < 2:
         raise ValueError(

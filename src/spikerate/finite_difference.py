@@ -163,7 +163,7 @@ def derivatives(
     at_once: int | None = None,
     rates: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Central differences `(L(w + epsilon d) - L(w - epsilon d)) / (2 epsilon)` along each direction d, [K] in float32.
+    """Central differences `(L(w + epsilon d) - L(w - epsilon d)) / (2 epsilon)` along each direction d, [K].
 
     The network stays in its mode; its running statistics and the random stream are left as they were, and dropout has the
     same masks for all. Variants of the network run together, as one batch.
@@ -193,8 +193,9 @@ def derivatives(
         def differences(first: int, size: int) -> Tensor:
             again()
             few = directions.part(slice(first, min(first + size, chosen.stop)))
-            moved = epsilon * nn.functional.pad(few.flatten(1), (0, 0, 0, size - len(few))).view(size, *weight.shape)
-            up, down = run(network, x, weight, torch.cat([moved, -moved]).to(weight)).chunk(2)
+            moved = epsilon * nn.functional.pad(few.to(weight).flatten(1), (0, 0, 0, size - len(few)))
+            changes = torch.cat([moved, -moved]).view(-1, *weight.shape)
+            up, down = run(network, x, weight, changes).chunk(2)
             return torch.stack([loss(u) - loss(d) for u, d in zip(up[: len(few)], down, strict=False)]) / (2 * epsilon)
 
         size = at_once or _fitting(x.device, lambda: differences(chosen.start, 1), len(chosen))

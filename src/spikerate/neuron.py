@@ -181,6 +181,11 @@ class Rectifier(nn.Module):
     def forward(self, x: Any) -> Any:
         return _fired(self, x)
 
+    @torch.no_grad()
+    def spikes(self, inputs: Tensor) -> Tensor:
+        """The rectified inputs [T, B, ...] without a graph."""
+        return F.relu(inputs)
+
     def unroll(self, inputs: Tensor, state: None) -> tuple[Tensor, None]:
         """The rectified inputs [T, B, ...] with gradient; there is no state."""
         return F.relu(inputs), state

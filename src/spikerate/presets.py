@@ -50,7 +50,8 @@ class Preset:
     @property
     def headline(self) -> str:
         """One line."""
-        return f"{self.title}, T = {self.run.T}: {self.method}"
+        steps = [f"T = {own.T}" if own.spiking else "ANN" for own in self.run.rounds]
+        return f"{self.title}, {' -> '.join(steps)}: {self.method}"
 
 
 _METHODS: dict[str, tuple[str, Rule, Loss]] = {
@@ -61,7 +62,7 @@ _METHODS: dict[str, tuple[str, Rule, Loss]] = {
     "tet": ("BPTT, TET", BPTT(), TET()),
     "ottt": ("OTTT", OTTT(chunk=1), TET()),
     "sltt": ("SLTT", SLTT(chunk=1), TET()),
-    "ann": ("ANN, ReLU and backpropagation", BPTT(), CrossEntropy()),
+    "ann": ("ReLU, backpropagation", BPTT(), CrossEntropy()),
 }
 """Suffix of a preset's name -> the method's name, rule and loss."""
 

@@ -104,12 +104,9 @@ class Search:
             `similarity/held`, and with one for the network of those tried, `similarity/up` and `similarity/down`.
 
         Raises:
-            ValueError: the network has no temperatures, or no such layer.
+            as `check`.
         """
-        dspikes = [m for m in network.modules() if isinstance(m, AdaptiveDspike)]
-        if not dspikes:
-            raise ValueError("the network has no temperatures to search for: call adapt(network) first")
-        weight = self._weight(network)
+        dspikes, weight = self.check(network)
         directions = self._directions(weight, seed)
         measured = ranks.total(
             derivatives(
@@ -139,6 +136,34 @@ class Search:
         row = {"temperature": round(sum(of_layers) / len(of_layers), 6), "similarity": best, "similarity/held": held}
         return row | (tried if self.per == "network" else {})
 
+    def check(self, network: nn.Module) -> tuple[list[AdaptiveDspike], nn.Parameter]:
+        """The temperatures of a network, and the weight that is moved.
+
+        Raises:
+            ValueError: the network has no temperatures or no such layer, or its weight has fewer elements than directions.
+        """
+        dspikes = [m for m in network.modules() if isinstance(m, AdaptiveDspike)]
+        if not dspikes:
+            raise ValueError("the network has no temperatures to search for: call adapt(network) first")
+        found = weights(network)
+        name = self.layer or next(iter(found), "")
+        if name not in found:
+            raise ValueError(f"search.layer is {name!r}: give one of {', '.join(found)}")
+        if self.directions is not None and self.directions > found[name].numel():
+            raise ValueError(
+                f"search.directions is {self.directions}, but the weight of {name} has {found[name].numel()} elements: "
+                "give fewer, or None for all of them"
+            )
+        return dspikes, found[name]
+
+    def differences(self, network: nn.Module) -> int:
+        """How many finite differences one search takes.
+
+        Raises:
+            as `check`.
+        """
+        return self.directions or self.check(network)[1].numel()
+
     def _choose(
         self, group: Sequence[AdaptiveDspike], best: float, similarity: Callable[[], float]
     ) -> tuple[float, dict[str, float]]:
@@ -154,13 +179,6 @@ class Search:
                 best, chosen = found, moved
         _set(group, chosen)
         return best, tried
-
-    def _weight(self, network: nn.Module) -> nn.Parameter:
-        found = weights(network)
-        name = self.layer or next(iter(found), "")
-        if name not in found:
-            raise ValueError(f"search.layer is {name!r}: give one of {', '.join(found)}")
-        return found[name]
 
     def _directions(self, weight: nn.Parameter, seed: int) -> Directions:
         if self.directions is None:

@@ -171,7 +171,8 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
         console.print(f"with {_CLASSES} classes; yours are the class folders")
         return
     trained_on = entry.samples - (0 if entry.built_in else run.data.held_out + run.data.test)
-    flops = training_flops(run, sum(macs(body, shape).values()), branch_macs(network, shape), trained_on)
+    moved = 0 if run.search is None else run.search.differences(network)
+    flops = training_flops(run, sum(macs(body, shape).values()), branch_macs(network, shape), trained_on, moved)
     console.print(
         f"training takes {flops:.1e} FLOP: {in_words(least_seconds(run, flops))} at least on {MACHINE}, at the rate "
         "measured there for ResNet-18 of width 64; narrow networks and small batches run at a lower rate"

@@ -15,7 +15,7 @@ from pathlib import Path
 _SERVER = """
 import json, os, sys
 from spikerate.cli import main
-import kornia.augmentation.auto
+import kornia.augmentation.auto, spikerate.plots
 for line in sys.stdin:
     arguments, cwd, out, err = json.loads(line)
     pid = os.fork()

@@ -34,11 +34,11 @@ from spikerate import (
 )
 from spikerate.config import Model, Neuron, Run, decode, encode
 from spikerate.data import Data, DataSet, load
-from spikerate.finite_difference import Elements, derivatives, weights
+from spikerate.finite_difference import Elements, cosine, derivatives, weights
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder
-from spikerate.temperature import cosine, temperatures
+from spikerate.temperature import temperatures
 from spikerate.train import Trainer
 
 Spikerate = Callable[..., CompletedProcess[str]]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("spikerate", "torch", "kornia", "numpy", "pillow", "safetensors", "tyro", "rich", "pooch")
+_PACKAGES = ("spikerate", "torch", "kornia", "numpy", "pillow", "safetensors", "tyro", "rich", "pooch", "matplotlib")
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""The command line: `spikerate train | eval | predict | reproduce | fetch | list | show | doctor`."""
+"""The command line: `spikerate train | eval | predict | gradient | reproduce | fetch | list | show | doctor`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
 from spikerate import card, views
-from spikerate.config import Run
+from spikerate.config import Run, encode
 from spikerate.console import TrainingBar, TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.experiment import begin, data_card, measure, perform, use_threads_of
+from spikerate.experiment import begin, data_card, measure, measure_gradients, perform, use_threads_of
+from spikerate.files import write_json
+from spikerate.gradients import Comparison
 from spikerate.guard import NotFinite
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.predict import Prediction, predict
@@ -33,7 +36,7 @@ from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "predict", "reproduce", "fetch", "list", "show", "doctor")
+_COMMANDS = ("train", "eval", "predict", "gradient", "reproduce", "fetch", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
@@ -41,6 +44,7 @@ _USAGE = """usage: spikerate COMMAND ...
   train --resume RUN                   continue a run that was stopped
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
+  gradient RUN|PRESET                  how well gradients agree in each layer, trained or fresh, and a figure of it
   reproduce RUN                        run it again, and say whether every metric agrees
   fetch DATA FOLDER                    download a data set, check it, and unpack it there
   list                                 the presets
@@ -132,6 +136,29 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Gradient:
+    """How well the gradients of RateBP, BPTT and finite differences agree in each layer of a network, and a figure of it."""
+
+    network: Positional[str]
+    """folder of a run; or, where there is no such folder, the name of a preset, for fresh weights"""
+    weights: Literal["best", "last"] = "best"
+    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    T: int | None = None
+    """so many time steps instead of the run's; recordings are cut for the run's"""
+    how: Annotated[Comparison, arg(name="")] = Comparison()
+    data: Path | None = None
+    """folder of the data set; of a run, where it has moved"""
+    out: Path | None = None
+    """folder of figures and picture; RUN/gradient or runs/PRESET-gradient by default, with a number behind where taken"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.T is not None and self.T < 1:
+            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+
+
+@dataclass(frozen=True)
 class Fetch:
     """Download a data set's official archive, check its checksum, and unpack it; goes on where a transfer broke."""
 
@@ -198,6 +225,8 @@ def _dispatch(args: list[str]) -> int:
         _eval(_parse(Eval, rest, "spikerate eval"))
     elif name == "predict":
         _predict(_parse(Predict, rest, "spikerate predict"))
+    elif name == "gradient":
+        _gradient(_parse(Gradient, rest, "spikerate gradient"), args)
     elif name == "fetch":
         _fetch(_parse(Fetch, rest, "spikerate fetch"))
     elif name == "show":
@@ -419,7 +448,7 @@ def _check_free(path: Path) -> None:
         check_free(path)
 
 
-# eval, predict, fetch ---------------------------------------------------------------------------------------------------
+# eval, gradient, predict, fetch -----------------------------------------------------------------------------------------
 
 
 def _eval(command: Eval) -> None:
@@ -427,14 +456,71 @@ def _eval(command: Eval) -> None:
     run, T = _moved(folder.config(), command.data, None), command.T
     device = pick_device(command.device)
     data = _load_again(run, folder)
-    if T is not None and T > run.T and SETS[run.data.name].kind == "events":
-        raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
+    _check_frames(run, T)
     network = build_network(run, len(data.classes), data.shape, device)
     folder.load_weights(command.weights, network)
     out = console()
     measured = measure(network, data, run, T=T, track=WaitingBar(out))
     out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)
+
+
+def _check_frames(run: Run, T: int | None) -> None:
+    if T is not None and T > run.T and SETS[run.data.name].kind == "events":
+        raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
+
+
+def _gradient(command: Gradient, args: list[str]) -> None:
+    from spikerate.plots import draw_gradients  # here, since matplotlib takes half a second to import
+
+    name, place = command.network, Path(command.network)
+    folder = RunFolder.open(place) if place.is_dir() else None
+    run = _moved(folder.config() if folder else _fresh(command), command.data, None)
+    if not run.spiking:
+        raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
+    _check_frames(run, command.T)
+    path = command.out or _free_folder(place / "gradient" if folder else Path("runs") / f"{name}-gradient")
+    _check_free(path)
+    device, T = pick_device(command.device), command.T or run.T
+    data = _load_again(run, folder) if folder else _load(run)
+    torch.manual_seed(run.seed)
+    network = build_network(run, len(data.classes), data.shape, device)
+    if folder:
+        folder.load_weights(command.weights, network)
+    out = console()
+    found = measure_gradients(network, data, run, command.how, T, WaitingBar(out))
+    weights = command.weights if folder else "fresh"
+    record = {
+        "network": name,
+        "weights": weights,
+        "T": T,
+        **asdict(command.how),
+        "layers": [asdict(layer) for layer in found],
+        "command": shlex.join(["spikerate", *args]),
+        "made": card.now(),
+        "device": str(device),
+        "run": encode(run),
+        "data": {"sha256": data_card(data)["sha256"]},
+        "source": card.source(),
+        "environment": card.environment(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "gradient.json", record)
+        draw_gradients(found, path / "gradient.svg")
+    finally:
+        out.print(f"{name}, {weights} weights, {command.how.samples} samples of {data.name}, T = {T}")
+        views.show_gradients(out, found)
+    out.print(f"figure and numbers are in {path}")
+
+
+def _fresh(command: Gradient) -> Run:
+    """The run of a preset, for so many time steps as are asked for."""
+    try:
+        run = preset(command.network).run
+    except ValueError as error:
+        raise ValueError(f"{command.network} is no folder, and {error}") from None
+    return replace(run, T=command.T or run.T)
 
 
 def _predict(command: Predict) -> None:

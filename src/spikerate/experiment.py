@@ -14,9 +14,10 @@ from torch import nn
 
 from spikerate import card
 from spikerate.config import Run, encode
-from spikerate.data import DataSet, Track, untracked
+from spikerate.data import Augment, DataSet, Track, epoch_batches, untracked
 from spikerate.dist import Ranks, restarted
-from spikerate.evaluate import Accuracy, accuracy
+from spikerate.evaluate import Accuracy, accuracy, over_time
+from spikerate.gradients import Comparison, Fidelity
 from spikerate.interrupt import Interrupt
 from spikerate.meter import Ledger, Meter
 from spikerate.record import RunFolder
@@ -63,6 +64,21 @@ def measure(
     counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger), run.batch, device, track)
     right = ranks.total(torch.tensor([a.right for a in counted], device=device)).tolist()
     return Measured([Accuracy(n, len(data.test)) for n in right], ledger.totalled(ranks.total))
+
+
+def measure_gradients(
+    network: nn.Module, data: DataSet, run: Run, compare: Comparison, T: int | None = None, track: Track = untracked
+) -> list[Fidelity]:
+    """How well gradients agree on the first training samples of the run's order, not augmented, for T steps or the run's.
+
+    Raises:
+        ValueError: there are not so many samples, or a gradient is not finite.
+    """
+    if compare.samples > len(data.train):
+        raise ValueError(f"samples is {compare.samples}, but there are {len(data.train)} to train on: give that at most")
+    device = next(network.parameters()).device
+    (part,) = next(epoch_batches(data, compare.samples, Augment(), run.seed, epoch=0, device=device))
+    return compare(network, over_time(part.x, T or run.T), part.labels, run.precision, track)
 
 
 def data_card(data: DataSet) -> dict[str, Any]:

@@ -34,6 +34,15 @@ def write_whole(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON types to a file as `write_whole` does.
+
+    Raises:
+        OSError: it can't be written; the old content is as it was.
+    """
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 def is_leftover(path: Path) -> bool:
     """Whether the file is what an interrupted `write_whole` leaves behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")

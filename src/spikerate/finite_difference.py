@@ -254,3 +254,9 @@ def weights(network: nn.Module) -> dict[str, nn.Parameter]:
     """Path of each convolution and linear layer -> its weight, in the network's order."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
     return {name: network.get_parameter(f"{name}.weight") for name, m in network.named_modules() if isinstance(m, kinds)}
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine similarity of two gradients of the same shape; 0 where one of them is 0."""
+    a, b = a.detach().flatten().double(), b.detach().flatten().double()
+    return float(a @ b / (a.norm() * b.norm()).clamp(min=torch.finfo(torch.float64).tiny))

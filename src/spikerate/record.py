@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from spikerate.config import Run, decode, encode
-from spikerate.files import is_leftover, pack_tensors, read_tensors, write_whole
+from spikerate.files import is_leftover, pack_tensors, read_tensors, write_json, write_whole
 from spikerate.state import Row, State, inherit_weights, load_weights
 
 FORMAT = 1
@@ -45,7 +45,7 @@ class RunFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_whole(path / "run.json", _json({"format": FORMAT, "run": encode(run), **about}))
+            write_json(path / "run.json", {"format": FORMAT, "run": encode(run), **about})
         except OSError as error:
             raise ValueError(f"the run folder {path} can't be written: {error.strerror}; choose another by --out") from error
         return folder
@@ -105,7 +105,7 @@ class RunFolder:
 
     def amend(self, **entries: Any) -> None:
         """Add entries to `run.json`, as JSON types."""
-        write_whole(self.path / "run.json", _json(self.about() | entries))
+        write_json(self.path / "run.json", self.about() | entries)
 
     def metrics(self) -> list[Row]:
         """The lines of `metrics.jsonl`."""
@@ -193,7 +193,7 @@ class RunFolder:
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
-        write_whole(self.path / "result.json", _json(result))
+        write_json(self.path / "result.json", result)
 
     def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
         file = self.path / f"{name}.safetensors"
@@ -244,7 +244,3 @@ def compare(then: Sequence[Row], now: Sequence[Row]) -> dict[str, tuple[Any, Any
             if one.get(name) != other.get(name):
                 differing.setdefault(name, (one["epoch"], one.get(name), other.get(name)))
     return differing
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

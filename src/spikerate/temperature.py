@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate.dist import Ranks
-from spikerate.finite_difference import Directions, Elements, Few, derivatives, untouched, variant_rates, weights
+from spikerate.finite_difference import Directions, Elements, Few, cosine, derivatives, untouched, variant_rates, weights
 from spikerate.neuron import LIF
 from spikerate.rules import Rule
 from spikerate.surrogate import AdaptiveDspike, Dspike
@@ -188,12 +188,6 @@ class Search:
         if self.directions is None:
             return Elements(weight.shape)
         return Few(weight.shape, self.directions, torch.Generator().manual_seed(seed))
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """The cosine similarity of two gradients of any shape; 0 where one of them is 0."""
-    a, b = a.detach().flatten().double(), b.detach().flatten().double()
-    return float(a @ b / (a.norm() * b.norm()).clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def _set(group: Sequence[AdaptiveDspike], temperature: float) -> None:

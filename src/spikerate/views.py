@@ -20,6 +20,7 @@ from spikerate.data import SETS, input_shape
 from spikerate.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.evaluate import Accuracy
 from spikerate.experiment import Measured
+from spikerate.gradients import Fidelity
 from spikerate.models import Branched, Staged, branch_macs, macs, stage_shapes
 from spikerate.predict import Prediction
 from spikerate.presets import PRESETS, Preset
@@ -62,6 +63,20 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
         rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", _bar(console, rate))
     rates.add_row("all", f"{ledger.mean_rate():.3f}", _bar(console, ledger.mean_rate()), style="bold")
     console.print(rates)
+
+
+def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
+    """Cosine similarity and norm ratio of the gradients of each layer."""
+    shown = table("Gradients: cosine similarity, norm ratio", "layer", *fidelities[0].pairs)
+    for f in fidelities:
+        cells = (f"{a.cosine:6.3f}, {'-' if a.ratio is None else f'{a.ratio:.2g}'}" for a in f.pairs.values())
+        shown.add_row(f.layer, *cells)
+    console.print(shown)
+    most = max(fidelities, key=lambda f: f.directions)
+    console.print(
+        f"FDG: finite differences. With directions = {most.directions}, unrelated gradients typically have a cosine "
+        f"of {most.noise:.2f} with it, up or down"
+    )
 
 
 def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:

@@ -104,6 +104,12 @@ class Outputs(nn.Module):
         return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
 
 
+def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
+    """`forward` of samples [B, ...], in the precision of the run and for its time steps."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        return forward(over_time(x, run.T))
+
+
 @dataclass(frozen=True)
 class _Ready:
     """What runs the network, compiled where the run asks for it: to train, to look at its accuracy, to vary a weight."""
@@ -156,7 +162,7 @@ class Trainer:
             state = State(network, run.optim.build(network))
             if run.compile and self.start:
                 torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
-            prepare = _compiler(run, device, self.watch)
+            prepare = compiler(run, device, self.watch.say)
             forward = ranks.wrap(Outputs(network, prepare(run.rule), run.loss.per_step))
             self._begin(state)
             data = self.data.to(device) if run.data.store == "device" else self.data
@@ -238,8 +244,7 @@ class Trainer:
         return terms
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-            return forward(over_time(x, self.run.T))
+        return forward_pass(self.run, forward, x)
 
     def _give_up(self, state: State, forward: nn.Module, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
         network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
@@ -315,7 +320,9 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiler(
+    run: Run, device: torch.device, say: Callable[[str], None]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What makes a rule ready to run: `torch.compile` where the run asks for it and it works here."""
 
     def eager(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -328,7 +335,7 @@ def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Callabl
         return eager
     problem = compiler_problem(device)
     if problem:
-        watch.say(f"not compiled, since {problem}: the steps take longer, the result is the same")
+        say(f"not compiled, since {problem}: the steps take longer, the result is the same")
         return eager
-    watch.say("compiling the network at the first step, which takes a minute or two")
+    say("compiling the network at the first step, which takes a minute or two")
     return compiled

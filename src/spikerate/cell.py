@@ -217,7 +217,7 @@ class Memory:
     """The highest use of memory from a moment between two steps on.
 
     On a GPU it is that of all tensors. On a CPU it is the resident set, over that of the process at rest: with libraries,
-    network and compiler, but without the optimiser's state. Only Linux with glibc tells the latter.
+    network and compiler, but without the optimiser's state; only Linux with glibc tells it, and not in every container.
     """
 
     device: torch.device
@@ -233,7 +233,10 @@ class Memory:
             return cls(step.device, None)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # freed memory would count as resident
-        Path("/proc/self/clear_refs").write_text("5")
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        except OSError:
+            return cls(step.device, None)
         states = [value for state in step.optimizer.state.values() for value in state.values()]
         return cls(step.device, _resident("VmRSS") - sum(v.nbytes for v in states if isinstance(v, Tensor)))
 
@@ -278,7 +281,7 @@ def _answers(build: Callable[[Cell], Step], lines: Iterator[str]) -> Iterator[di
     step = build(cell)
     gpu = step.device.type == "cuda"
     if gpu:
-        torch.cuda.set_device(step.device)
+        torch.cuda.set_device(step.device.index or 0)
     start = time.perf_counter()
     timed(step)
     first = time.perf_counter() - start

@@ -182,6 +182,8 @@ class Bench:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}: give a number >= 1")
+        if not (self.methods or self.peers) or not self.T:
+            raise ValueError("bench got no methods or no T: give one of each at least")
 
 
 @dataclass(frozen=True)

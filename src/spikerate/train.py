@@ -67,11 +67,13 @@ def pick_device(name: str, local: int = 0) -> torch.device:
 
 
 def build_network(run: Run, num_classes: int, shape: tuple[int, int, int], device: torch.device) -> nn.Module:
-    """The network of a run with fresh weights for samples [C, H, W], on the device.
+    """The network of a run with fresh weights for samples [C, H, W], on the device."""
+    return place(run.build(num_classes, shape), device)
 
-    Its kernels are in channels-last order, which all layers then take over, unless that is unsafe.
-    """
-    network = run.build(num_classes, shape).to(device)
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """A network on the device, its kernels in channels-last order, which all layers then take over, unless it is unsafe."""
+    network = network.to(device)
     if device.type == "cpu" and any(map(_unsafe_channels_last, network.modules())):
         return network
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

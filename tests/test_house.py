@@ -24,9 +24,9 @@ FLOORS = [
     {"presets", "state", "evaluate", "guard", "estimate"},
     {"record"},
     {"train"},
-    {"experiment", "predict"},
-    {"console", "plots"},
-    {"views"},
+    {"experiment", "predict", "cell"},
+    {"console", "bench"},
+    {"views", "plots"},
     {"cli"},
     {"__main__"},
 ]

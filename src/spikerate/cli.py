@@ -1,10 +1,11 @@
-"""The command line: `spikerate train | eval | predict | gradient | reproduce | fetch | list | show | doctor`."""
+"""The command line: `spikerate train | eval | predict | gradient | bench | reproduce | fetch | list | show | doctor`."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import io
+import platform
 import re
 import shlex
 import sys
@@ -20,6 +21,9 @@ import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
 from spikerate import card, views
+from spikerate.bench import Outcome, cells, peer_cells
+from spikerate.bench import measure as measure_cells
+from spikerate.cell import Setting
 from spikerate.config import Run, encode
 from spikerate.console import TrainingBar, TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
@@ -36,7 +40,7 @@ from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "predict", "gradient", "reproduce", "fetch", "list", "show", "doctor")
+_COMMANDS = ("train", "eval", "predict", "gradient", "bench", "reproduce", "fetch", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
@@ -45,6 +49,7 @@ _USAGE = """usage: spikerate COMMAND ...
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
   gradient RUN|PRESET                  how well gradients agree in each layer, trained or fresh, and a figure of it
+  bench                                what a training step costs here, by method and time steps
   reproduce RUN                        run it again, and say whether every metric agrees
   fetch DATA FOLDER                    download a data set, check it, and unpack it there
   list                                 the presets
@@ -159,6 +164,29 @@ class Gradient:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """What a training step costs by each method, side by side: a process for each method and T, which take turns."""
+
+    methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
+    """ann, rate, rate-s, esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
+    T: tuple[int, ...] = (1, 2, 4)
+    """time steps"""
+    of: Annotated[Setting, arg(name="")] = Setting()
+    steps: int = 7
+    """steps to time of each, after two to warm up"""
+    peers: tuple[tuple[str, Path], ...] = ()
+    """other libraries: for each a Python that has it, and a script (benchmarks/peers)"""
+    out: Path | None = None
+    """folder of figures and picture; runs/bench-DATE-HOST by default, with a number behind where that is taken"""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}: give a number >= 1")
+        if not (self.methods or self.peers) or not self.T:
+            raise ValueError("bench got no methods or no T: give one of each at least")
+
+
+@dataclass(frozen=True)
 class Fetch:
     """Download a data set's official archive, check its checksum, and unpack it; goes on where a transfer broke."""
 
@@ -227,6 +255,8 @@ def _dispatch(args: list[str]) -> int:
         _predict(_parse(Predict, rest, "spikerate predict"))
     elif name == "gradient":
         _gradient(_parse(Gradient, rest, "spikerate gradient"), args)
+    elif name == "bench":
+        return _bench(_parse(Bench, rest, "spikerate bench"), args)
     elif name == "fetch":
         _fetch(_parse(Fetch, rest, "spikerate fetch"))
     elif name == "show":
@@ -448,7 +478,7 @@ def _check_free(path: Path) -> None:
         check_free(path)
 
 
-# eval, gradient, predict, fetch -----------------------------------------------------------------------------------------
+# eval, gradient, predict, bench, fetch -------------------------------------------------------------------------------------
 
 
 def _eval(command: Eval) -> None:
@@ -534,6 +564,47 @@ def _predict(command: Predict) -> None:
             done.append(answer)
     finally:
         views.show_predictions(out, done)
+
+
+def _bench(command: Bench, args: list[str]) -> int:
+    from spikerate.plots import draw_bench  # here, since matplotlib takes half a second to import
+
+    setting = command.of
+    commands = cells(command.methods, command.T, setting) | peer_cells(command.peers, command.T, setting)
+    path = command.out or _free_folder(Path("runs") / f"bench-{card.now()[:10]}-{platform.node()}")
+    _check_free(path)
+    device = pick_device(setting.device)
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    out = console()
+    out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
+    outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
+    record = {
+        "command": shlex.join(["spikerate", *args]),
+        "made": card.now(),
+        "device": str(device),
+        "steps": command.steps,
+        "setting": encode(setting),
+        "cells": [outcome.record() for outcome in outcomes],
+        "source": card.source(),
+        "environment": card.environment(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "bench.json", record)
+        draw_bench(outcomes, path / "bench.svg")
+    finally:
+        views.show_bench(out, outcomes)
+    out.print(f"figure and numbers are in {path}")
+    return _tell_dead(outcomes)
+
+
+def _tell_dead(outcomes: Sequence[Outcome]) -> int:
+    """The exit status: whether a cell died."""
+    dead = [outcome for outcome in outcomes if outcome.died]
+    for outcome in dead:
+        print(f"spikerate: {outcome.cell} died: {outcome.died}", file=sys.stderr)
+    return int(len(dead) > 0)
 
 
 def _fetch(command: Fetch) -> None:

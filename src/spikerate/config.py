@@ -86,19 +86,22 @@ class Rectified:
 class Model:
     """The network."""
 
-    name: Literal[
-        "resnet18",
-        "resnet19",
-        "resnet20",
-        "resnet34",
-        "preact-resnet18",
-        "preact-resnet34",
-        "sew-resnet18",
-        "sew-resnet34",
-        "vgg11",
-        "vgg13",
-        "vgg16",
-        "vggsnn",
+    name: Annotated[
+        Literal[
+            "resnet18",
+            "resnet19",
+            "resnet20",
+            "resnet34",
+            "preact-resnet18",
+            "preact-resnet34",
+            "sew-resnet18",
+            "sew-resnet34",
+            "vgg11",
+            "vgg13",
+            "vgg16",
+            "vggsnn",
+        ],
+        arg(aliases=["--model"]),
     ] = "resnet18"
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64

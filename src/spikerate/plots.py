@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -11,12 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from spikerate.bench import Cost, Outcome
 from spikerate.files import write_whole
 from spikerate.gradients import Agreement, Fidelity
 
 _LINES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
 """Colours that every eye tells apart (Okabe and Ito), and markers, for print without colour."""
-_GREY, _LIGHT = "#999999", "#e0e0e0"
+_MORE_LINES = (*_LINES, ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"), ("#F0E442", "X"))
+_BLACK, _GREY, _LIGHT = "#000000", "#999999", "#e0e0e0"
 
 
 def draw_gradients(fidelities: Sequence[Fidelity], file: Path) -> None:
@@ -27,17 +31,11 @@ def draw_gradients(fidelities: Sequence[Fidelity], file: Path) -> None:
     Raises:
         OSError: the file can't be written; the old one, if any, is as it was.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rc("svg", hashsalt="spikerate", fonttype="none")
-        figure = Figure(figsize=(max(6.0, 1.5 + 0.25 * len(fidelities)), 6.5), layout="constrained")
+    with _figure(max(6.0, 1.5 + 0.25 * len(fidelities)), 6.5, file) as figure:
         cosines, ratios = figure.subplots(2, 1, sharex=True)
         _draw_cosines(cosines, fidelities)
         _draw_ratios(ratios, fidelities)
         figure.legend(*cosines.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_whole(file, content.getvalue())
 
 
 def _draw_cosines(axes: Axes, fidelities: Sequence[Fidelity]) -> None:
@@ -67,3 +65,53 @@ def _draw_lines(axes: Axes, fidelities: Sequence[Fidelity], height: Callable[[Ag
     for (colour, marker), name in zip(_LINES, fidelities[0].pairs, strict=True):
         heights = [height(f.pairs[name]) for f in fidelities]
         axes.plot(range(len(heights)), heights, color=colour, marker=marker, ms=4, lw=1.2, label=name)
+
+
+@contextmanager
+def _figure(width: float, height: float, file: Path) -> Iterator[Figure]:
+    """An empty figure of so many inches, which is written as SVG when it is drawn."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rc("svg", hashsalt="spikerate", fonttype="none")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    write_whole(file, content.getvalue())
+
+
+def draw_bench(outcomes: Sequence[Outcome], file: Path) -> None:
+    """Draw the time and the memory of a training step against T, a line for each method, as SVG.
+
+    The ANN is a level; the floor of a rate-based step, (T + 2) / 3 of the ANN's, is dashed. Cells that died are left out.
+
+    Raises:
+        OSError: the file can't be written; the old one, if any, is as it was.
+    """
+    costs = [outcome.cost for outcome in outcomes if outcome.cost]
+    with _figure(9.0, 4.5, file) as figure:
+        times, memory = figure.subplots(1, 2)
+        _draw_costs(times, costs, lambda cost: 1000 * cost.step.median, "training step, ms")
+        _draw_costs(memory, costs, lambda cost: cost.peak_mib, "peak memory, MiB")
+        ann = next((cost for cost in costs if cost.cell.method == "ann"), None)
+        if ann:
+            by_T = sorted({cost.cell.T: cost.cell.floor for cost in costs}.items())
+            floors = [1000 * ann.step.median * floor for _, floor in by_T]
+            times.plot([T for T, _ in by_T], floors, color=_BLACK, ls="--", lw=0.8, label="ANN x (T + 2) / 3")
+        figure.legend(*times.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+
+
+def _draw_costs(axes: Axes, costs: Sequence[Cost], height: Callable[[Cost], float | None], what: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    methods = dict.fromkeys(cost.cell.method for cost in costs if cost.cell.method != "ann")
+    points = [(cost.cell.method, cost.cell.T, height(cost)) for cost in costs]
+    for (colour, marker), method in zip(itertools.cycle(_MORE_LINES), methods):
+        own = sorted((T, y) for name, T, y in points if name == method and y is not None)
+        axes.plot([T for T, _ in own], [y for _, y in own], color=colour, marker=marker, ms=4, lw=1.2, label=method)
+    for name, _, y in points:
+        if name == "ann" and y is not None:
+            axes.axhline(y, color=_BLACK, lw=0.8, label="ANN")
+    axes.set_xticks(sorted({T for _, T, _ in points}))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("T")
+    axes.set_ylabel(what)

@@ -54,7 +54,7 @@ class Preset:
         return f"{self.title}, {' -> '.join(steps)}: {self.method}"
 
 
-_METHODS: dict[str, tuple[str, Rule, Loss]] = {
+METHODS: dict[str, tuple[str, Rule, Loss]] = {
     "esd": ("ESD", RateBP(), SelfDistillation(alpha=1.0, beta=0.3, tau=3.0)),
     "rate": ("RateBP, rate_M", RateBP(), CrossEntropy()),
     "rate-s": ("RateBP, rate_S", RateBP(chunk=1), CrossEntropy()),
@@ -116,12 +116,16 @@ _LOG = "Authors' figure: {} at the best epoch, chosen on the test set, {} at the
 _LOG_OF_CIFAR100, _LOG_OF_IMAGENET = _LOG.format("80.20", "79.54"), _LOG.format("70.70", "70.49")
 
 
-def _preset(run: Run, method: str, paper: str, title: str, figures: str = _NONE, differs: str = "") -> Preset:
-    """The run by that method; the papers divide the loss of the rate-based ones by T, and that of BPTT not."""
-    name, rule, loss = _METHODS[method]
+def by_method(run: Run, method: str) -> Run:
+    """The run by a method of `METHODS`; the papers divide the loss of the rate-based ones by T, and that of BPTT not."""
+    _, rule, loss = METHODS[method]
     run = replace(run, T=1, neuron=Rectified()) if method == "ann" else run
     optim = run.optim if isinstance(rule, RateBP) else replace(run.optim, loss_scale="1")
-    return Preset(replace(run, rule=rule, loss=loss, optim=optim), paper, title, name, figures, differs)
+    return replace(run, rule=rule, loss=loss, optim=optim)
+
+
+def _preset(run: Run, method: str, paper: str, title: str, figures: str = _NONE, differs: str = "") -> Preset:
+    return Preset(by_method(run, method), paper, title, METHODS[method][0], figures, differs)
 
 
 def _cifar() -> Iterator[tuple[str, Preset]]:

@@ -67,11 +67,13 @@ def pick_device(name: str, local: int = 0) -> torch.device:
 
 
 def build_network(run: Run, num_classes: int, shape: tuple[int, int, int], device: torch.device) -> nn.Module:
-    """The network of a run with fresh weights for samples [C, H, W], on the device.
+    """The network of a run with fresh weights for samples [C, H, W], on the device."""
+    return place(run.build(num_classes, shape), device)
 
-    Its kernels are in channels-last order, which all layers then take over, unless that is unsafe.
-    """
-    network = run.build(num_classes, shape).to(device)
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """A network on the device, its kernels in channels-last order, which all layers then take over, unless it is unsafe."""
+    network = network.to(device)
     if device.type == "cpu" and any(map(_unsafe_channels_last, network.modules())):
         return network
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -102,6 +104,12 @@ class Outputs(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         out = self.run(self.network, x)
         return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
+
+
+def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
+    """`forward` of samples [B, ...], in the precision of the run and for its time steps."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        return forward(over_time(x, run.T))
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ class Trainer:
             state = State(network, run.optim.build(network))
             if run.compile and self.start:
                 torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
-            prepare = _compiler(run, device, self.watch)
+            prepare = compiler(run, device, self.watch.say)
             forward = ranks.wrap(Outputs(network, prepare(run.rule), run.loss.per_step))
             self._begin(state)
             data = self.data.to(device) if run.data.store == "device" else self.data
@@ -238,8 +246,7 @@ class Trainer:
         return terms
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-            return forward(over_time(x, self.run.T))
+        return forward_pass(self.run, forward, x)
 
     def _give_up(self, state: State, forward: nn.Module, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
         network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
@@ -315,7 +322,9 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiler(
+    run: Run, device: torch.device, say: Callable[[str], None]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What makes a rule ready to run: `torch.compile` where the run asks for it and it works here."""
 
     def eager(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -328,7 +337,7 @@ def _compiler(run: Run, device: torch.device, watch: Watch) -> Callable[[Callabl
         return eager
     problem = compiler_problem(device)
     if problem:
-        watch.say(f"not compiled, since {problem}: the steps take longer, the result is the same")
+        say(f"not compiled, since {problem}: the steps take longer, the result is the same")
         return eager
-    watch.say("compiling the network at the first step, which takes a minute or two")
+    say("compiling the network at the first step, which takes a minute or two")
     return compiled

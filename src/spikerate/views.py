@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from spikerate import card
+from spikerate.bench import Outcome
 from spikerate.config import Run, encode
 from spikerate.console import table
 from spikerate.data import SETS, input_shape
@@ -76,6 +77,32 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
     console.print(
         f"FDG: finite differences. With directions = {most.directions}, unrelated gradients typically have a cosine "
         f"of {most.noise:.2f} with it, up or down"
+    )
+
+
+def show_bench(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """What a training step costs in time and memory, cell by cell; the row of one that died is empty."""
+    steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor")
+    parts = table("Its parts, ms", "method", "T", "forward", "backward", "optimiser", "images/s")
+    room = table("Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "compile")
+    for outcome in outcomes:
+        name, cost = (outcome.cell.method, str(outcome.cell.T)), outcome.cost
+        if cost is None:
+            for shown in (steps, parts, room):
+                shown.add_row(*name)
+            continue
+        times = (f"{1000 * t:.1f}" for t in (cost.step.median, cost.step.low, cost.step.high))
+        steps.add_row(*name, *times, _measured(cost.to_ann, ".2f"), _measured(cost.to_floor, ".2f"))
+        medians = (f"{1000 * spread.median:.1f}" for spread in cost.parts.values())
+        parts.add_row(*name, *medians, f"{cost.images_per_second:.1f}")
+        sizes = (_measured(size, ".1f") for size in (cost.peak_mib, cost.reserved_mib, cost.saved_mib))
+        compiled = "eager" if cost.compile_seconds is None else f"{cost.compile_seconds:.0f} s"
+        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", compiled)
+    for shown in (steps, parts, room):
+        console.print(shown)
+    console.print(
+        "/ ANN: the median over the rounds; / floor: the same by (T + 2) / 3, the passes of a rate-based step by an ANN's; "
+        "saved: by the forward pass for the backward pass, not compiled, without the parameters"
     )
 
 
@@ -248,6 +275,10 @@ def _rate_in_words(run: Run) -> str:
 
 def _number(name: str, value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if name == "firing_rate" else f"{value:.2%}"
+
+
+def _measured(value: float | None, digits: str) -> str:
+    return "-" if value is None else format(value, digits)
 
 
 def _bar(console: Console, share: float) -> str:

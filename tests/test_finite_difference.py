@@ -105,7 +105,7 @@ def test_variants_run_together_and_nothing_is_kept_for_a_backward_pass() -> None
         calls.append(len(rates))
         return rates
 
-    derivatives(network, weight, images(), loss, Elements(weight.shape), at_once=30, rates=counted)
+    derivatives(network, weight, images(), loss, Elements(weight.shape), at_once=60, rates=counted)
     assert weight.numel() == 72
     assert calls == [60, 60, 60]
 
@@ -145,8 +145,10 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="epsilon is 0: give a positive number"):
         derivatives(network, weight, images(), loss, Elements(weight.shape), epsilon=0)
     stranger = nn.Parameter(torch.ones(3, 2))
-    with pytest.raises(ValueError, match="no convolution or linear layer that the signal goes through"):
+    with pytest.raises(ValueError, match="of no convolution or linear layer of the network"):
         derivatives(network, stranger, images(), loss, Elements(stranger.shape))
+    with pytest.raises(ValueError, match="no convolution or linear layer that the signal goes through"):
+        variant_rates(network, images(), stranger, torch.zeros(2, 3, 2))
     for n in (0, 73):
         with pytest.raises(ValueError, match=f"{n} directions for a weight of 72 elements: give 1 to 72"):
             Few(weight.shape, n, seeded(0))

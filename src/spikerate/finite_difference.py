@@ -56,7 +56,8 @@ class Variants(Stepwise):
 
     def normalize(self, norm: Normalization) -> Variants:
         alone = replace(norm, running_mean=None, running_var=None)
-        return replace(self, train=torch.cat([alone(part, self.T)[0] for part in self.train.split(self.batch, 1)], 1))
+        parts = [alone(part, self.T)[0] for part in self.train.split(self.batch, 1)]
+        return replace(self, train=parts[0] if len(parts) == 1 else torch.cat(parts, 1))
 
     def fire(self, neuron: Neuron) -> Variants:
         return replace(self, train=neuron.spikes(self.steps), constant=False)
@@ -176,29 +177,36 @@ def derivatives(
         directions: `Elements(weight.shape)` for the full gradient.
         epsilon: half the distance.
         wanted: only these directions; the others are 0.
-        at_once: directions evaluated together; by default one on a CPU, whose caches hold no more, and on a GPU as many as
-            half of its free memory holds.
+        at_once: variants of the network, two for each direction, that run together; by default one on a CPU, whose caches
+            hold no more, and on a GPU as many as half of its free memory holds.
         rates: `variant_rates`, compiled for instance.
 
     Raises:
-        ValueError: epsilon is not positive, or the weight is not one of a layer that the signal goes through.
+        ValueError: epsilon is not positive, or the weight is not one of the network's layers.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon}: give a positive number")
+    if not any(weight is own for own in weights(network).values()):
+        raise ValueError("the weight is of no convolution or linear layer of the network")
     found = torch.zeros(len(directions), device=x.device, dtype=torch.promote_types(weight.dtype, torch.float32))
     chosen = range(len(directions))[wanted]
     run = rates or variant_rates
     with untouched(network) as again, torch.no_grad():
 
-        def differences(first: int, size: int) -> Tensor:
+        def rates_of(changes: Tensor) -> Tensor:
             again()
+            return run(network, x, weight, changes)
+
+        def differences(first: int, size: int) -> Tensor:
             few = directions.part(slice(first, min(first + size, chosen.stop)))
             moved = epsilon * nn.functional.pad(few.to(weight).flatten(1), (0, 0, 0, size - len(few)))
             changes = torch.cat([moved, -moved]).view(-1, *weight.shape)
-            up, down = run(network, x, weight, changes).chunk(2)
+            up, down = torch.cat([rates_of(some) for some in changes.split(together)]).chunk(2)
             return torch.stack([loss(u) - loss(d) for u, d in zip(up[: len(few)], down, strict=False)]) / (2 * epsilon)
 
-        size = at_once or _fitting(x.device, lambda: differences(chosen.start, 1), len(chosen))
+        together = 1
+        together = at_once or _fitting(x.device, lambda: differences(chosen.start, 1), 2 * len(chosen))
+        size = max(1, together // 2)
         for first in chosen[::size]:
             found[first : first + size] = differences(first, size)
     return found
@@ -220,7 +228,7 @@ def variant_rates(network: nn.Module, x: Tensor, weight: nn.Parameter, changes: 
 
 
 def _fitting(device: torch.device, one: Callable[[], Any], most: int) -> int:
-    """How many directions fit into half of the free memory, by what one of them takes."""
+    """How many variants fit into half of the free memory, by what one of them takes."""
     if device.type != "cuda" or most == 0:
         return 1
     before = torch.cuda.memory_allocated(device)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from networks import small_network
 from torch import Tensor, nn
 
-from spikerate import BPTT, IF, LIF, Dspike, resnet18
+from spikerate import BPTT, LIF, Dspike, resnet18
 from spikerate.finite_difference import Elements, Few, derivatives, untouched, variant_rates, weights
 from spikerate.neuron import Rectifier
 
@@ -56,9 +56,7 @@ def hard() -> LIF:
 
 @pytest.mark.parametrize("constant", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("make", "neuron"), [(small_network, LIF), (pooled, hard), (small_network, IF), (pooled, Rectifier)]
-)
+@pytest.mark.parametrize(("make", "neuron"), [(small_network, LIF), (pooled, hard), (pooled, Rectifier)])
 def test_the_naive_loop(make: Any, neuron: Any, training: bool, constant: bool) -> None:
     network = make(neuron).double()
     x = images(1 if neuron is Rectifier else 3, constant)

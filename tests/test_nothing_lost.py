@@ -112,11 +112,11 @@ def test_thirty_sigkills_change_nothing(processes: Processes, unbroken: Path, tm
     assert_same(unbroken, tmp_path / "killed")
 
 
-def test_twelve_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
-    statuses = until_finished(processes, tmp_path / "stopped", signal.SIGTERM, 12)
+def test_six_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
+    statuses = until_finished(processes, tmp_path / "stopped", signal.SIGTERM, 6)
     # One that comes before the run has begun, or after it has ended, finds Python's own handler.
     assert set(statuses) <= {0, 143, -signal.SIGTERM}
-    assert statuses.count(143) >= 2
+    assert statuses.count(143) >= 1
     assert statuses[-1] == 0
     assert_same(unbroken, tmp_path / "stopped")
 

@@ -291,8 +291,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("rule", [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1)], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "model"),
+    [*itertools.product([BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1)], ["branched"]), (RateBP(), "resnet19")],
+    ids=str,
+)
 def test_the_training_forward_is_one_graph(model: str, rule: BPTT | RateBP) -> None:
     torch.compiler.reset()
     network = MODELS[model]()

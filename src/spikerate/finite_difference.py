@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate.signal import VERBS, Neuron, Normalization, PerStep, Signal, Stepwise, Tape, is_constant, mapped
@@ -51,7 +52,10 @@ class Variants(Stepwise):
     def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Variants:
         signals: list[Any] = [self, *others]
         widest = max(s.train.shape[1] for s in signals)
-        alike = [replace(s, train=torch.cat([s.train] * (widest // s.train.shape[1]), 1)) for s in signals]
+        alike = [
+            s if s.train.shape[1] == widest else replace(s, train=torch.cat([s.train] * (widest // self.batch), 1))
+            for s in signals
+        ]
         return replace(self, train=mapped(f, alike), constant=all(s.constant for s in alike))
 
     def normalize(self, norm: Normalization) -> Variants:
@@ -105,7 +109,7 @@ class Elements(Directions):
 
     def part(self, wanted: slice) -> Tensor:
         index = torch.arange(len(self))[wanted]
-        return nn.functional.one_hot(index, len(self)).to(torch.get_default_dtype()).view(-1, *self.shape)
+        return F.one_hot(index, len(self)).to(torch.get_default_dtype()).view(-1, *self.shape)
 
     def along(self, gradient: Tensor) -> Tensor:
         return gradient.flatten()
@@ -153,6 +157,21 @@ class Few(Directions):
         return estimate.view(self.shape) * (self.shape.numel() / self.n)
 
 
+def variant_rates(network: nn.Module, x: Tensor, weight: nn.Parameter, changes: Tensor) -> Tensor:
+    """The rates [n, B, K] of n variants of a network, in which `changes` [n, *weight.shape] are added to the weight.
+
+    Raises:
+        ValueError: the weight is not one of a layer that the signal goes through.
+    """
+    T, batch = x.shape[:2]
+    constant = is_constant(x)
+    start = Variants(x[:1] if constant else x, constant, T, Tape(T), batch=batch, weight=weight, changes=changes)
+    rates = network(start).rate.unflatten(0, (-1, batch))
+    if len(rates) != len(changes):
+        raise ValueError("the weight is of no convolution or linear layer that the signal goes through")
+    return rates
+
+
 def derivatives(
     network: nn.Module,
     weight: nn.Parameter,
@@ -162,7 +181,7 @@ def derivatives(
     epsilon: float = 0.1,
     wanted: slice = slice(None),
     at_once: int | None = None,
-    rates: Callable[..., Tensor] | None = None,
+    rates: Callable[..., Tensor] = variant_rates,
 ) -> Tensor:
     """Central differences `(L(w + epsilon d) - L(w - epsilon d)) / (2 epsilon)` along each direction d, [K].
 
@@ -190,41 +209,25 @@ def derivatives(
         raise ValueError("the weight is of no convolution or linear layer of the network")
     found = torch.zeros(len(directions), device=x.device, dtype=torch.promote_types(weight.dtype, torch.float32))
     chosen = range(len(directions))[wanted]
-    run = rates or variant_rates
     with untouched(network) as again, torch.no_grad():
 
         def rates_of(changes: Tensor) -> Tensor:
             again()
-            return run(network, x, weight, changes)
+            return rates(network, x, weight, changes)
 
-        def differences(first: int, size: int) -> Tensor:
+        def differences(first: int, together: int) -> Tensor:
+            size = max(1, together // 2)
             few = directions.part(slice(first, min(first + size, chosen.stop)))
-            moved = epsilon * nn.functional.pad(few.to(weight).flatten(1), (0, 0, 0, size - len(few)))
+            moved = epsilon * F.pad(few.to(weight).flatten(1), (0, 0, 0, size - len(few)))
             changes = torch.cat([moved, -moved]).view(-1, *weight.shape)
             up, down = torch.cat([rates_of(some) for some in changes.split(together)]).chunk(2)
             return torch.stack([loss(u) - loss(d) for u, d in zip(up[: len(few)], down, strict=False)]) / (2 * epsilon)
 
-        together = 1
         together = at_once or _fitting(x.device, lambda: differences(chosen.start, 1), 2 * len(chosen))
-        size = max(1, together // 2)
-        for first in chosen[::size]:
-            found[first : first + size] = differences(first, size)
+        for first in chosen[:: max(1, together // 2)]:
+            part = differences(first, together)
+            found[first : first + len(part)] = part
     return found
-
-
-def variant_rates(network: nn.Module, x: Tensor, weight: nn.Parameter, changes: Tensor) -> Tensor:
-    """The rates [n, B, K] of n variants of a network, in which `changes` [n, *weight.shape] are added to the weight.
-
-    Raises:
-        ValueError: the weight is not one of a layer that the signal goes through.
-    """
-    T, batch = x.shape[:2]
-    constant = is_constant(x)
-    start = Variants(x[:1] if constant else x, constant, T, Tape(T), batch=batch, weight=weight, changes=changes)
-    rates = network(start).rate.unflatten(0, (-1, batch))
-    if len(rates) != len(changes):
-        raise ValueError("the weight is of no convolution or linear layer that the signal goes through")
-    return rates
 
 
 def _fitting(device: torch.device, one: Callable[[], Any], most: int) -> int:
@@ -268,3 +271,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
     """The cosine similarity of two gradients of the same shape; 0 where one of them is 0."""
     a, b = a.detach().flatten().double(), b.detach().flatten().double()
     return float(a @ b / (a.norm() * b.norm()).clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def rate_loss(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """The cross-entropy of a rate [B, K] with labels [B], in float32 or wider."""
+    return lambda rate: F.cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate.data import Track, untracked
-from spikerate.finite_difference import Directions, Elements, Few, cosine, derivatives, untouched, weights
+from spikerate.finite_difference import Directions, Elements, Few, cosine, derivatives, rate_loss, untouched, weights
 from spikerate.models import Branched
 from spikerate.rules import BPTT, RateBP
 
@@ -120,8 +119,7 @@ class Comparison:
         # Entered anew each time: autocast remembers the weights that it has cast, those without a graph too.
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-        def loss(rate: Tensor) -> Tensor:
-            return F.cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)
+        loss = rate_loss(labels)
 
         def gradients(rule: BPTT | RateBP) -> tuple[Tensor, ...]:
             with untouched(body) as again, torch.enable_grad():

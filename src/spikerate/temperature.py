@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate.dist import Ranks
-from spikerate.finite_difference import Directions, Elements, Few, cosine, derivatives, untouched, variant_rates, weights
+from spikerate.finite_difference import (
+    Directions,
+    Elements,
+    Few,
+    cosine,
+    derivatives,
+    rate_loss,
+    untouched,
+    variant_rates,
+    weights,
+)
 from spikerate.neuron import LIF
 from spikerate.rules import Rule
 from spikerate.surrogate import AdaptiveDspike, Dspike
@@ -109,9 +118,7 @@ class Search:
         dspikes, weight = self.check(network)
         directions = self._directions(weight, seed)
 
-        def loss(rate: Tensor) -> Tensor:
-            return F.cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)
-
+        loss = rate_loss(labels)
         measured = ranks.total(
             derivatives(
                 network,

@@ -1,0 +1,35 @@
+"""The layers of a network in the order of their calls, and what each of them is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from spikerate.neuron import LIF, Rectifier
+
+
+class _Layers(fx.Tracer):
+    """Looks into containers and blocks, and not into neurons and torch's own layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (LIF, Rectifier)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def layer_graph(network: nn.Module) -> fx.Graph:
+    """The calls of a network in evaluation mode: of a layer (`call_module`, its path the target), or of a function.
+
+    Raises:
+        ValueError: what it calls depends on the values that flow through it.
+    """
+    was_training = network.training
+    try:
+        return _Layers().trace(network.eval())
+    except (fx.proxy.TraceError, TypeError) as error:
+        problem: Any = str(error).split("\n")[0]
+        raise ValueError(
+            f"the layers of {type(network).__name__} can't be listed ({problem}): in its forward, call the same layers for "
+            "every input"
+        ) from error
+    finally:
+        network.train(was_training)

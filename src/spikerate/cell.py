@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +26,7 @@ from spikerate.models import Staged
 from spikerate.optim import Optim
 from spikerate.presets import METHODS, by_method
 from spikerate.rules import BPTT
-from spikerate.signal import Signal
+from spikerate.signal import Signal, Tape, Unrolled
 from spikerate.train import Outputs, build_network, compiler, forward_pass, pick_device
 
 CHECKPOINTED = "bptt-checkpointed"
@@ -127,7 +127,8 @@ def training_step(cell: Cell) -> Step:
     network = build_network(run, of.classes, of.shape, device)
     x = torch.randn(of.batch, *of.shape, device=device)
     labels = torch.randint(of.classes, (of.batch,), device=device)
-    rule: Callable[..., Signal] = checkpointed_bptt if cell.method == CHECKPOINTED else run.rule
+    rules: dict[str, Callable[..., Signal]] = {"ann": ordinary, CHECKPOINTED: checkpointed_bptt}
+    rule = rules.get(cell.method, run.rule)
     said: list[str] = []
     ready = compiler(run, device, said.append)(rule)
 
@@ -137,6 +138,11 @@ def training_step(cell: Cell) -> Step:
 
     compiled = ready is not rule
     return Step(loss(ready), loss(rule), run.optim.build(network), device, compiled, "" if compiled else " ".join(said))
+
+
+def ordinary(network: nn.Module, x: Tensor) -> Signal:
+    """An ANN as torch runs it, on plain tensors: no rule makes the price of an ordinary network higher than it is."""
+    return Unrolled(network(x[0]).unsqueeze(0), False, 1, Tape(1))
 
 
 def checkpointed_bptt(network: Staged, x: Tensor) -> Signal:

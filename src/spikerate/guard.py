@@ -17,11 +17,14 @@ class NotFinite(Exception):
     """A loss or a gradient is infinite or not a number."""
 
 
-def is_finite(loss: Tensor, network: nn.Module) -> bool:
-    """Whether the loss and every gradient are; waits for the device."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    largest = nn.utils.get_total_norm(gradients, float("inf"))
-    return bool(torch.isfinite(loss) & torch.isfinite(largest))
+def gradient_norm(network: nn.Module) -> Tensor:
+    """The Euclidean norm of all gradients together, a scalar on the device; not finite where one of them is not."""
+    return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+
+
+def all_finite(terms: Terms) -> bool:
+    """Whether all terms are, of a step or summed over steps; waits for the device."""
+    return not terms or bool(torch.stack([value.float() for value in terms.values()]).isfinite().all())
 
 
 def where_not_finite(network: nn.Module, forward: Callable[[], Any], terms: Terms) -> str | None:

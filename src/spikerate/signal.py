@@ -232,6 +232,8 @@ class Unrolled(Stepwise):
         return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Unrolled:
+        if self.tape.whole and not torch.is_grad_enabled():
+            return replace(self, train=neuron.spikes(self.steps), constant=False)
         spikes, state = neuron.unroll(self.steps, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)

@@ -71,6 +71,7 @@ class State:
         load_weights(self.network, parts["network"], where)
         device = next(self.network.parameters()).device
         parameters = dict(self.network.named_parameters())
+        self.optimizer.state.clear()
         for name, value in parts["optimizer"].items():
             parameter = parameters.get(name.rpartition(".")[0])
             if parameter is None or parameter.shape != value.shape:

@@ -31,6 +31,8 @@ _LAYERS, _SEARCH = 1, 3
 _SAVE, _STOP = 1, 2
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
+_LOOK = 100
+"""Steps after which it is seen whether all were finite, which waits for the device."""
 _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
@@ -169,8 +171,11 @@ class Trainer:
             self._begin(state)
             data = self.data.to(device) if run.data.store == "device" else self.data
             ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates))
+            finite = True
             while state.epoch < run.epochs:
-                self._epoch(state, data, device, ready)
+                finite = self._epoch(state, data, device, ready, careful=not finite)
+                if not finite:
+                    self.folder.restore(state)
         return state
 
     def _begin(self, state: State) -> None:
@@ -185,7 +190,12 @@ class Trainer:
                 self.start.hand_on(state.network)
             self._save(state)
 
-    def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready) -> None:
+    def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready, careful: bool) -> bool:
+        """Train for the rest of the epoch, and save; or stop where a sum of terms is not finite, and say that by False.
+
+        A step whose terms are not finite leaves its mark in their sums, so that no step need wait for the device. To find
+        it, the steps since the checkpoint are done again, with care.
+        """
         run, ranks, network = self.run, self.ranks, state.network
         start = saved = time.perf_counter()
         if run.search is not None and state.step == 0:
@@ -199,11 +209,13 @@ class Trainer:
             torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
-            terms = self._step(state, ready.forward, parts)
+            terms = self._step(state, ready.forward, parts, careful)
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             self.watch.step(done + 1, terms)
             wish = ranks.most(self._wish(saved))
+            if (wish or state.step % _LOOK == 0 or state.step == steps) and not guard.all_finite(state.totals):
+                return False
             if wish and state.step < steps:
                 self._save(state)
                 saved = time.perf_counter()
@@ -222,10 +234,11 @@ class Trainer:
         self.watch.epoch(row)
         if ranks.most(self._wish(saved)) == _STOP and state.epoch < run.epochs:
             raise Interrupted(self.stop.signal)
+        return True
 
-    def _step(self, state: State, forward: nn.Module, parts: list[Part]) -> Terms:
+    def _step(self, state: State, forward: nn.Module, parts: list[Part], careful: bool) -> Terms:
         run, ranks, network = self.run, self.ranks, state.network
-        before = [buffer.clone() for buffer in network.buffers()]
+        before = [buffer.clone() for buffer in network.buffers()] if careful else []
         size = sum(len(part.labels) for part in parts)
         terms: Terms = {}
         for part in parts:
@@ -239,16 +252,17 @@ class Trainer:
             with torch.no_grad():
                 named = of_part | accuracies(outputs, part.labels)
                 terms = {name: terms.get(name, 0) + value.detach() * weight for name, value in named.items()}
-        if not guard.is_finite(terms["loss"], network):
-            self._give_up(state, forward, parts, before, terms)
+        norm = {"gradient_norm": guard.gradient_norm(network)}
+        if careful and not guard.all_finite(terms | norm):
+            self._give_up(state, parts, before, terms)
         state.optimizer.step()
         state.optimizer.zero_grad()
-        return terms
+        return terms | norm
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
         return forward_pass(self.run, forward, x)
 
-    def _give_up(self, state: State, forward: nn.Module, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
+    def _give_up(self, state: State, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
         network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
         names = guard.names_not_finite(terms)
 

@@ -25,8 +25,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     graph = layer_graph(folded)
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
-        before = node.args[0] if node.args else None
-        if node.op != "call_module" or getattr(before, "op", None) != "call_module":
+        before = node.all_input_nodes[0] if node.op == "call_module" else None
+        if before is None or before.op != "call_module":
             continue
         norm, layer = folded.get_submodule(node.target), folded.get_submodule(before.target)
         once = len(before.users) == calls[node.target] == calls[before.target] == 1

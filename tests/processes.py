@@ -42,16 +42,24 @@ class Processes:
         self, *arguments: str, cwd: Path, kill: signal.Signals | None = None, after: float = 0
     ) -> subprocess.CompletedProcess[str]:
         """`spikerate ARGUMENTS` in the folder `cwd`, sent a signal after so many seconds."""
-        assert self.server.stdin is not None and self.server.stdout is not None
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-            print(json.dumps([arguments, str(cwd), out.name, err.name]), file=self.server.stdin, flush=True)
-            pid = int(self.server.stdout.readline())
+            pid = self.start(*arguments, cwd=cwd, out=out.name, err=err.name)
             if kill is not None:
                 time.sleep(after)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, kill)
-            status = int(self.server.stdout.readline())
-            return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
+            return subprocess.CompletedProcess(arguments, self.wait(), out.read(), err.read())
+
+    def start(self, *arguments: str, cwd: Path, out: str, err: str) -> int:
+        """Start `spikerate ARGUMENTS` with its output to the files or terminals of these names; returns its process id."""
+        assert self.server.stdin is not None and self.server.stdout is not None
+        print(json.dumps([arguments, str(cwd), out, err]), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit status of the process that was started."""
+        assert self.server.stdout is not None
+        return int(self.server.stdout.readline())
 
     def close(self) -> None:
         self.server.communicate()

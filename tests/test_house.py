@@ -24,9 +24,9 @@ FLOORS = [
     {"presets", "state", "evaluate", "guard", "estimate"},
     {"record"},
     {"train"},
-    {"experiment", "predict", "cell"},
+    {"experiment", "predict", "cell", "neighbours", "board"},
     {"console", "bench"},
-    {"views", "plots"},
+    {"views", "plots", "live"},
     {"cli"},
     {"__main__"},
 ]

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, RateBP, resnet18
 from spikerate.cli import main
 from spikerate.config import Model, Rectified, Round, Run, decode, encode
-from spikerate.console import TrainingBar
 from spikerate.data import load
 from spikerate.estimate import training_flops
 from spikerate.files import read_tensors
 from spikerate.guard import stuck
+from spikerate.live import TrainingView
 from spikerate.losses import SelfDistillation
 from spikerate.meter import Ledger, Meter
 from spikerate.neuron import Rectifier
@@ -267,15 +267,15 @@ def test_a_round_starts_from_the_best_weights_of_the_one_before(
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Have this process asked to end after so many steps, as a user does."""
-    real, seen = TrainingBar.step, []
+    real, seen = TrainingView.step, []
 
-    def step(self: TrainingBar, step: int, terms: Any) -> None:
+    def step(self: TrainingView, step: int, terms: Any) -> None:
         real(self, step, terms)
         seen.append(step)
         if len(seen) == steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(TrainingBar, "step", step)
+    monkeypatch.setattr(TrainingView, "step", step)
 
 
 def test_every_step_of_every_round_is_a_place_to_stop(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -191,8 +192,10 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
     assert watch.rows == trained.rows == folder.metrics()
     assert watch.steps == list(range(1, 13))
     row = trained.rows[-1]
-    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "firing_rate", "seconds"}
+    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "firing_rate", "firing_rates", "seconds"}
     assert set(row) == names | {f"accuracy/exit{k}" for k in (1, 2, 3)}
+    assert row["firing_rates"].keys() == {name for name, m in trained.network.named_modules() if isinstance(m, LIF)}
+    assert row["firing_rate"] == pytest.approx(fmean(row["firing_rates"].values()))
     assert sorted(p.name for p in folder.path.iterdir()) == [
         "best.safetensors",
         "last.safetensors",

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +20,12 @@ import torch
 import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
-from spikerate import card, views
+from spikerate import board, card, views
 from spikerate.bench import Outcome, cells, peer_cells
 from spikerate.bench import measure as measure_cells
 from spikerate.cell import Setting
 from spikerate.config import Run, encode
-from spikerate.console import TrainingBar, TransferBar, WaitingBar, console
+from spikerate.console import TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.experiment import begin, data_card, measure, measure_gradients, perform, use_threads_of
@@ -33,6 +33,7 @@ from spikerate.files import write_json
 from spikerate.gradients import Comparison
 from spikerate.guard import NotFinite
 from spikerate.interrupt import Interrupt, Interrupted
+from spikerate.live import TrainingView, Watches
 from spikerate.predict import Prediction, predict
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
@@ -70,6 +71,8 @@ class Train:
     """run so many seeds, from run.seed on, and report mean and deviation; the same command again goes on where it stopped"""
     save_minutes: float = 10
     """a checkpoint at least so often; there is one after every epoch"""
+    tensorboard: bool = False
+    """keep a log for TensorBoard in RUN/tensorboard, too; a run that is resumed goes on with it"""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -88,6 +91,8 @@ class Resume:
     """another device than before"""
     save_minutes: float = 10
     """a checkpoint at least so often; there is one after every epoch"""
+    tensorboard: bool = False
+    """keep a log for TensorBoard in RUN/tensorboard from now on, too; one that is there goes on without"""
 
 
 @dataclass(frozen=True)
@@ -306,6 +311,8 @@ def _sentence(box: str, prog: str) -> str:
 def _train(name: str, rest: list[str], args: list[str]) -> None:
     command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
     about = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    if command.tensorboard:
+        board.check_installed("leave --tensorboard out")
     if command.seeds > 1:
         return _train_seeds(name, command, about)
     path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
@@ -313,6 +320,7 @@ def _train(name: str, rest: list[str], args: list[str]) -> None:
     with _joined(command.run) as ranks:
         data = _load(command.run, ranks)
         folder = begin(path, command.run, data, about, ranks)
+        _log(folder, command.tensorboard, ranks)
         _perform(name, command.run, data, folder, command.save_minutes, ranks)
 
 
@@ -329,6 +337,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
             continue
         data = _load(run)
         folder = RunFolder.open(path) if (path / "run.json").is_file() else begin(path, run, data, about)
+        _log(folder, command.tensorboard)
         _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
@@ -339,12 +348,16 @@ def _resume(rest: list[str]) -> None:
     command = _parse(Resume, rest, "spikerate train --resume")
     folder = _whole(RunFolder.open(command.resume))
     run = _moved(folder.config(), command.data, command.device)
+    log = folder.path / board.FOLDER
+    if command.tensorboard or log.is_dir():
+        board.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
     with _joined(run) as ranks:
         use_threads_of(folder)
         data = _load_again(run, folder, ranks)
         about = folder.about()
         if ranks.first:
             folder.amend(resumed=[*about.get("resumed", []), {"at": card.now(), "environment": card.environment()}])
+        _log(folder, command.tensorboard, ranks)
         _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
 
 
@@ -369,6 +382,12 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         pairs = zip(original.rounds(run), again.rounds(run), strict=True)
         agree = [views.show_comparison(console(), then, now) for (_, then), (_, now) in pairs]
         return int(not all(agree))
+
+
+def _log(folder: RunFolder, wanted: bool, ranks: Ranks = Ranks()) -> None:
+    """Have a run log for TensorBoard: one that has the folder for it does, in all of its rounds."""
+    if wanted and ranks.first:
+        (folder.path / board.FOLDER).mkdir(exist_ok=True)
 
 
 def _whole(folder: RunFolder) -> RunFolder:
@@ -424,6 +443,7 @@ def _perform(
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command")}
     rounds, start, frames = folder.rounds(run), None, run.T
+    logged = (folder.path / board.FOLDER).is_dir() and ranks.first
     try:
         for k, (own, place) in enumerate(rounds, 1):
             title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
@@ -435,7 +455,7 @@ def _perform(
                     data, frames = _load(own, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
-                stop = _perform_round(own, data, place, save_minutes, ranks, start, title)
+                stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged)
                 if place != folder and ranks.most(int(stop.asked)):
                     raise Interrupted(stop.signal)
             start = place
@@ -447,7 +467,14 @@ def _perform(
 
 
 def _perform_round(
-    run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, start: RunFolder | None, title: str
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    save_minutes: float,
+    ranks: Ranks,
+    start: RunFolder | None,
+    title: str,
+    logged: bool,
 ) -> Interrupt:
     """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
     out = console(quiet=not ranks.first)
@@ -456,9 +483,11 @@ def _perform_round(
         f"{views.round_in_words(run)} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
     )
-    bar = TrainingBar(out, run.epochs, run.epochs * steps_per_epoch(data.train, run.batch), title)
-    with Interrupt() as stop, bar:
-        state, measured = perform(run, data, folder, bar, ranks, stop, save_minutes, bar.wait, start)
+    steps, rows = steps_per_epoch(data.train, run.batch), folder.metrics() if folder.has_epochs else []
+    view = TrainingView(out, run, steps, title, rows)
+    with Interrupt() as stop, view, ExitStack() as files:
+        log = [files.enter_context(board.Board(folder.path / board.FOLDER, steps, rows))] if logged else []
+        state, measured = perform(run, data, folder, Watches([view, *log]), ranks, stop, save_minutes, view.wait, start)
     views.show_result(out, run, folder, state, measured)
     return stop
 

@@ -128,6 +128,11 @@ class RunFolder:
         """Whether there is a checkpoint."""
         return (self.path / "last.safetensors").is_file()
 
+    @property
+    def has_epochs(self) -> bool:
+        """Whether an epoch is finished, so that there are metrics."""
+        return (self.path / "metrics.jsonl").is_file()
+
     def save(self, state: State) -> None:
         """Write the checkpoint; after an epoch, also the metrics, and the weights where they are the best so far.
 

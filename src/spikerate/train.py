@@ -226,7 +226,7 @@ class Trainer:
         if len(data.held_out):
             ranks.align(network)
             row["held_out"] = self._held_out(network, data, device, ready.look).value
-        row["firing_rate"] = self._probe(network, data, device)
+        row |= self._probe(network, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
         state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
@@ -302,14 +302,14 @@ class Trainer:
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 
-    def _probe(self, network: nn.Module, data: DataSet, device: torch.device) -> float:
-        """The mean firing rate on a few images; says which layers are stuck."""
+    def _probe(self, network: nn.Module, data: DataSet, device: torch.device) -> Row:
+        """The mean firing rate and that of each layer on a few images; says which layers are stuck."""
         images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
         rates = self._run(lambda x: guard.firing_rates(network, x), x)
         for layer, what in guard.stuck(rates, self.run.spiking).items():
             self.watch.say(f"warning: layer {layer} {what} on {len(images)} images: it can't learn")
-        return sum(rates.values()) / max(1, len(rates))
+        return {"firing_rate": sum(rates.values()) / max(1, len(rates)), "firing_rates": rates}
 
     def _wish(self, saved: float) -> int:
         """What this rank wants after a step; the ranks do what one of them wants most."""

@@ -146,7 +146,8 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
 
 def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:
     """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
-    rows = compare(*([*folder.metrics(), dict(_flat(folder.result())) | {"epoch": "test"}] for folder in (original, again)))
+    kept = ([*folder.metrics(), folder.result() | {"epoch": "test"}] for folder in (original, again))
+    rows = compare(*([dict(_flat(row)) for row in rows] for rows in kept))
     rows.pop("test_interval_95", None)
     console.print(f"{again.path} against {original.path}:")
     if not rows:

@@ -17,7 +17,7 @@ from torch import nn
 from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged, card
 from spikerate.config import Model, Neuron, Run, decode, encode
 from spikerate.data import Augment, Data, DataSet, load
-from spikerate.evaluate import Accuracy, accuracy, over_time
+from spikerate.evaluate import Accuracy, answers, over_time
 from spikerate.losses import Terms
 from spikerate.meter import Ledger, Meter
 from spikerate.models import resnet18
@@ -209,7 +209,7 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.network.state_dict().values(), strict=True)
     )
     folder.load_weights("best", again)
-    assert accuracy(again, digits, digits.held_out, TINY.T)[-1].value == trained.best["held_out"]
+    assert answers(again, digits, digits.held_out, TINY.T).at_step[-1].value == trained.best["held_out"]
 
 
 @pytest.mark.parametrize("rule", [RateBP(chunk=1), BPTT()], ids=str)
@@ -300,7 +300,7 @@ def test_channels_last_where_it_is_safe(width: int, last: bool) -> None:
 
 def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: DataSet) -> None:
     network = resnet18(in_channels=1, width=2)
-    counts = {tuple(accuracy(network, digits, digits.test, 2, batch=batch)) for batch in (7, 100, 1000)}
+    counts = {tuple(answers(network, digits, digits.test, 2, batch=batch).at_step) for batch in (7, 100, 1000)}
     assert len(counts) == 1
     assert [a.n for a in counts.pop()] == [360, 360]
     assert network.training
@@ -308,10 +308,10 @@ def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: DataSet) -
 
 def test_accuracy_after_t_steps_is_that_of_a_run_of_t_steps(digits: DataSet) -> None:
     network = resnet18(in_channels=1, width=4, activation=lambda: LIF(threshold=0.1))
-    curve = accuracy(network, digits, digits.test, 5)
+    curve = answers(network, digits, digits.test, 5).at_step
     assert len({a.right for a in curve}) > 1
     for t in (1, 3):
-        assert accuracy(network, digits, digits.test, t) == curve[:t]
+        assert answers(network, digits, digits.test, t).at_step == curve[:t]
 
 
 def test_frames_go_step_by_step_and_images_to_every_step() -> None:

@@ -7,6 +7,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from spikerate import card
 from spikerate.bench import Outcome
-from spikerate.config import Run, encode
+from spikerate.config import Run, encode, flat
 from spikerate.console import table
 from spikerate.data import SETS, input_shape
 from spikerate.estimate import MACHINE, in_words, least_seconds, training_flops
@@ -147,7 +148,7 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
 def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:
     """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
     kept = ([*folder.metrics(), folder.result() | {"epoch": "test"}] for folder in (original, again))
-    rows = compare(*([dict(_flat(row)) for row in rows] for rows in kept))
+    rows = compare(*([dict(flat(row)) for row in rows] for rows in kept))
     rows.pop("test_interval_95", None)
     console.print(f"{again.path} against {original.path}:")
     if not rows:
@@ -155,9 +156,13 @@ def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> 
         return True
     shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
     for name, (epoch, then, now) in rows.items():
-        shown.add_row(name, str(epoch), *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in (then, now)))
+        shown.add_row(
+            name,
+            str(epoch),
+            *(f"{v:.6g}" if isinstance(v, float) else shorten(str(v), 60, placeholder=" ...") for v in (then, now)),
+        )
     console.print(shown)
-    then, now = (dict(_flat(folder.about())) for folder in (original, again))
+    then, now = (dict(flat(folder.about())) for folder in (original, again))
     cards = table("What differs between the two cards", "entry", "then", "now")
     times = ("started", "finished", "command", "resumed", "preset")
     for name in sorted(then.keys() | now.keys()):
@@ -186,7 +191,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     console.print(name, style="bold")
     console.print(preset.text)
     settings = table("Settings", "field", "value")
-    for field, value in _flat(encode(run) | {"before": " ".join(map(str, run.before))}):
+    for field, value in flat(encode(run) | {"before": " ".join(map(str, run.before))}):
         settings.add_row(field, str(value))
     console.print(settings)
     entry, shape = SETS[run.data.name], input_shape(run.data)
@@ -249,16 +254,6 @@ def _by_paper(item: tuple[str, Preset]) -> int:
     """Papers in the order in which they first appear."""
     papers = list(dict.fromkeys(preset.paper for preset in PRESETS.values()))
     return papers.index(item[1].paper)
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate."):
-            rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
-    return rows
 
 
 def _with_interval(result: Accuracy) -> str:

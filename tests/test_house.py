@@ -15,7 +15,7 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
-    {"known", "card", "files", "dist", "interrupt", "losses", "optim", "data", "charts"},
+    {"known", "card", "roofline", "files", "dist", "interrupt", "losses", "optim", "data", "charts"},
     {"surrogate", "signal"},
     {"neuron"},
     {"models", "rules", "meter", "finite_difference"},

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged, card
 from spikerate.config import Model, Neuron, Run, decode, encode
@@ -192,8 +193,8 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
     assert watch.rows == trained.rows == folder.metrics()
     assert watch.steps == list(range(1, 13))
     row = trained.rows[-1]
-    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "firing_rate", "firing_rates", "seconds"}
-    assert set(row) == names | {f"accuracy/exit{k}" for k in (1, 2, 3)}
+    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "gradient_norm", "held_out", "firing_rate"}
+    assert set(row) == names | {"firing_rates", "seconds"} | {f"accuracy/exit{k}" for k in (1, 2, 3)}
     assert row["firing_rates"].keys() == {name for name, m in trained.network.named_modules() if isinstance(m, LIF)}
     assert row["firing_rate"] == pytest.approx(fmean(row["firing_rates"].values()))
     assert sorted(p.name for p in folder.path.iterdir()) == [
@@ -256,6 +257,39 @@ def test_the_test_set_is_not_touched(digits: DataSet, tmp_path: Path) -> None:
 def test_bf16_trains(digits: DataSet, tmp_path: Path) -> None:
     trained, _, _ = run_in(tmp_path / "run", replace(TINY, precision="bf16", epochs=1), digits)
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained.network.parameters())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a value, and what has a size that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        self.n += func in (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", [RateBP(), RateBP(chunk=1), BPTT(), OTTT()], ids=str)
+def test_no_step_waits_for_the_device(rule: Any, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, counted = Waits(), []
+    step = Trainer._step
+
+    def watched(*args: Any) -> Terms:
+        before = counter.n
+        with counter:
+            terms = step(*args)
+        counted.append(counter.n - before)
+        return terms
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    run_in(tmp_path / "run", replace(TINY, rule=rule, epochs=1), digits)
+    assert counted == [0] * (len(digits.train) // TINY.batch)
+    with counter:
+        float(torch.zeros(1))
+    assert counter.n == 1
 
 
 def test_without_a_compiler_there_is_a_line_and_the_eager_run(

@@ -37,6 +37,7 @@ from spikerate.live import TrainingView, Watches
 from spikerate.predict import Prediction, predict
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
+from spikerate.roofline import roofline
 from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
@@ -637,6 +638,7 @@ def _bench(command: Bench, args: list[str]) -> int:
         torch.set_num_threads(setting.threads)
     out = console()
     out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
+    peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
     record = {
         "command": shlex.join(["spikerate", *args]),
@@ -644,6 +646,7 @@ def _bench(command: Bench, args: list[str]) -> int:
         "device": str(device),
         "steps": command.steps,
         "setting": encode(setting),
+        "roofline": asdict(peak),
         "cells": [outcome.record() for outcome in outcomes],
         "source": card.source(),
         "environment": card.environment(),
@@ -653,7 +656,7 @@ def _bench(command: Bench, args: list[str]) -> int:
         write_json(path / "bench.json", record)
         draw_bench(outcomes, path / "bench.svg")
     finally:
-        views.show_bench(out, outcomes)
+        views.show_bench(out, outcomes, peak)
     out.print(f"figure and numbers are in {path}")
     return _tell_dead(outcomes)
 

@@ -27,6 +27,7 @@ from spikerate.models import Branched, Staged, branch_macs, macs, stage_shapes
 from spikerate.predict import Prediction
 from spikerate.presets import PRESETS, Preset
 from spikerate.record import RunFolder, compare
+from spikerate.roofline import Roofline
 from spikerate.state import State
 
 _LIKELY = 3
@@ -81,11 +82,13 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
     )
 
 
-def show_bench(console: Console, outcomes: Sequence[Outcome]) -> None:
+def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) -> None:
     """What a training step costs in time and memory, cell by cell; the row of one that died is empty."""
     steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor")
     parts = table("Its parts, ms", "method", "T", "forward", "backward", "optimiser", "images/s")
-    room = table("Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "compile")
+    room = table(
+        "Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "of roof", "compile"
+    )
     for outcome in outcomes:
         name, cost = (outcome.cell.method, str(outcome.cell.T)), outcome.cost
         if cost is None:
@@ -98,12 +101,14 @@ def show_bench(console: Console, outcomes: Sequence[Outcome]) -> None:
         parts.add_row(*name, *medians, f"{cost.images_per_second:.1f}")
         sizes = (_measured(size, ".1f") for size in (cost.peak_mib, cost.reserved_mib, cost.saved_mib))
         compiled = "eager" if cost.compile_seconds is None else f"{cost.compile_seconds:.0f} s"
-        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", compiled)
+        share = cost.flops / cost.step.median / roof.flops
+        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", f"{share:.0%}", compiled)
     for shown in (steps, parts, room):
         console.print(shown)
     console.print(
         "/ ANN: the median over the rounds; / floor: the same by (T + 2) / 3, the passes of a rate-based step by an ANN's; "
-        "saved: by the forward pass for the backward pass, not compiled, without the parameters"
+        "saved: by the forward pass for the backward pass, not compiled, without the parameters; of roof: operations a second "
+        f"by those of matrix products here, {roof.flops / 1e9:,.0f} GFLOP/s (copies: {roof.bytes / 1e9:,.1f} GB/s)"
     )
 
 

@@ -84,11 +84,9 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
 
 def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) -> None:
     """What a training step costs in time and memory, cell by cell; the row of one that died is empty."""
-    steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor")
+    steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor", "of roof")
     parts = table("Its parts, ms", "method", "T", "forward", "backward", "optimiser", "images/s")
-    room = table(
-        "Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "of roof", "compile"
-    )
+    room = table("Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "compile")
     for outcome in outcomes:
         name, cost = (outcome.cell.method, str(outcome.cell.T)), outcome.cost
         if cost is None:
@@ -96,19 +94,19 @@ def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) ->
                 shown.add_row(*name)
             continue
         times = (f"{1000 * t:.1f}" for t in (cost.step.median, cost.step.low, cost.step.high))
-        steps.add_row(*name, *times, _measured(cost.to_ann, ".2f"), _measured(cost.to_floor, ".2f"))
+        share = cost.flops / cost.step.median / roof.flops
+        steps.add_row(*name, *times, _measured(cost.to_ann, ".2f"), _measured(cost.to_floor, ".2f"), f"{share:.0%}")
         medians = (f"{1000 * spread.median:.1f}" for spread in cost.parts.values())
         parts.add_row(*name, *medians, f"{cost.images_per_second:.1f}")
         sizes = (_measured(size, ".1f") for size in (cost.peak_mib, cost.reserved_mib, cost.saved_mib))
         compiled = "eager" if cost.compile_seconds is None else f"{cost.compile_seconds:.0f} s"
-        share = cost.flops / cost.step.median / roof.flops
-        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", f"{share:.0%}", compiled)
+        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", compiled)
     for shown in (steps, parts, room):
         console.print(shown)
     console.print(
         "/ ANN: the median over the rounds; / floor: the same by (T + 2) / 3, the passes of a rate-based step by an ANN's; "
-        "saved: by the forward pass for the backward pass, not compiled, without the parameters; of roof: operations a second "
-        f"by those of matrix products here, {roof.flops / 1e9:,.0f} GFLOP/s (copies: {roof.bytes / 1e9:,.1f} GB/s)"
+        f"of roof: operations by those that matrix products reach here, {roof.flops / 1e9:,.0f} GFLOP/s (copies reach "
+        f"{roof.bytes / 1e9:,.1f} GB/s); saved: by the forward pass for the backward pass, not compiled, without the parameters"
     )
 
 

@@ -189,7 +189,7 @@ class Bench:
     """What a training step costs by each method, side by side: a process for each method and T, which take turns."""
 
     methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
-    """ann, rate, rate-s, esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
+    """ann, rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
     T: tuple[int, ...] = (1, 2, 4)
     """time steps"""
     of: Annotated[Setting, arg(name="")] = Setting()

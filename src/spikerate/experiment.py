@@ -16,10 +16,11 @@ from spikerate import card
 from spikerate.config import Run, encode
 from spikerate.data import Augment, DataSet, Track, epoch_batches, untracked
 from spikerate.dist import Ranks, restarted
+from spikerate.energy import Energy
 from spikerate.evaluate import Accuracy, accuracy, over_time
 from spikerate.gradients import Comparison, Fidelity
 from spikerate.interrupt import Interrupt
-from spikerate.meter import Ledger, Meter
+from spikerate.meter import Ledger, Meter, Tally
 from spikerate.record import RunFolder
 from spikerate.state import Row, State
 from spikerate.train import Trainer, Watch
@@ -27,10 +28,11 @@ from spikerate.train import Trainer, Watch
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy on the test set after each step, and how often each layer fires there."""
+    """Accuracy on the test set after each step, how often each layer fires there, and what an image costs."""
 
     at_step: list[Accuracy]
     ledger: Ledger
+    energy: Energy
 
     @property
     def accuracy(self) -> Accuracy:
@@ -48,6 +50,8 @@ class Measured:
             "test_accuracy_at_step": [a.value for a in self.at_step],
             "firing_rate": self.ledger.mean_rate(),
             "firing_rates": self.ledger.rates(network),
+            "firing_rates_at_step": self.ledger.rates_at_step(network),
+            **self.energy.record(),
         }
 
 
@@ -58,12 +62,13 @@ def measure(
 
     Each rank does its share, no sample is counted twice.
     """
-    ledger = Ledger()
+    ledger, tally = Ledger(), Tally.of(network)
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger), run.batch, device, track)
+    counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger, tally), run.batch, device, track)
     right = ranks.total(torch.tensor([a.right for a in counted], device=device)).tolist()
-    return Measured([Accuracy(n, len(data.test)) for n in right], ledger.totalled(ranks.total))
+    energy = tally.totalled(ranks.total).energy(len(data.test))
+    return Measured([Accuracy(n, len(data.test)) for n in right], ledger.totalled(ranks.total), energy)
 
 
 def measure_gradients(

@@ -171,19 +171,18 @@ def test_batches_add_up_and_nothing_is_changed() -> None:
     assert x.grad is not None and all(not counts.requires_grad for counts in tally.counts.values())
 
 
-@pytest.mark.parametrize("kind", ["double", "autocast"])
-def test_other_precisions_count_exactly(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["double", "autocast", "inference"])
+def test_other_precisions_and_modes_count_exactly(kind: str) -> None:
     """Where spikes are the same: in bfloat16 fan-outs and sums would be rounded."""
-    network = nn.Sequential(nn.Conv2d(3, 300, 3), nn.Flatten(), nn.Linear(300 * 36, 3))
+    network: Any = nn.Sequential(nn.Conv2d(3, 300, 3), nn.Flatten(), nn.Linear(300 * 36, 3))
     nn.init.ones_(network[0].weight)
     nn.init.zeros_(network[0].bias)
     x = spikes(2, 3, 3, 8, 8)
     expected = metered(network, x)
     if kind == "double":
-        assert metered(network.double(), x.double()) == expected
-    else:
-        with torch.autocast("cpu", torch.bfloat16):
-            assert metered(network, x) == expected
+        network, x = network.double(), x.double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"), torch.inference_mode(kind == "inference"):
+        assert metered(network, x.clone()) == expected
 
 
 # what came in -------------------------------------------------------------------------------------------------------------

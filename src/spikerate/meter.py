@@ -78,8 +78,8 @@ class Tally:
         train = x.train.detach()
         active = torch.ne(train, 0, out=torch.empty_like(train))  # as numbers, whose sum is ten times as fast as of bools
         often = active.flatten(0, 1).sum(0, dtype=torch.float32).long() * (x.T // len(train))
-        effective = (often * _fan_out(layer, layer.weight != 0, train, y)).sum()
-        once = train.shape[1] * _fan_out(layer, torch.ones_like(layer.weight), train, y).sum()
+        effective = (often * _fan_out(layer, lambda weight: weight != 0, train, y)).sum()
+        once = train.shape[1] * _fan_out(layer, torch.ones_like, train, y).sum()
         counts = torch.stack([effective, once * x.T, once, (train != active).count_nonzero()])
         path = self.names.get(layer.weight, "other weights")
         self.counts[path] = self.counts.get(path, 0) + counts
@@ -97,15 +97,15 @@ class Tally:
         return Energy(layers)
 
 
-def _fan_out(layer: known.Layer, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """To how many outputs of y [T, B, ...] each input of x [T, B, ...] goes by weights that are not 0, [...].
+def _fan_out(layer: known.Layer, used: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """To how many outputs of y [T, B, ...] each input of x [T, B, ...] goes by the weights that are `used`, [...].
 
-    It is the gradient of the sum of the outputs where those weights are 1.
+    It is the gradient of the sum of the outputs where those weights are 1 and the others 0.
     """
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         one = torch.zeros_like(x[0, :1], dtype=torch.float32).requires_grad_()
         ones = torch.ones_like(y[0, :1], dtype=torch.float32)
-        reached = replace(layer, weight=weight.float(), bias=None)(ones, one)
+        reached = replace(layer, weight=used(layer.weight.detach()).float(), bias=None)(ones, one)
         return torch.autograd.grad(reached, one, ones)[0][0].round().long()
 
 

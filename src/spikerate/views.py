@@ -71,9 +71,7 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
 
 def show_energy(console: Console, energy: Energy, run: Run) -> None:
     """The operations of each layer, its share of the energy, and the estimate of it with its caveat."""
-    shown = table(
-        "Operations of an image: MACs of real input, ACs of binary", "layer", "input", "operations", "of all", "energy"
-    )
+    shown = table(_OPERATIONS, "layer", "input", "operations", "of all", "energy")
     for layer, cost in energy.layers.items():
         share = cost.nanojoules / (energy.snn_nj or 1)
         numbers = (f"{cost.effective:,.0f}", f"{cost.effective / cost.dense:.1%}", f"{share:.1%}")

@@ -151,7 +151,7 @@ class Meter:
 
     Args:
         ledger: where the firings of each layer are noted.
-        tally: where its operations are counted, if they shall be; this takes some per cent longer.
+        tally: where its operations are counted, if they shall be: a sixth to a fifth more time on a CPU.
     """
 
     ledger: Ledger

@@ -46,7 +46,7 @@ def main(out: str) -> None:
             x, y = torch.rand(size, 1, 8, 8).double() * 3, torch.arange(size) % 10
             edges = [size * k // accumulate for k in range(accumulate + 1)]
             parts = [Part(x[a:b][ranks.share(b - a)], y[a:b]) for a, b in itertools.pairwise(edges)]
-            terms = trainer._step(state, forward, parts)
+            terms = trainer._step(state, forward, parts, careful=True)
             case = f"{rule} batch {size} in {accumulate}"
             found |= {f"{case}: {name}": value.clone() for name, value in network.state_dict().items()}
             found |= {f"{case}: term {name}": value for name, value in terms.items()}
@@ -57,6 +57,9 @@ def main(out: str) -> None:
         single = build_network(run, 10, (1, 8, 8), CPU)
         tested = measure(single, replace(digits, test=digits.test[torch.arange(23)]), run, ranks)
         found["test"] = torch.tensor([tested.accuracy.n, *tested.ledger.chances.values()])
+        found["firing"] = torch.tensor(list(tested.ledger.rates_at_step(single).values()), dtype=torch.float64)
+        costs = tested.energy.layers.values()
+        found["operations"] = torch.tensor([(c.macs, c.acs, c.dense, c.once) for c in costs], dtype=torch.float64)
         seeking = adapt(Model(width=2).build(10, (1, 8, 8), Neuron(surrogate=Dspike()))).double()
         x = torch.rand(6, 1, 8, 8).double().expand(2, -1, -1, -1, -1)
         for search in (Search(), Search(directions=7)):

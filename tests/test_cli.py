@@ -50,6 +50,9 @@ def test_train_then_eval(spikerate: Spikerate, tmp_path: Path) -> None:
         assert looked.returncode == 0, looked.stderr
         assert f"{result['test_accuracy']:.2%}" in looked.stdout
         assert "stages.stage4.1.activation2" in looked.stdout
+    looked = spikerate("eval", str(folder), "--fold")
+    differ, places = re.match(r"batch norm folded: ([0-9,]+) of ([0-9,]+) spikes differ\n", looked.stdout).groups()  # type: ignore[union-attr]
+    assert int(differ.replace(",", "")) <= 1e-3 * int(places.replace(",", ""))
     assert spikerate("train", *TINY, "--rule.chunk", "1").returncode == 0
     assert (tmp_path / "runs" / "digits-esd-seed0-2" / "result.json").is_file()
 

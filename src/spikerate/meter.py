@@ -54,6 +54,16 @@ class Ledger:
 
 
 @dataclass
+class Trains:
+    """What fired in one forward pass, [T, B, ...] of each neuron module, in the order of firing."""
+
+    kept: list[Tensor] = field(default_factory=list)
+
+    def note(self, neuron: Any, train: Tensor) -> None:
+        self.kept.append(train)
+
+
+@dataclass
 class Tally:
     """Synaptic operations of each convolution and linear layer over all images so far, by NeuroBench's definitions.
 
@@ -114,7 +124,7 @@ class Metered(Signal):
     """An `Unrolled` signal whose firings are noted in a ledger, and its operations, where wanted, in a tally."""
 
     inner: Unrolled = field(kw_only=True)
-    ledger: Ledger = field(kw_only=True)
+    ledger: Ledger | Trains = field(kw_only=True)
     tally: Tally | None = field(kw_only=True)
 
     @property
@@ -154,7 +164,7 @@ class Meter:
         tally: where its operations are counted, if they shall be: a sixth to a fifth more time on a CPU.
     """
 
-    ledger: Ledger
+    ledger: Ledger | Trains
     tally: Tally | None = None
 
     def __call__(self, network: Callable[[Signal], Signal], x: Tensor) -> Signal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -25,7 +26,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     graph = layer_graph(folded)
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
-        before = node.args[0] if node.args else None
+        before: Any = node.args[0] if node.args else None
         if node.op != "call_module" or getattr(before, "op", None) != "call_module":
             continue
         norm, layer = folded.get_submodule(node.target), folded.get_submodule(before.target)

@@ -19,12 +19,12 @@ FLOORS = [
     {"surrogate", "signal"},
     {"neuron"},
     {"models", "rules", "meter", "finite_difference"},
-    {"temperature", "gradients"},
+    {"temperature", "gradients", "nir_graph"},
     {"config"},
     {"presets", "state", "evaluate", "guard", "estimate"},
     {"record"},
-    {"train"},
-    {"experiment", "predict", "cell"},
+    {"train", "trained"},
+    {"experiment", "predict", "export", "cell"},
     {"console", "bench"},
     {"views", "plots"},
     {"cli"},
@@ -88,7 +88,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md", "docs/export.md"])
 def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
     for k, block in enumerate(blocks(document, "python")):
         file = tmp_path / f"example{k}.py"

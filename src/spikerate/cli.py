@@ -1,4 +1,4 @@
-"""The command line: `spikerate train | eval | predict | gradient | bench | reproduce | fetch | list | show | doctor`."""
+"""The command line: spikerate train, eval, predict, export, gradient, bench, reproduce, fetch, list, show, doctor."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from spikerate.console import TrainingBar, TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.experiment import begin, data_card, measure, measure_gradients, perform, use_threads_of
+from spikerate.export import check_target, export
 from spikerate.files import write_json
 from spikerate.gradients import Comparison
 from spikerate.guard import NotFinite
@@ -37,10 +38,11 @@ from spikerate.predict import Prediction, predict
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
 from spikerate.train import build_network, pick_device
+from spikerate.trained import read_trained
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "predict", "gradient", "bench", "reproduce", "fetch", "list", "show", "doctor")
+_COMMANDS = ("train", "eval", "predict", "export", "gradient", "bench", "reproduce", "fetch", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
@@ -48,6 +50,7 @@ _USAGE = """usage: spikerate COMMAND ...
   train --resume RUN                   continue a run that was stopped
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
+  export RUN FILE                      the trained network as .nir, .pt2, .onnx, or its weights alone as .safetensors
   gradient RUN|PRESET                  how well gradients agree in each layer, trained or fresh, and a figure of it
   bench                                what a training step costs here, by method and time steps
   reproduce RUN                        run it again, and say whether every metric agrees
@@ -138,6 +141,18 @@ class Predict:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("predict got no files: spikerate predict RUN FILE|FOLDER ...")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network to a file for the world outside; the suffix says the kind."""
+
+    run: Positional[Path]
+    """folder of the run, or a .safetensors file of an export"""
+    file: Positional[Path]
+    """.nir: for other simulators and neuromorphic hardware; .pt2: a PyTorch program; .onnx; .safetensors: weights alone"""
+    weights: Literal["best", "last"] = "best"
+    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
 
 
 @dataclass(frozen=True)
@@ -253,6 +268,8 @@ def _dispatch(args: list[str]) -> int:
         _eval(_parse(Eval, rest, "spikerate eval"))
     elif name == "predict":
         _predict(_parse(Predict, rest, "spikerate predict"))
+    elif name == "export":
+        _export(_parse(Export, rest, "spikerate export"))
     elif name == "gradient":
         _gradient(_parse(Gradient, rest, "spikerate gradient"), args)
     elif name == "bench":
@@ -478,7 +495,7 @@ def _check_free(path: Path) -> None:
         check_free(path)
 
 
-# eval, gradient, predict, bench, fetch -------------------------------------------------------------------------------------
+# eval, gradient, predict, export, bench, fetch ---------------------------------------------------------------------------
 
 
 def _eval(command: Eval) -> None:
@@ -564,6 +581,13 @@ def _predict(command: Predict) -> None:
             done.append(answer)
     finally:
         views.show_predictions(out, done)
+
+
+def _export(command: Export) -> None:
+    check_target(command.file)
+    trained = read_trained(command.run, command.weights)
+    export(trained, command.file)
+    views.show_export(console(), trained, command.file)
 
 
 def _bench(command: Bench, args: list[str]) -> int:

@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from spikerate.data import Units
 from spikerate.evaluate import over_time
 from spikerate.files import write_whole
-from spikerate.signal import Neuron, PerStep, Signal, Stepwise, Tape, is_constant, mapped
+from spikerate.rules import BPTT
 from spikerate.trained import Trained
 
 
@@ -64,21 +63,7 @@ class Inference(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        steps = over_time(x, self.T)
-        constant = is_constant(steps)
-        logits: Tensor = self.network(_Inferred(steps[:1] if constant else steps, constant, self.T, Tape(self.T))).rate
-        return logits
-
-
-@dataclass(frozen=True, eq=False)
-class _Inferred(Stepwise):
-    """A signal without gradient: no neuron computes a slope, so a program of it has none."""
-
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> _Inferred:
-        return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
-
-    def fire(self, neuron: Neuron) -> _Inferred:
-        return replace(self, train=neuron.spikes(self.steps), constant=False)
+        return BPTT()(self.network, over_time(x, self.T)).rate
 
 
 class _Normalized(nn.Module):

@@ -235,18 +235,18 @@ def _in_blocks(
     Returns:
         spikes [T, B, ...] and the state.
     """
-    B = inputs.shape[1]
-    size = max(1, B * _IN_CACHE // inputs[0].numel())
-    if size >= B or inputs.device.type != "cpu" or torch.compiler.is_compiling():
+    whole = torch.compiler.is_compiling() or inputs.device.type != "cpu" or inputs[0].numel() <= _IN_CACHE
+    if whole:
         spikes, after = run(inputs, state)
         return _stack(spikes), after
+    size = max(1, _IN_CACHE // inputs[0, 0].numel())
     blocks = inputs.split(size, 1)
     states: Iterable[State | None] = [None] * len(blocks)
     if state:
         states = zip(*(v.split(size) if isinstance(v, Tensor) else [v] * len(blocks) for v in state), strict=True)
     parts = [run(x, own) for x, own in zip(blocks, states, strict=True)]
-    whole = [torch.cat(v) if isinstance(v[0], Tensor) else v[0] for v in zip(*(after for _, after in parts), strict=True)]
-    return _stack([spikes[t] for t in range(len(inputs)) for spikes, _ in parts], len(inputs)), tuple(whole)
+    last = (torch.cat(v) if isinstance(v[0], Tensor) else v[0] for v in zip(*(after for _, after in parts), strict=True))
+    return _stack([spikes[t] for t in range(len(inputs)) for spikes, _ in parts], len(inputs)), tuple(last)
 
 
 def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:

@@ -316,7 +316,7 @@ def test_a_compiled_run_is_announced_and_learns_the_same(
     monkeypatch.setattr(Run, "build", lambda self, num_classes, in_shape: small_staged(in_shape[0], num_classes))
     run = replace(TINY, epochs=1)
     _, watch, folder = run_in(tmp_path / "compiled", replace(run, compile=True), digits)
-    assert watch.lines[0].startswith("compiling the network")
+    assert watch.lines[0].startswith("compiling the network") and watch.lines[1].startswith("compiled: the first step took")
     plain = run_in(tmp_path / "plain", run, digits)[0].rows[0]
     assert folder.metrics()[0]["loss"] == pytest.approx(plain["loss"], rel=0.05)
 

@@ -121,6 +121,7 @@ class _Ready:
     forward: nn.Module
     look: Callable[..., Any]
     rates: Callable[..., Tensor]
+    compiled: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +168,11 @@ class Trainer:
             if run.compile and self.start:
                 torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
-            forward = ranks.wrap(Outputs(network, prepare(run.rule), run.loss.per_step))
+            rule = prepare(run.rule)
+            forward = ranks.wrap(Outputs(network, rule, run.loss.per_step))
             self._begin(state)
             data = self.data.to(device) if run.data.store == "device" else self.data
-            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates))
+            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not run.rule)
             finite = True
             while state.epoch < run.epochs:
                 finite = self._epoch(state, data, device, ready, careful=not finite)
@@ -209,7 +211,11 @@ class Trainer:
             torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
+            begun = time.perf_counter()
             terms = self._step(state, ready.forward, parts, careful)
+            if ready.compiled and done == 0:
+                took = time.perf_counter() - begun
+                self.watch.say(f"compiled: the first step took {took:.0f} s; a cache keeps that for other runs")
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             self.watch.step(done + 1, terms)

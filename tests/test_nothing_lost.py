@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from processes import Processes
+from processes import Processes, wait_for
 from torch import nn
 
 from spikerate import LIF, SelfDistillation
@@ -92,7 +93,8 @@ def until_finished(processes: Processes, run: Path, kill: signal.Signals, times:
         begin = [*ARGUMENTS, "--out", str(run), "--save-minutes", "0"]
         resume = ["train", "--resume", str(run), "--save-minutes", "0"]
         arguments = resume if (run / "run.json").exists() else begin
-        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, after=draw.uniform(0, 0.6))
+        moment = functools.partial(time.sleep, draw.uniform(0, 0.6))
+        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, when=moment)
         statuses.append(done.returncode)
         if (run / "last.safetensors").exists():
             read_tensors(run / "last.safetensors")
@@ -123,7 +125,8 @@ def test_six_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_p
 
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, kill: signal.Signals, status: int) -> None:
-    done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, after=2.5)
+    begun = functools.partial(wait_for, tmp_path / "a run" / "metrics.jsonl")
+    done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, when=begun)
     assert done.returncode == status
     assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume 'a run'" in done.stdout
     assert done.stderr == ""

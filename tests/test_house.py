@@ -15,18 +15,18 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
-    {"known", "card", "files", "dist", "interrupt", "losses", "optim", "data"},
+    {"known", "card", "roofline", "files", "dist", "interrupt", "losses", "optim", "data", "charts"},
     {"surrogate", "signal"},
     {"neuron"},
     {"models", "rules", "meter", "finite_difference"},
     {"temperature", "gradients"},
     {"config"},
     {"presets", "state", "evaluate", "guard", "estimate"},
-    {"record"},
-    {"train"},
+    {"record", "examples", "questions"},
+    {"train", "findings"},
     {"experiment", "predict", "cell", "neighbours", "board"},
     {"console", "bench"},
-    {"views", "plots", "live"},
+    {"views", "plots", "live", "report"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import gradients
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate import (
@@ -18,6 +19,7 @@ from spikerate import (
     LIF,
     Branched,
     RateBP,
+    Sigmoid,
     Staged,
     deepconv_branches,
     macs,
@@ -34,7 +36,9 @@ from spikerate import (
     vgg16,
     vggsnn,
 )
+from spikerate.meter import Ledger, Meter
 from spikerate.models import stage_shapes
+from spikerate.models.fold import fold_batch_norm
 from spikerate.models.preact import PreActBlock
 from spikerate.models.residual import residual_stem
 from spikerate.models.sew import SEWBlock
@@ -371,3 +375,67 @@ def test_branches_train_under_autocast() -> None:
         out = RateBP()(network, torch.rand(3, 2, 1, 12, 12))
     sum(e.float().sum() for e in out.exits).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.branches.parameters())
+
+
+# folding ----------------------------------------------------------------------------------------------------------------
+
+
+def with_statistics(network: nn.Module, *shape: int) -> nn.Module:
+    """In evaluation mode, with running statistics that make its layers fire."""
+    for _ in range(20):
+        BPTT()(network, torch.rand(2, 8, *shape))
+    return network.eval()
+
+
+@pytest.mark.parametrize("make", [resnet18, preact_resnet18, sew_resnet18, vgg11, resnet19], ids=lambda f: f.__name__)
+def test_folded_networks_fire_the_same_spikes(make: Any) -> None:
+    network = with_statistics(make(width=4), 3, 32, 32)
+    image = torch.rand(16, 3, 32, 32)
+    x, kept = image.expand(4, *image.shape), copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        folded = fold_batch_norm(network)
+        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+        ledgers = Ledger(), Ledger()
+        one, other = (Meter(ledger)(n, x).steps for ledger, n in zip(ledgers, (network, folded), strict=True))
+    spikes, again = (sum(map(int, ledger.spikes.values())) for ledger in ledgers)
+    assert spikes > 0 and abs(spikes - again) <= 1e-3 * spikes
+    assert (one - other).abs().mean() <= 1e-2 * one.abs().mean()
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in kept.items())
+
+
+def test_what_can_not_be_folded_stays() -> None:
+    shared = nn.Conv2d(2, 2, 1)
+    network = nn.Sequential(
+        nn.BatchNorm2d(2), shared, nn.BatchNorm2d(2), LIF(), shared, nn.BatchNorm2d(2, track_running_stats=False), LIF(),
+        nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4), LIF(),
+    )  # fmt: skip
+    network = with_statistics(network, 2, 2, 2)
+    folded = fold_batch_norm(network)
+    assert [type(m) for m in folded] == [nn.Identity if k == 9 else type(m) for k, m in enumerate(network)]
+    with torch.no_grad():
+        assert torch.equal(*(BPTT()(n, torch.rand(2, 3, 2, 2, 2)).steps.sum() for n in (folded, folded)))
+
+
+def test_a_network_whose_calls_depend_on_values_is_refused() -> None:
+    class Fickle(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match="the layers of Fickle can't be listed"):
+        fold_batch_norm(Fickle())
+
+
+def test_inference_computes_no_slopes() -> None:
+    class Watched(Sigmoid):
+        def slope(self, x: Tensor) -> Tensor:
+            calls.append(x)
+            return super().slope(x)
+
+    calls: list[Tensor] = []
+    network = resnet18(width=2, activation=lambda: LIF(surrogate=Watched()))
+    x = torch.rand(3, 2, 3, 16, 16)
+    whole = BPTT()(network, x).steps
+    taken = len(calls)
+    with torch.no_grad():
+        assert torch.equal(BPTT()(network, x).steps, whole)
+    assert taken and len(calls) == taken

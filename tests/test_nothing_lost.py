@@ -295,6 +295,26 @@ def test_the_gradient_is_named(digits: DataSet, tmp_path: Path, monkeypatch: pyt
         trainer(digits, tmp_path / "run", spoil, monkeypatch).train()
 
 
+def test_steps_that_are_finite_when_done_again_are_kept(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that comes once: the steps since the checkpoint are done again, and the run is as without it."""
+    seen: list[None] = []
+
+    def spoil(network: nn.Module) -> None:
+        def once(grad: torch.Tensor) -> torch.Tensor:
+            seen.append(None)
+            return grad * torch.nan if len(seen) == 8 else grad
+
+        network.get_parameter("body.head.2.weight").register_hook(once)
+
+    expected = Trainer(TINY, digits, RunFolder.create(tmp_path / "whole", TINY, {}), Silent()).train()
+    found = trainer(digits, tmp_path / "run", spoil, monkeypatch).train()
+    assert len(seen) > TINY.epochs * (len(digits.train) // TINY.batch)
+    for name, value in expected.network.state_dict().items():
+        assert torch.equal(found.network.state_dict()[name], value)
+
+
 def test_silent_and_saturated_layers_are_named(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(network: nn.Module) -> None:
         for name, threshold in (("stage1.0.activation1", 1e6), ("stage3.1.activation2", 1e-30)):

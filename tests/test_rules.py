@@ -15,7 +15,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, LIF, Branched, Dspike, RateBP, Sigmoid, deepconv_branches, resnet18, resnet19
+from spikerate import (
+    BPTT,
+    IF,
+    LIF,
+    OTTT,
+    SLTT,
+    ATan,
+    Branched,
+    Dspike,
+    RateBP,
+    Sigmoid,
+    deepconv_branches,
+    resnet18,
+    resnet19,
+)
 
 RESETS: list[tuple[float | None, bool]] = [(None, True), (None, False), (0.0, True), (0.0, False)]
 
@@ -308,10 +322,23 @@ def test_the_training_forward_is_one_graph(model: str, rule: BPTT | RateBP) -> N
         a.sum().backward(retain_graph=True)
 
 
-@pytest.mark.parametrize("rule", [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1), RateBP(chunk=2)], ids=str)
-def test_compiled_code_has_the_eager_gradients(rule: BPTT | RateBP) -> None:
-    network = small_network().double()
-    x = torch.rand(3, 4, 2, 6, 6, dtype=torch.float64)
+COMPILED = [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1), RateBP(chunk=2), SLTT(), OTTT()]
+
+
+@pytest.mark.parametrize(("rule", "T"), [(RateBP(), 1), *((rule, 3) for rule in COMPILED)], ids=str)
+def test_compiled_code_has_the_eager_gradients(rule: Any, T: int) -> None:
+    """A neuron of each kind in one network."""
+    kinds = [
+        LIF(),
+        LIF(v_reset=-0.5),
+        LIF(detach_reset=False),
+        IF(surrogate=ATan()),
+        LIF(0.5, v_reset=0.0, detach_reset=False),
+    ]
+    first, *rest = small_network(lambda: kinds[0])
+    between = [layer for kind in kinds[1:] for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), kind)]
+    network = nn.Sequential(first, *rest[:2], *between, *rest[2:]).double()
+    x = torch.rand(T, 4, 2, 6, 6, dtype=torch.float64)
     torch.compiler.reset()
     compiled = torch.compile(rule, fullgraph=True, dynamic=False)
     assert_close(*(gradients(network, run(network, x).rate.square().sum()) for run in (compiled, rule)))

@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged, card
 from spikerate.config import Model, Neuron, Run, decode, encode
 from spikerate.data import Augment, Data, DataSet, load
-from spikerate.evaluate import Accuracy, accuracy, over_time
+from spikerate.evaluate import Accuracy, answers, over_time
 from spikerate.losses import Terms
 from spikerate.meter import Ledger, Meter
 from spikerate.models import resnet18
@@ -192,8 +193,8 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
     assert watch.rows == trained.rows == folder.metrics()
     assert watch.steps == list(range(1, 13))
     row = trained.rows[-1]
-    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "held_out", "firing_rate", "firing_rates", "seconds"}
-    assert set(row) == names | {f"accuracy/exit{k}" for k in (1, 2, 3)}
+    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "gradient_norm", "held_out", "firing_rate"}
+    assert set(row) == names | {"firing_rates", "seconds"} | {f"accuracy/exit{k}" for k in (1, 2, 3)}
     assert row["firing_rates"].keys() == {name for name, m in trained.network.named_modules() if isinstance(m, LIF)}
     assert row["firing_rate"] == pytest.approx(fmean(row["firing_rates"].values()))
     assert sorted(p.name for p in folder.path.iterdir()) == [
@@ -209,7 +210,7 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.network.state_dict().values(), strict=True)
     )
     folder.load_weights("best", again)
-    assert accuracy(again, digits, digits.held_out, TINY.T)[-1].value == trained.best["held_out"]
+    assert answers(again, digits, digits.held_out, TINY.T).at_step[-1].value == trained.best["held_out"]
 
 
 @pytest.mark.parametrize("rule", [RateBP(chunk=1), BPTT()], ids=str)
@@ -258,6 +259,39 @@ def test_bf16_trains(digits: DataSet, tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained.network.parameters())
 
 
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a value, and what has a size that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        self.n += func in (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", [RateBP(), RateBP(chunk=1), BPTT(), OTTT()], ids=str)
+def test_no_step_waits_for_the_device(rule: Any, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, counted = Waits(), []
+    step = Trainer._step
+
+    def watched(*args: Any) -> Terms:
+        before = counter.n
+        with counter:
+            terms = step(*args)
+        counted.append(counter.n - before)
+        return terms
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    run_in(tmp_path / "run", replace(TINY, rule=rule, epochs=1), digits)
+    assert counted == [0] * (len(digits.train) // TINY.batch)
+    with counter:
+        float(torch.zeros(1))
+    assert counter.n == 1
+
+
 def test_without_a_compiler_there_is_a_line_and_the_eager_run(
     digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +334,7 @@ def test_channels_last_where_it_is_safe(width: int, last: bool) -> None:
 
 def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: DataSet) -> None:
     network = resnet18(in_channels=1, width=2)
-    counts = {tuple(accuracy(network, digits, digits.test, 2, batch=batch)) for batch in (7, 100, 1000)}
+    counts = {tuple(answers(network, digits, digits.test, 2, batch=batch).at_step) for batch in (7, 100, 1000)}
     assert len(counts) == 1
     assert [a.n for a in counts.pop()] == [360, 360]
     assert network.training
@@ -308,10 +342,10 @@ def test_accuracy_counts_every_image_once_and_leaves_the_mode(digits: DataSet) -
 
 def test_accuracy_after_t_steps_is_that_of_a_run_of_t_steps(digits: DataSet) -> None:
     network = resnet18(in_channels=1, width=4, activation=lambda: LIF(threshold=0.1))
-    curve = accuracy(network, digits, digits.test, 5)
+    curve = answers(network, digits, digits.test, 5).at_step
     assert len({a.right for a in curve}) > 1
     for t in (1, 3):
-        assert accuracy(network, digits, digits.test, t) == curve[:t]
+        assert answers(network, digits, digits.test, t).at_step == curve[:t]
 
 
 def test_frames_go_step_by_step_and_images_to_every_step() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `spikerate train | eval | predict | gradient | bench | reproduce | fetch | list | show | doctor`."""
+"""The command line: `spikerate train | eval | report | predict | gradient | bench | reproduce | fetch | ...`."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ from spikerate.live import TrainingView, Watches
 from spikerate.predict import Prediction, predict
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
+from spikerate.roofline import roofline
 from spikerate.train import build_network, pick_device
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "predict", "gradient", "bench", "reproduce", "fetch", "list", "show", "doctor")
+_COMMANDS = ("train", "eval", "report", "predict", "gradient", "bench", "reproduce", "fetch", "list", "show", "doctor")
 
 _USAGE = """usage: spikerate COMMAND ...
 
   train [PRESET] [--field value ...]   train a network; without a preset, digits-esd (built-in data, under two minutes)
   train --resume RUN                   continue a run that was stopped
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
+  report RUN ...                       one HTML page of a run, or of several side by side
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
   gradient RUN|PRESET                  how well gradients agree in each layer, trained or fresh, and a figure of it
   bench                                what a training step costs here, by method and time steps
@@ -125,6 +127,20 @@ class Eval:
     def __post_init__(self) -> None:
         if self.T is not None and self.T < 1:
             raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One HTML page of runs, from their folders alone: curves, rates, confusions, examples, energy, reproducibility."""
+
+    runs: Positional[tuple[Path, ...]]
+    """folders of runs, or folders of such folders as --seeds makes them; runs that differ in the seed only are one group"""
+    out: Path | None = None
+    """the file; report.html in the folder by default, and in the current folder where several are given"""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("report got no runs: spikerate report RUN ...")
 
 
 @dataclass(frozen=True)
@@ -256,6 +272,8 @@ def _dispatch(args: list[str]) -> int:
         return _reproduce(rest, args)
     elif name == "eval":
         _eval(_parse(Eval, rest, "spikerate eval"))
+    elif name == "report":
+        _report(_parse(Report, rest, "spikerate report"))
     elif name == "predict":
         _predict(_parse(Predict, rest, "spikerate predict"))
     elif name == "gradient":
@@ -507,7 +525,7 @@ def _check_free(path: Path) -> None:
         check_free(path)
 
 
-# eval, gradient, predict, bench, fetch -------------------------------------------------------------------------------------
+# eval, report, gradient, predict, bench, fetch -------------------------------------------------------------------------
 
 
 def _eval(command: Eval) -> None:
@@ -522,6 +540,19 @@ def _eval(command: Eval) -> None:
     measured = measure(network, data, run, T=T, track=WaitingBar(out))
     out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)
+
+
+def _report(command: Report) -> None:
+    from spikerate.report import check_place, gather, write  # here, since matplotlib takes half a second to import
+
+    file = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "report.html"
+    report = gather(command.runs)
+    check_place(file)
+    write(report, file)
+    out = console()
+    for note in report.notes:
+        out.print(note)
+    out.print(f"the report is {file}: open it in a browser")
 
 
 def _check_frames(run: Run, T: int | None) -> None:
@@ -607,6 +638,7 @@ def _bench(command: Bench, args: list[str]) -> int:
         torch.set_num_threads(setting.threads)
     out = console()
     out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
+    peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
     record = {
         "command": shlex.join(["spikerate", *args]),
@@ -614,6 +646,7 @@ def _bench(command: Bench, args: list[str]) -> int:
         "device": str(device),
         "steps": command.steps,
         "setting": encode(setting),
+        "roofline": asdict(peak),
         "cells": [outcome.record() for outcome in outcomes],
         "source": card.source(),
         "environment": card.environment(),
@@ -623,7 +656,7 @@ def _bench(command: Bench, args: list[str]) -> int:
         write_json(path / "bench.json", record)
         draw_bench(outcomes, path / "bench.svg")
     finally:
-        views.show_bench(out, outcomes)
+        views.show_bench(out, outcomes, peak)
     out.print(f"figure and numbers are in {path}")
     return _tell_dead(outcomes)
 

@@ -8,6 +8,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -290,6 +291,17 @@ def encode(value: Any) -> Any:
     if isinstance(value, tuple):
         return [encode(one) for one in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """What `encode` gives, or another record, as rows of dotted names; of the types, those that a person chooses."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}.")
+        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate."):
+            rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
+    return rows
 
 
 def decode(kind: Any, value: Any, where: str = "run") -> Any:

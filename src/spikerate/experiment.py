@@ -16,7 +16,8 @@ from spikerate import card
 from spikerate.config import Run, encode
 from spikerate.data import Augment, DataSet, Track, epoch_batches, untracked
 from spikerate.dist import Ranks, restarted
-from spikerate.evaluate import Accuracy, accuracy, over_time
+from spikerate.evaluate import Accuracy, Answers, answers, over_time
+from spikerate.examples import Examples
 from spikerate.gradients import Comparison, Fidelity
 from spikerate.interrupt import Interrupt
 from spikerate.meter import Ledger, Meter
@@ -24,13 +25,21 @@ from spikerate.record import RunFolder
 from spikerate.state import Row, State
 from spikerate.train import Trainer, Watch
 
+EXAMPLES = 8
+"""Test samples of which a run folder keeps the spikes."""
+
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy on the test set after each step, and how often each layer fires there."""
+    """What a network answers on the test set, and how often each layer fires there."""
 
-    at_step: list[Accuracy]
+    answers: Answers
     ledger: Ledger
+
+    @property
+    def at_step(self) -> list[Accuracy]:
+        """After each step."""
+        return self.answers.at_step
 
     @property
     def accuracy(self) -> Accuracy:
@@ -48,6 +57,7 @@ class Measured:
             "test_accuracy_at_step": [a.value for a in self.at_step],
             "firing_rate": self.ledger.mean_rate(),
             "firing_rates": self.ledger.rates(network),
+            "confusion": self.answers.confusion().tolist(),
         }
 
 
@@ -61,9 +71,9 @@ def measure(
     ledger = Ledger()
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    counted = accuracy(network, data, own, T or run.T, run.precision, Meter(ledger), run.batch, device, track)
-    right = ranks.total(torch.tensor([a.right for a in counted], device=device)).tolist()
-    return Measured([Accuracy(n, len(data.test)) for n in right], ledger.totalled(ranks.total))
+    given = answers(network, data, own, T or run.T, run.precision, Meter(ledger), run.batch, device, track)
+    found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
+    return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total))
 
 
 def measure_gradients(
@@ -162,6 +172,7 @@ def perform(
         after = card.joules()
         used = None if joules is None or after is None else round(after - joules)
         wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": card.now()}
+        Examples.take(state.network, data, measured.answers.some(EXAMPLES), run).save(folder.path)
         folder.save_result(measured.record(state.network, state.best))
         folder.amend(finished=wall)
     ranks.tell("")

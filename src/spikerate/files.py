@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON types to a file as `write_whole` does.
+    """Write JSON types to a file as `write_whole` does; a list of numbers takes one line.
 
     Raises:
         OSError: it can't be written; the old content is as it was.
     """
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    text = json.dumps(value, indent=2)  # in which a line never breaks within a string
+    text = re.sub(r"\[\n([^][{}\"]*)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_whole(path, (text + "\n").encode())
 
 
 def is_leftover(path: Path) -> bool:

@@ -25,8 +25,8 @@ class RunFolder:
 
     `run.json`: configuration and reproducibility card. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
     state, from which the run goes on; the other files follow from it. `best.safetensors`: the weights of the epoch with
-    the highest held-out accuracy. `result.json`: what the evaluation gave. Rounds before the run's own have such folders
-    of their own inside: `round1-ann`, `round2-T6`, ...
+    the highest held-out accuracy. `result.json`: what the evaluation gave; `examples.safetensors`: a few test samples and
+    their spikes. Rounds before the run's own have such folders of their own inside: `round1-ann`, `round2-T6`, ...
     """
 
     path: Path

@@ -16,7 +16,7 @@ from spikerate.card import compiler_problem
 from spikerate.config import Run
 from spikerate.data import DataSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.dist import Ranks
-from spikerate.evaluate import Accuracy, accuracy, over_time
+from spikerate.evaluate import Accuracy, answers, over_time
 from spikerate.finite_difference import variant_rates
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.losses import Terms, accuracies
@@ -298,7 +298,7 @@ class Trainer:
 
     def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
         own = data.held_out[self.ranks.share(len(data.held_out))]
-        counted = accuracy(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device)[-1]
+        counted = answers(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device).at_step[-1]
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 

@@ -7,6 +7,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from spikerate import card
 from spikerate.bench import Outcome
-from spikerate.config import Run, encode
+from spikerate.config import Run, encode, flat
 from spikerate.console import table
 from spikerate.data import SETS, input_shape
 from spikerate.estimate import MACHINE, in_words, least_seconds, training_flops
@@ -26,6 +27,7 @@ from spikerate.models import Branched, Staged, branch_macs, macs, stage_shapes
 from spikerate.predict import Prediction
 from spikerate.presets import PRESETS, Preset
 from spikerate.record import RunFolder, compare
+from spikerate.roofline import Roofline
 from spikerate.state import State
 
 _LIKELY = 3
@@ -80,9 +82,9 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
     )
 
 
-def show_bench(console: Console, outcomes: Sequence[Outcome]) -> None:
+def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) -> None:
     """What a training step costs in time and memory, cell by cell; the row of one that died is empty."""
-    steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor")
+    steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor", "of roof")
     parts = table("Its parts, ms", "method", "T", "forward", "backward", "optimiser", "images/s")
     room = table("Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "compile")
     for outcome in outcomes:
@@ -92,7 +94,8 @@ def show_bench(console: Console, outcomes: Sequence[Outcome]) -> None:
                 shown.add_row(*name)
             continue
         times = (f"{1000 * t:.1f}" for t in (cost.step.median, cost.step.low, cost.step.high))
-        steps.add_row(*name, *times, _measured(cost.to_ann, ".2f"), _measured(cost.to_floor, ".2f"))
+        share = cost.flops / cost.step.median / roof.flops
+        steps.add_row(*name, *times, _measured(cost.to_ann, ".2f"), _measured(cost.to_floor, ".2f"), f"{share:.0%}")
         medians = (f"{1000 * spread.median:.1f}" for spread in cost.parts.values())
         parts.add_row(*name, *medians, f"{cost.images_per_second:.1f}")
         sizes = (_measured(size, ".1f") for size in (cost.peak_mib, cost.reserved_mib, cost.saved_mib))
@@ -102,7 +105,8 @@ def show_bench(console: Console, outcomes: Sequence[Outcome]) -> None:
         console.print(shown)
     console.print(
         "/ ANN: the median over the rounds; / floor: the same by (T + 2) / 3, the passes of a rate-based step by an ANN's; "
-        "saved: by the forward pass for the backward pass, not compiled, without the parameters"
+        f"of roof: operations by those that matrix products reach here, {roof.flops / 1e9:,.0f} GFLOP/s (copies: "
+        f"{roof.bytes / 1e9:,.1f} GB/s); saved: by the forward pass for the backward pass, not compiled, without parameters"
     )
 
 
@@ -147,7 +151,7 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
 def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:
     """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
     kept = ([*folder.metrics(), folder.result() | {"epoch": "test"}] for folder in (original, again))
-    rows = compare(*([dict(_flat(row)) for row in rows] for rows in kept))
+    rows = compare(*([dict(flat(row)) for row in rows] for rows in kept))
     rows.pop("test_interval_95", None)
     console.print(f"{again.path} against {original.path}:")
     if not rows:
@@ -155,9 +159,13 @@ def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> 
         return True
     shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
     for name, (epoch, then, now) in rows.items():
-        shown.add_row(name, str(epoch), *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in (then, now)))
+        shown.add_row(
+            name,
+            str(epoch),
+            *(f"{v:.6g}" if isinstance(v, float) else shorten(str(v), 60, placeholder=" ...") for v in (then, now)),
+        )
     console.print(shown)
-    then, now = (dict(_flat(folder.about())) for folder in (original, again))
+    then, now = (dict(flat(folder.about())) for folder in (original, again))
     cards = table("What differs between the two cards", "entry", "then", "now")
     times = ("started", "finished", "command", "resumed", "preset")
     for name in sorted(then.keys() | now.keys()):
@@ -186,7 +194,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     console.print(name, style="bold")
     console.print(preset.text)
     settings = table("Settings", "field", "value")
-    for field, value in _flat(encode(run) | {"before": " ".join(map(str, run.before))}):
+    for field, value in flat(encode(run) | {"before": " ".join(map(str, run.before))}):
         settings.add_row(field, str(value))
     console.print(settings)
     entry, shape = SETS[run.data.name], input_shape(run.data)
@@ -249,16 +257,6 @@ def _by_paper(item: tuple[str, Preset]) -> int:
     """Papers in the order in which they first appear."""
     papers = list(dict.fromkeys(preset.paper for preset in PRESETS.values()))
     return papers.index(item[1].paper)
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate."):
-            rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
-    return rows
 
 
 def _with_interval(result: Accuracy) -> str:

@@ -4,7 +4,7 @@ from spikerate.data.augment import Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch
 from spikerate.data.catalogue import SETS, check, input_shape, load
 from spikerate.data.download import SOURCES, fetch
-from spikerate.data.samples import DataSet, Samples, Units
+from spikerate.data.samples import Block, DataSet, Samples, Units
 from spikerate.data.settings import LARGEST_SIDE, Data
 from spikerate.data.single import read_sample, sample_files
 from spikerate.data.streams import stream
@@ -15,6 +15,7 @@ __all__ = [
     "SETS",
     "SOURCES",
     "Augment",
+    "Block",
     "Data",
     "DataSet",
     "Part",

@@ -46,7 +46,7 @@ def main(out: str) -> None:
             x, y = torch.rand(size, 1, 8, 8).double() * 3, torch.arange(size) % 10
             edges = [size * k // accumulate for k in range(accumulate + 1)]
             parts = [Part(x[a:b][ranks.share(b - a)], y[a:b]) for a, b in itertools.pairwise(edges)]
-            terms = trainer._step(state, forward, parts)
+            terms = trainer._step(state, forward, parts, careful=True)
             case = f"{rule} batch {size} in {accumulate}"
             found |= {f"{case}: {name}": value.clone() for name, value in network.state_dict().items()}
             found |= {f"{case}: term {name}": value for name, value in terms.items()}

@@ -50,6 +50,9 @@ def test_train_then_eval(spikerate: Spikerate, tmp_path: Path) -> None:
         assert looked.returncode == 0, looked.stderr
         assert f"{result['test_accuracy']:.2%}" in looked.stdout
         assert "stages.stage4.1.activation2" in looked.stdout
+    looked = spikerate("eval", str(folder), "--fold")
+    differ, places = re.match(r"batch norm folded: ([0-9,]+) of ([0-9,]+) spikes differ\n", looked.stdout).groups()  # type: ignore[union-attr]
+    assert int(differ.replace(",", "")) <= 1e-3 * int(places.replace(",", ""))
     assert spikerate("train", *TINY, "--rule.chunk", "1").returncode == 0
     assert (tmp_path / "runs" / "digits-esd-seed0-2" / "result.json").is_file()
 
@@ -95,7 +98,8 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
     curve = spikerate("eval", "run", "--T", "5")
     assert curve.returncode == 0, curve.stderr
     assert "trained with T = 2" in curve.stdout
-    assert [line.split()[1] for line in curve.stdout.splitlines() if "%" in line and line.startswith("│")] == list("12345")
+    rows = [line for line in curve.stdout.partition("Firing rates")[0].splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == list("12345")
     (tmp_path / "pictures" / "more").mkdir(parents=True)
     for k, name in enumerate(("a.png", "more/b.jpg")):
         Image.fromarray(np.full((20, 30, 3), 40 * k, np.uint8)).save(tmp_path / "pictures" / name)

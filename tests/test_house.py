@@ -15,7 +15,7 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
-    {"known", "card", "roofline", "files", "dist", "interrupt", "losses", "optim", "data", "charts"},
+    {"known", "energy", "card", "roofline", "files", "dist", "interrupt", "losses", "optim", "data", "charts"},
     {"surrogate", "signal"},
     {"neuron"},
     {"models", "rules", "meter", "finite_difference"},
@@ -88,7 +88,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md", "docs/energy.md"])
 def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
     for k, block in enumerate(blocks(document, "python")):
         file = tmp_path / f"example{k}.py"

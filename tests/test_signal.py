@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Probe
+from networks import Probe, gradients
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -275,16 +275,19 @@ def test_layers_before_the_first_neuron_run_once_in_every_rule_and_chunk() -> No
         assert len(calls) == 1 + isinstance(rule, RateBP) * 3  # and at the rate of each chunk
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_named_paddings_are_not_computed_twice(padding: str) -> None:
-    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=padding, dilation=2), LIF())
-    x = torch.rand(3, 2, 2, 9, 9)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(("padding", "kernel"), [("same", 3), ("valid", 3), ("same", (2, 4))])
+def test_named_paddings_are_not_computed_twice(padding: str, kernel: Any) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, kernel, padding=padding, dilation=(1, 2)), LIF()).double()
+    x = torch.rand(3, 2, 2, 9, 9).double()
     flops = []
     for rule in (BPTT(), RateBP()):
         with FlopCounterMode(display=False) as counter:
             rule(network, x)  # type: ignore[operator]
         flops.append(counter.get_total_flops())
     assert flops[0] == flops[1]
+    one, other = (gradients(network, rule(network, x[:1]).rate.square().sum()) for rule in (BPTT(), RateBP()))
+    assert all(torch.allclose(one[name], other[name]) for name in one)
 
 
 def test_each_step_of_an_expanded_leaf_has_its_own_gradient() -> None:

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from spikerate.config import Model, Run, decode
 from spikerate.models import Staged
 from spikerate.optim import Optim
 from spikerate.presets import METHODS, by_method
-from spikerate.rules import BPTT
+from spikerate.rules import BPTT, RateBP
 from spikerate.signal import Signal, Tape, Unrolled
 from spikerate.train import Outputs, build_network, compiler, forward_pass, pick_device
 
@@ -90,12 +91,17 @@ class Cell:
         Raises:
             ValueError: the method is unknown, or a number is out of its range.
         """
-        if self.method not in BENCHED:
-            raise ValueError(f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}")
+        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]*)", self.method)
+        if self.method not in BENCHED and not chunked:
+            raise ValueError(
+                f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, rate-chunk2, ..."
+            )
         of = self.setting
         run = Run(model=of.model, T=self.T, batch=of.batch, precision=of.precision, compile=of.compile, device=of.device)
+        method = {CHECKPOINTED: "bptt"}.get(self.method, "rate" if chunked else self.method)
         # The weights stay where they are, so that all steps cost the same.
-        return by_method(replace(run, optim=Optim(lr=1e-9)), "bptt" if self.method == CHECKPOINTED else self.method)
+        made = by_method(replace(run, optim=Optim(lr=1e-9)), method)
+        return replace(made, rule=RateBP(int(chunked[1]))) if chunked else made
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,12 +28,13 @@ from spikerate.config import Run, encode
 from spikerate.console import TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.experiment import begin, data_card, measure, measure_gradients, perform, use_threads_of
+from spikerate.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
 from spikerate.files import write_json
 from spikerate.gradients import Comparison
 from spikerate.guard import NotFinite
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.live import TrainingView, Watches
+from spikerate.models import fold_batch_norm
 from spikerate.predict import Prediction, predict
 from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
@@ -119,6 +120,8 @@ class Eval:
     """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
     T: int | None = None
     """so many time steps instead of the run's; recordings are cut for the run's"""
+    fold: bool = False
+    """fold batch norm into the layers before it, and count the spikes that differ by that"""
     data: Path | None = None
     """folder of the data set, where it has moved"""
     device: str = "auto"
@@ -189,7 +192,7 @@ class Bench:
     """What a training step costs by each method, side by side: a process for each method and T, which take turns."""
 
     methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
-    """ann, rate, rate-s, esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
+    """ann, rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
     T: tuple[int, ...] = (1, 2, 4)
     """time steps"""
     of: Annotated[Setting, arg(name="")] = Setting()
@@ -537,6 +540,10 @@ def _eval(command: Eval) -> None:
     network = build_network(run, len(data.classes), data.shape, device)
     folder.load_weights(command.weights, network)
     out = console()
+    if command.fold:
+        whole, network = network.eval(), fold_batch_norm(network)
+        differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
+        out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
     measured = measure(network, data, run, T=T, track=WaitingBar(out))
     out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)

@@ -14,13 +14,14 @@ from torch import nn
 
 from spikerate import card
 from spikerate.config import Run, encode
-from spikerate.data import Augment, DataSet, Track, epoch_batches, untracked
+from spikerate.data import Augment, DataSet, Track, epoch_batches, plain_batches, untracked
 from spikerate.dist import Ranks, restarted
+from spikerate.energy import Energy
 from spikerate.evaluate import Accuracy, Answers, answers, over_time
 from spikerate.examples import Examples
 from spikerate.gradients import Comparison, Fidelity
 from spikerate.interrupt import Interrupt
-from spikerate.meter import Ledger, Meter
+from spikerate.meter import Ledger, Meter, Tally, Trains
 from spikerate.record import RunFolder
 from spikerate.state import Row, State
 from spikerate.train import Trainer, Watch
@@ -31,10 +32,11 @@ EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """What a network answers on the test set, and how often each layer fires there."""
+    """What a network answers on the test set, how often each layer fires there, and what an image costs."""
 
     answers: Answers
     ledger: Ledger
+    energy: Energy
 
     @property
     def at_step(self) -> list[Accuracy]:
@@ -57,7 +59,9 @@ class Measured:
             "test_accuracy_at_step": [a.value for a in self.at_step],
             "firing_rate": self.ledger.mean_rate(),
             "firing_rates": self.ledger.rates(network),
+            "firing_rates_at_step": self.ledger.rates_at_step(network),
             "confusion": self.answers.confusion().tolist(),
+            **self.energy.record(),
         }
 
 
@@ -68,12 +72,31 @@ def measure(
 
     Each rank does its share, no sample is counted twice.
     """
-    ledger = Ledger()
+    ledger, tally = Ledger(), Tally.of(network)
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    given = answers(network, data, own, T or run.T, run.precision, Meter(ledger), run.batch, device, track)
+    given = answers(network, data, own, T or run.T, run.precision, Meter(ledger, tally), run.batch, device, track)
     found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
-    return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total))
+    energy = tally.totalled(ranks.total).energy(len(data.test))
+    return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
+
+
+def different_spikes(
+    one: nn.Module, other: nn.Module, data: DataSet, run: Run, T: int | None = None, track: Track = untracked
+) -> tuple[int, int]:
+    """How many spikes of two networks of the same neurons differ on the test set, and how many there could be."""
+    device = next(one.parameters()).device
+    batches = plain_batches(data, data.test, run.batch, device)
+    differ = places = 0
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        for x, _ in track(batches, "comparing spikes", -(-len(data.test) // run.batch)):
+            both = Trains(), Trains()
+            for network, trains in zip((one, other), both, strict=True):
+                Meter(trains)(network, over_time(x, T or run.T))
+            for a, b in zip(*(trains.kept for trains in both), strict=True):
+                differ += int((a != b).count_nonzero())
+                places += a.numel()
+    return differ, places
 
 
 def measure_gradients(

@@ -8,9 +8,11 @@ of size T.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -144,24 +146,44 @@ def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
     return _Scale.apply(value, input, gain)  # type: ignore[no-untyped-call]
 
 
-def linear(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`value` [B, ..., O], with the gradient of `F.linear(input, weight, bias)`; `input` [B, ..., I]."""
-    return _Linear.apply(value, input.to(value.dtype), weight.to(value.dtype), _cast(bias, value))  # type: ignore[no-untyped-call]
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """(value [B, ..., O], input [B, ..., I]) -> `value`, with the gradient of `F.linear(input, weight, bias)`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, value: Tensor, input: Tensor) -> Tensor:
+        weight, bias = self.weight.to(value.dtype), _cast(self.bias, value)
+        return _Linear.apply(value, input.to(value.dtype), weight, bias)  # type: ignore[no-untyped-call]
 
 
-def convolution(
-    value: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """`value` [B, O, ...], with the gradient of the convolution of `input` [B, C, ...] by `weight` [O, C / groups, ...]."""
-    weight, bias = weight.to(value.dtype), _cast(bias, value)
-    return _Convolution.apply(value, input.to(value.dtype), weight, bias, stride, padding, dilation, groups)  # type: ignore[no-untyped-call]
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """(value [B, O, ...], input [B, C, ...]) -> `value`, with the gradient of the convolution of `input`.
+
+    Attributes:
+        weight: [O, C / groups, ...].
+        border: further zeros around the input, as `F.pad` takes them; none where empty.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    border: Sequence[int]
+
+    def __call__(self, value: Tensor, input: Tensor) -> Tensor:
+        weight, bias = self.weight.to(value.dtype), _cast(self.bias, value)
+        input = F.pad(input, self.border) if self.border else input
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return _Convolution.apply(value, input.to(value.dtype), weight, bias, *geometry)  # type: ignore[no-untyped-call]
+
+
+Layer = Linear | Convolution
+"""A layer with weights, whose value is known."""
 
 
 def normalize(

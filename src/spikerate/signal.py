@@ -123,13 +123,14 @@ class Signal(ABC):
         """[B, ...], the mean over the steps."""
 
     @abstractmethod
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Signal:
+    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Signal:
         """Apply a function that commutes with the mean over time.
 
         Args:
             f: maps [N, ...] to [N, ...], sample by sample; of this signal and the `others`.
             others: further operands, of the same kind and T.
-            at_rate: (value, rate) -> value with the gradient of `f` at the rate; by default `f(rate)` is computed.
+            at_rate: where `f` has weights: (value, rate) -> value with the gradient of `f` at the rate; by default
+                `f(rate)` is computed.
         """
 
     @abstractmethod
@@ -228,7 +229,7 @@ class Stepwise(Signal):
 class Unrolled(Stepwise):
     """The gradient goes through every step: backpropagation through time, and inference."""
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Unrolled:
+    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Unrolled:
         return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Unrolled:
@@ -243,7 +244,7 @@ class Unrolled(Stepwise):
 class Spatial(Stepwise):
     """The gradient goes through the layers at each step, and not through time: spatial learning through time (SLTT)."""
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Spatial:
+    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Spatial:
         return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Spatial:
@@ -259,7 +260,7 @@ class Traced(Stepwise):
 
     decay: float = field(kw_only=True)
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> Traced:
+    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Traced:
         if at_rate is None:
             return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
         with torch.no_grad():
@@ -290,12 +291,16 @@ class RateCoded(Signal):
     def rate(self) -> Tensor:
         return self.average
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: PerStep | None = None) -> RateCoded:
+    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> RateCoded:
         signals = (self, *others)
         with torch.no_grad():
             train = mapped(f, signals)
-            value = self.tape.mean(train.mean(0), self.T) if at_rate else None
-        average = at_rate(value, self.average) if at_rate else f(*(s.rate for s in signals))
+        if at_rate is None:
+            average = f(*(s.rate for s in signals))
+        else:
+            with torch.no_grad():
+                value = self.tape.mean(train.mean(0), self.T)
+            average = at_rate(value, self.average)
         return replace(self, train=train, constant=all(s.constant for s in signals), average=average)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
@@ -441,27 +446,20 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         space = weight.dim() - 2
         strides, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, dilation))
         reaches = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
-        if padding == "valid":
-            padding = 0
-        elif padding == "same" and not any(reach % 2 for reach in reaches):
-            padding = [reach // 2 for reach in reaches]
-        if isinstance(padding, str):  # an uneven border, which the convolution's own gradient does not know
-            return x.affine(conv)
-        paddings = [padding] * space if isinstance(padding, int) else list(padding)
-
-        def known_conv(value: Tensor, rate: Tensor) -> Tensor:
-            return known.convolution(value, rate, weight, bias, strides, paddings, dilations, groups)
-
-        return x.affine(conv, at_rate=known_conv)
+        if isinstance(padding, str):
+            paddings = [reach // 2 if padding == "same" else 0 for reach in reaches]
+        else:
+            paddings = [padding] * space if isinstance(padding, int) else list(padding)
+        # "same" has a zero more at the end of an uneven axis; F.pad takes the last axis first.
+        uneven = [reach % 2 for reach in reversed(reaches)] if padding == "same" else []
+        border = [zeros for more in uneven for zeros in (0, more)] if any(uneven) else []
+        return x.affine(conv, at_rate=known.Convolution(weight, bias, strides, paddings, dilations, groups, border))
 
     return verb
 
 
 def _linear(x: Signal, weight: Tensor, bias: Tensor | None = None) -> Signal:
-    return x.affine(
-        lambda t: F.linear(t, weight, bias),
-        at_rate=lambda value, rate: known.linear(value, rate, weight, bias),
-    )
+    return x.affine(lambda t: F.linear(t, weight, bias), at_rate=known.Linear(weight, bias))
 
 
 def _pool(f: Callable[..., Tensor]) -> Callable[..., Signal]:

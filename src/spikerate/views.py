@@ -19,6 +19,7 @@ from spikerate.bench import Outcome
 from spikerate.config import Run, encode, flat
 from spikerate.console import table
 from spikerate.data import SETS, input_shape
+from spikerate.energy import AC_PJ, CAVEAT, MAC_PJ, Energy
 from spikerate.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.evaluate import Accuracy
 from spikerate.experiment import Measured
@@ -35,6 +36,7 @@ _CLASSES = 10
 """Shown of a preset whose data say the number of classes."""
 _RESULTS = {"held_out_accuracy": "held-out accuracy", "test_accuracy": "test accuracy", "firing_rate": "firing rate"}
 """Entries of `result.json` that stand in tables, and their names there."""
+_OPERATIONS = "Operations of an image, anew at each step: MACs of real input, ACs of binary"
 
 
 def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
@@ -54,7 +56,7 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
 
 
 def show_measured(console: Console, network: nn.Module, measured: Measured, run: Run) -> None:
-    """Accuracy after each time step, and how often each layer fires."""
+    """Accuracy after each time step, how often each layer fires, and what an image costs."""
     accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
     console.print(f"test accuracy of the {_network_in_words(run)}: {accuracy}")
     curve = table(f"Accuracy against time steps (trained with T = {run.T})", "T", "test accuracy", "")
@@ -66,6 +68,22 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
         rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", _bar(console, rate))
     rates.add_row("all", f"{ledger.mean_rate():.3f}", _bar(console, ledger.mean_rate()), style="bold")
     console.print(rates)
+    show_energy(console, measured.energy, run)
+
+
+def show_energy(console: Console, energy: Energy, run: Run) -> None:
+    """The operations of each layer, its share of the energy, and the estimate of it with its caveat."""
+    shown = table(_OPERATIONS, "layer", "input", "operations", "of all", "energy")
+    for layer, cost in energy.layers.items():
+        share = cost.nanojoules / (energy.snn_nj or 1)
+        numbers = (f"{cost.effective:,.0f}", f"{cost.effective / cost.dense:.1%}", f"{share:.1%}")
+        shown.add_row(layer.removeprefix("body."), cost.input, *numbers)
+    console.print(shown)
+    rival = "the ANN of the same shape" if run.spiking else "without skipping zeros it"
+    console.print(
+        f"an image takes {energy.macs:,.0f} MACs and {energy.acs:,.0f} ACs, {_joules(energy.snn_nj)} at {MAC_PJ} pJ a MAC "
+        f"and {AC_PJ} pJ an AC; {rival} takes {_joules(energy.ann_nj)} ({CAVEAT})"
+    )
 
 
 def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
@@ -278,6 +296,12 @@ def _number(name: str, value: float | None) -> str:
 
 def _measured(value: float | None, digits: str) -> str:
     return "-" if value is None else format(value, digits)
+
+
+def _joules(nanojoules: float) -> str:
+    """An energy to three digits: "12.3 nJ", "4.56 µJ", "789 mJ"."""
+    unit, size = next(((u, s) for u, s in (("mJ", 1e6), ("µJ", 1e3)) if nanojoules >= s), ("nJ", 1))
+    return f"{nanojoules / size:.3g} {unit}"
 
 
 def _bar(console: Console, share: float) -> str:

@@ -3,6 +3,7 @@
 from spikerate.models.branches import Branched, DeepConv, deepconv_branches
 from spikerate.models.convert import spiking
 from spikerate.models.cost import branch_macs, macs
+from spikerate.models.fold import fold_batch_norm
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
@@ -16,6 +17,7 @@ __all__ = [
     "Staged",
     "branch_macs",
     "deepconv_branches",
+    "fold_batch_norm",
     "macs",
     "preact_resnet18",
     "preact_resnet34",

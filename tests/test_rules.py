@@ -336,7 +336,7 @@ def test_compiled_code_has_the_eager_gradients(rule: Any, T: int) -> None:
         LIF(0.5, v_reset=0.0, detach_reset=False),
     ]
     first, *rest = small_network(lambda: kinds[0])
-    between = [layer for kind in kinds[1:] for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), kind)]
+    between = [layer for kind in kinds[1:] for layer in (nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), kind)]
     network = nn.Sequential(first, *rest[:2], *between, *rest[2:]).double()
     x = torch.rand(T, 4, 2, 6, 6, dtype=torch.float64)
     torch.compiler.reset()

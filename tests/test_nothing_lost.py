@@ -101,10 +101,11 @@ def until_finished(processes: Processes, run: Path, kill: signal.Signals, times:
     return statuses
 
 
-@pytest.fixture
-def unbroken(processes: Processes, tmp_path: Path) -> Path:
-    assert processes.run(*ARGUMENTS, "--out", "unbroken", cwd=tmp_path).returncode == 0
-    return tmp_path / "unbroken"
+@pytest.fixture(scope="module")
+def unbroken(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert processes.run(*ARGUMENTS, "--out", "run", cwd=folder).returncode == 0
+    return folder / "run"
 
 
 def test_thirty_sigkills_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], unbroken: Path, tmp_path: Path) -> None:
     run = small_disk / "run"
     done = spikerate(*ARGUMENTS, "--out", str(run))
     assert done.returncode == 2
@@ -198,8 +199,7 @@ def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], tmp_path: 
     Path(found[2]).rename(tmp_path / "moved")
     subprocess.run(["mv", tmp_path / "moved", run / "last.safetensors"], check=True)
     assert spikerate("train", "--resume", str(run)).returncode == 0
-    assert spikerate(*ARGUMENTS, "--out", "unbroken").returncode == 0
-    assert contents(run)[1] == contents(tmp_path / "unbroken")[1]
+    assert contents(run)[1] == contents(unbroken)[1]
 
 
 def test_a_read_only_disk(small_disk: Path, spikerate: Callable[..., Any]) -> None:

@@ -19,12 +19,12 @@ FLOORS = [
     {"surrogate", "signal"},
     {"neuron"},
     {"models", "rules", "meter", "finite_difference"},
-    {"temperature", "gradients"},
+    {"temperature", "gradients", "nir_graph"},
     {"config"},
     {"presets", "state", "evaluate", "guard", "estimate"},
     {"record", "examples", "questions"},
-    {"train", "findings"},
-    {"experiment", "predict", "cell", "neighbours", "board"},
+    {"train", "findings", "trained"},
+    {"experiment", "predict", "export", "cell", "neighbours", "board"},
     {"console", "bench"},
     {"views", "plots", "live", "report"},
     {"cli"},
@@ -88,7 +88,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md", "docs/energy.md"])
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("method", "data", "energy", "export"))])
 def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
     for k, block in enumerate(blocks(document, "python")):
         file = tmp_path / f"example{k}.py"

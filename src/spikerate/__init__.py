@@ -26,6 +26,7 @@ from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
 from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 from spikerate.temperature import Search, adapt
+from spikerate.trained import load
 
 __all__ = [
     "BPTT",
@@ -56,6 +57,7 @@ __all__ = [
     "Unrolled",
     "adapt",
     "deepconv_branches",
+    "load",
     "macs",
     "preact_resnet18",
     "preact_resnet34",

@@ -1,4 +1,4 @@
-"""The command line: `spikerate train | eval | report | predict | gradient | bench | reproduce | fetch | ...`."""
+"""The command line: `spikerate train | eval | report | predict | export | gradient | bench | reproduce | fetch | ...`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from spikerate.console import TransferBar, WaitingBar, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
+from spikerate.export import check_target, export
 from spikerate.files import write_json
 from spikerate.gradients import Comparison
 from spikerate.guard import NotFinite
@@ -40,10 +41,14 @@ from spikerate.presets import PRESETS, preset
 from spikerate.record import RunFolder, SaveError, check_free
 from spikerate.roofline import roofline
 from spikerate.train import build_network, pick_device
+from spikerate.trained import read_trained
 
 Command = TypeVar("Command")
 
-_COMMANDS = ("train", "eval", "report", "predict", "gradient", "bench", "reproduce", "fetch", "list", "show", "doctor")
+_COMMANDS = (
+    *("train", "eval", "report", "predict", "export", "gradient"),
+    *("bench", "reproduce", "fetch", "list", "show", "doctor"),
+)
 
 _USAGE = """usage: spikerate COMMAND ...
 
@@ -52,6 +57,7 @@ _USAGE = """usage: spikerate COMMAND ...
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
   report RUN ...                       one HTML page of a run, or of several side by side
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
+  export RUN FILE                      the trained network as .nir, .pt2, .onnx, or its weights alone as .safetensors
   gradient RUN|PRESET                  how well gradients agree in each layer, trained or fresh, and a figure of it
   bench                                what a training step costs here, by method and time steps
   reproduce RUN                        run it again, and say whether every metric agrees
@@ -162,6 +168,18 @@ class Predict:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("predict got no files: spikerate predict RUN FILE|FOLDER ...")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network to a file for the world outside; the suffix says the kind."""
+
+    run: Positional[Path]
+    """folder of the run, or a .safetensors file of an export"""
+    file: Positional[Path]
+    """.nir: for other simulators and neuromorphic hardware; .pt2: a PyTorch program; .onnx; .safetensors: weights alone"""
+    weights: Literal["best", "last"] = "best"
+    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
 
 
 @dataclass(frozen=True)
@@ -279,6 +297,8 @@ def _dispatch(args: list[str]) -> int:
         _report(_parse(Report, rest, "spikerate report"))
     elif name == "predict":
         _predict(_parse(Predict, rest, "spikerate predict"))
+    elif name == "export":
+        _export(_parse(Export, rest, "spikerate export"))
     elif name == "gradient":
         _gradient(_parse(Gradient, rest, "spikerate gradient"), args)
     elif name == "bench":
@@ -528,7 +548,7 @@ def _check_free(path: Path) -> None:
         check_free(path)
 
 
-# eval, report, gradient, predict, bench, fetch -------------------------------------------------------------------------
+# eval, report, gradient, predict, export, bench, fetch -----------------------------------------------------------------
 
 
 def _eval(command: Eval) -> None:
@@ -631,6 +651,13 @@ def _predict(command: Predict) -> None:
             done.append(answer)
     finally:
         views.show_predictions(out, done)
+
+
+def _export(command: Export) -> None:
+    check_target(command.file)
+    trained = read_trained(command.run, command.weights)
+    export(trained, command.file)
+    views.show_export(console(), trained, command.file)
 
 
 def _bench(command: Bench, args: list[str]) -> int:

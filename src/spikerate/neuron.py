@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikerate.surrogate import Sigmoid, Surrogate
+
+State = tuple[Any, ...]
+"""What a neuron keeps from chunk to chunk: tensors [B, ...], or a number for all neurons."""
+_IN_CACHE = 2**17
+"""Neurons of a layer that are run together on a CPU: so many that its cache holds what is computed of them."""
 
 
 class LIF(nn.Module):
@@ -78,12 +84,15 @@ class LIF(nn.Module):
     @torch.no_grad()
     def spikes(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, ...] without a graph, of the input currents [T, B, ...] from the start."""
+        return _in_blocks(self._spikes, inputs, None)[0]
+
+    def _spikes(self, inputs: Tensor, state: State | None) -> tuple[list[Tensor], State]:
         spikes: list[Tensor] = []
         v = None
         for current in inputs.unbind(0):
             v = self._charge(None if v is None else self._reset(v, spikes[-1]), current)
             spikes.append((v >= self.threshold).to(current.dtype))
-        return _stack(spikes)
+        return spikes, ()
 
     def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Spikes with the gradient through every step.
@@ -105,9 +114,7 @@ class LIF(nn.Module):
         return _stack(spikes), state
 
     @torch.no_grad()
-    def trace(
-        self, inputs: Tensor, state: tuple[Tensor, Tensor | float, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor | float, Tensor]]:
+    def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Spikes without a graph, and the sum over time that makes the gain of the rate.
 
         `gain = E_t[slope(v[t]) reach[t]]`, `reach[t] = 1 + (d v[t] / d v[t-1]) reach[t-1]`, `reach[1] = 1`: how far one
@@ -123,8 +130,11 @@ class LIF(nn.Module):
             spikes [T, B, ...] and the state after the last step; `state[-1]` is the sum over all steps so far of
             `slope * reach`.
         """
-        spikes = []
-        u, carried, total = state if state is not None else (None, 0.0, None)
+        return _in_blocks(self._trace, inputs, state)
+
+    def _trace(self, inputs: Tensor, state: State | None) -> tuple[list[Tensor], State]:
+        spikes: list[Tensor] = []
+        u, carried, total = state or (None, 0.0, None)
         for current in inputs.unbind(0):
             v = self._charge(u, current)
             s = (v >= self.threshold).to(v.dtype)
@@ -134,8 +144,7 @@ class LIF(nn.Module):
             spikes.append(s.to(current.dtype))
             carried = self._passed_on(v, s, slope) * reach
             u = self._reset(v, s)
-        assert u is not None and total is not None
-        return _stack(spikes), (u, carried, total)
+        return spikes, (u, carried, total)
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,14 +221,42 @@ def _rectified(inputs: Tensor) -> Tensor:
     return torch.where(x <= 0, 0, x).unflatten(0, inputs.shape[:2])
 
 
+def _in_blocks(
+    run: Callable[[Tensor, State | None], tuple[list[Tensor], State]], inputs: Tensor, state: State | None
+) -> tuple[Tensor, State]:
+    """`run` on a few samples after the others, where what it computes then stays in the processor's cache.
+
+    The compiler, which makes one pass over memory of it all, gets it whole, as a GPU does.
+
+    Args:
+        run: currents [T, b, ...] and state -> T spike tensors [b, ...] and the state after them.
+        inputs: [T, B, ...].
+
+    Returns:
+        spikes [T, B, ...] and the state.
+    """
+    whole = torch.compiler.is_compiling() or inputs.device.type != "cpu" or inputs[0].numel() <= _IN_CACHE
+    if whole:
+        spikes, after = run(inputs, state)
+        return _stack(spikes), after
+    size = max(1, _IN_CACHE // inputs[0, 0].numel())
+    blocks = inputs.split(size, 1)
+    states: Iterable[State | None] = [None] * len(blocks)
+    if state:
+        states = zip(*(v.split(size) if isinstance(v, Tensor) else [v] * len(blocks) for v in state), strict=True)
+    parts = [run(x, own) for x, own in zip(blocks, states, strict=True)]
+    last = (torch.cat(v) if isinstance(v[0], Tensor) else v[0] for v in zip(*(after for _, after in parts), strict=True))
+    return _stack([spikes[t] for t in range(len(inputs)) for spikes, _ in parts], len(inputs)), tuple(last)
+
+
 def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:
     """`total + slope * reach`, in one pass over memory."""
     return torch.addcmul(total, slope, reach) if isinstance(reach, Tensor) else torch.add(total, slope, alpha=reach)
 
 
-def _stack(steps: list[Tensor]) -> Tensor:
-    """T tensors [B, ...] -> [T, B, ...], each step in its own memory format, which `torch.stack` would lose."""
-    return torch.cat(steps).unflatten(0, (len(steps), -1))
+def _stack(steps: list[Tensor], T: int | None = None) -> Tensor:
+    """Tensors [b, ...] of T steps in their order -> [T, B, ...], in their memory format, which `torch.stack` would lose."""
+    return torch.cat(steps).unflatten(0, (T or len(steps), -1))
 
 
 def IF(

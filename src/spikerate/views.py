@@ -30,6 +30,7 @@ from spikerate.presets import PRESETS, Preset
 from spikerate.record import RunFolder, compare
 from spikerate.roofline import Roofline
 from spikerate.state import State
+from spikerate.trained import Trained
 
 _LIKELY = 3
 _CLASSES = 10
@@ -98,6 +99,21 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
         f"FDG: finite differences. With directions = {most.directions}, unrelated gradients typically have a cosine "
         f"of {most.noise:.2f} with it, up or down"
     )
+
+
+def show_export(console: Console, trained: Trained, file: Path) -> None:
+    """What was written, what it takes and what it gives."""
+    card = trained.card
+    console.print(f"{file}, {file.stat().st_size:,} bytes")
+    if file.suffix == ".safetensors":
+        console.print(f"spikerate.load({str(file)!r}) gives the network")
+    elif file.suffix == ".nir":
+        console.print(f"takes {list(card.shape)} at each of {card.T} steps, normalised as its metadata say")
+        console.print(f"gives {len(card.classes)} logits at each step, whose mean is the answer")
+    else:
+        takes = ", ".join(map(str, ("B", *card.sample_shape)))
+        console.print(f"takes [{takes}] in float32, not normalised: pixel values or counts of events as they are")
+        console.print(f"gives [B, {len(card.classes)}], the logits after {card.T} steps")
 
 
 def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from spikerate.signal import Signal, Tape, Unrolled
 
 Activation = Callable[[], nn.Module] | Literal["relu"]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Staged(nn.Module):
@@ -43,13 +44,13 @@ class Staged(nn.Module):
         return self.head(x)
 
 
-def on_meta(body: Staged, in_shape: tuple[int, int, int]) -> tuple[Staged, Signal]:
+def on_meta(network: _Module, in_shape: Sequence[int]) -> tuple[_Module, Signal]:
     """A copy of a spiking network on the meta device, for evaluation, and its input: one step of one sample.
 
     Args:
-        in_shape: of one input sample, (C, H, W).
+        in_shape: of one input sample, without B.
     """
-    ghost = copy.deepcopy(body).to("meta").eval()
+    ghost = copy.deepcopy(network).to("meta").eval()
     return ghost, Unrolled(torch.empty(1, 1, *in_shape, device="meta"), True, 1, Tape(1))
 
 

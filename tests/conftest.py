@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before PyTorch comes, and for all that the tests start: processes of two threads each would wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -32,11 +36,21 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10 (JPEG) in its official layout."""
-    out = tmp_path_factory.mktemp("cifar10")
-    subprocess.run([sys.executable, shared("data") / "unpack.py", out, "cifar10"], check=True, stdout=subprocess.DEVNULL)
-    return out
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a data set -> a folder with it in its official layout, unpacked once for all of pytest's processes."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def unpacked(name: str) -> Path:
+        out = common / f"real-{name}"
+        with out.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                command = [sys.executable, shared("data") / "unpack.py", out, name]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return out
+
+    return unpacked
 
 
 @pytest.fixture(autouse=True)

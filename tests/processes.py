@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _SERVER = """
@@ -30,6 +31,14 @@ for line in sys.stdin:
 """
 
 
+def wait_for(file: Path, changed_since: float = 0) -> None:
+    """Return when the file has been written."""
+    end = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_mtime > changed_since):
+        assert time.monotonic() < end, f"{file} was never written"
+        time.sleep(0.05)
+
+
 class Processes:
     """Runs `spikerate` as a user does, one process at a time; none can disturb another."""
 
@@ -39,13 +48,13 @@ class Processes:
         )
 
     def run(
-        self, *arguments: str, cwd: Path, kill: signal.Signals | None = None, after: float = 0
+        self, *arguments: str, cwd: Path, kill: signal.Signals | None = None, when: Callable[[], None] = lambda: None
     ) -> subprocess.CompletedProcess[str]:
-        """`spikerate ARGUMENTS` in the folder `cwd`, sent a signal after so many seconds."""
+        """`spikerate ARGUMENTS` in the folder `cwd`, sent a signal once `when` returns."""
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
             pid = self.start(*arguments, cwd=cwd, out=out.name, err=err.name)
             if kill is not None:
-                time.sleep(after)
+                when()
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, kill)
             return subprocess.CompletedProcess(arguments, self.wait(), out.read(), err.read())

@@ -80,8 +80,8 @@ def test_cifar10_in_its_official_layout(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == batch[b"labels"]
 
 
-def test_cifar10_real_files(cifar10_folder: Path) -> None:
-    data = load(Data("cifar10", cifar10_folder, held_out=5000), 1)
+def test_cifar10_real_files(real_data: Callable[[str], Path]) -> None:
+    data = load(Data("cifar10", real_data("cifar10"), held_out=5000), 1)
     assert [len(part) for part in (data.train, data.held_out, data.test)] == [45_000, 5_000, 10_000]
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10
     assert data.classes[:3] == ("airplane", "automobile", "bird")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import subprocess
 import sys
 import types
 import zipfile
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -629,15 +627,8 @@ def test_aedat4_files_need_their_package_before_anything_is_read(monkeypatch: py
         cifar10_dvs(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def real_n_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("n-mnist")
-    subprocess.run([sys.executable, shared("data") / "unpack.py", out, "nmnist"], check=True, stdout=subprocess.DEVNULL)
-    return out
-
-
-def test_all_real_recordings_of_n_mnist_are_read(real_n_mnist: Path) -> None:
-    data = n_mnist(real_n_mnist)
+def test_all_real_recordings_of_n_mnist_are_read(real_data: Callable[[str], Path]) -> None:
+    data = n_mnist(real_data("nmnist"))
     assert (len(data.train), len(data.test)) == (1000, 100)
     for r, e in zip((*data.train, *data.test), read((*data.train, *data.test), data.sensor), strict=True):
         assert isinstance(e, Events), e

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import pickle
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -863,16 +860,8 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
 # real data
 
 
-@pytest.fixture(scope="module")
-def unpacked_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("real")
-    command = [sys.executable, shared("data") / "unpack.py", out, "cifar100", "imagenette"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return out
-
-
-def test_cifar100_real_files(unpacked_sets: Path) -> None:
-    data = load(Data("cifar100", unpacked_sets), 1)
+def test_cifar100_real_files(real_data: Callable[[str], Path]) -> None:
+    data = load(Data("cifar100", real_data("cifar100")), 1)
     assert (len(data.train), len(data.test), len(data.classes)) == (1117, 916, 100)
     assert set(data.train.labels.tolist()) == set(data.test.labels.tolist()) == set(range(100))
     assert (data.classes[0], data.classes[99]) == ("apple", "worm")
@@ -882,8 +871,8 @@ def test_cifar100_real_files(unpacked_sets: Path) -> None:
     assert (x.std((0, 2, 3)) - 1).abs().max() < 0.1
 
 
-def test_imagenette_real_files(unpacked_sets: Path) -> None:
-    data = load(Data("images", unpacked_sets / "imagenette", size=64, workers=0), 1)
+def test_imagenette_real_files(real_data: Callable[[str], Path]) -> None:
+    data = load(Data("images", real_data("imagenette") / "imagenette", size=64, workers=0), 1)
     assert (len(data.train), len(data.test), len(data.classes)) == (600, 200, 10)
     assert min(torch.bincount(data.train.labels, minlength=10)) > 0
     x = torch.cat([x for x, _ in plain_batches(data, data.test, 50, CPU)])

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from processes import Processes
+from processes import Processes, wait_for
 from torch import nn
 
 from spikerate import LIF, SelfDistillation
@@ -92,17 +93,19 @@ def until_finished(processes: Processes, run: Path, kill: signal.Signals, times:
         begin = [*ARGUMENTS, "--out", str(run), "--save-minutes", "0"]
         resume = ["train", "--resume", str(run), "--save-minutes", "0"]
         arguments = resume if (run / "run.json").exists() else begin
-        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, after=draw.uniform(0, 0.6))
+        moment = functools.partial(time.sleep, draw.uniform(0, 0.6))
+        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, when=moment)
         statuses.append(done.returncode)
         if (run / "last.safetensors").exists():
             read_tensors(run / "last.safetensors")
     return statuses
 
 
-@pytest.fixture
-def unbroken(processes: Processes, tmp_path: Path) -> Path:
-    assert processes.run(*ARGUMENTS, "--out", "unbroken", cwd=tmp_path).returncode == 0
-    return tmp_path / "unbroken"
+@pytest.fixture(scope="module")
+def unbroken(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert processes.run(*ARGUMENTS, "--out", "run", cwd=folder).returncode == 0
+    return folder / "run"
 
 
 def test_thirty_sigkills_change_nothing(processes: Processes, unbroken: Path, tmp_path: Path) -> None:
@@ -123,7 +126,8 @@ def test_six_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_p
 
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, kill: signal.Signals, status: int) -> None:
-    done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, after=2.5)
+    begun = functools.partial(wait_for, tmp_path / "a run" / "metrics.jsonl")
+    done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, when=begun)
     assert done.returncode == status
     assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume 'a run'" in done.stdout
     assert done.stderr == ""
@@ -181,7 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], unbroken: Path, tmp_path: Path) -> None:
     run = small_disk / "run"
     done = spikerate(*ARGUMENTS, "--out", str(run))
     assert done.returncode == 2
@@ -195,8 +199,7 @@ def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], tmp_path: 
     Path(found[2]).rename(tmp_path / "moved")
     subprocess.run(["mv", tmp_path / "moved", run / "last.safetensors"], check=True)
     assert spikerate("train", "--resume", str(run)).returncode == 0
-    assert spikerate(*ARGUMENTS, "--out", "unbroken").returncode == 0
-    assert contents(run)[1] == contents(tmp_path / "unbroken")[1]
+    assert contents(run)[1] == contents(unbroken)[1]
 
 
 def test_a_read_only_disk(small_disk: Path, spikerate: Callable[..., Any]) -> None:

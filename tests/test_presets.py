@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from test_events import write_cifar10_dvs, write_gestures
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Search, SelfDistillation
@@ -167,19 +164,16 @@ class Silent:
 
 
 @pytest.fixture(scope="session")
-def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], DataSet]:
+def data_of(real_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], DataSet]:
     """Every data set small: the real files that are here, and synthetic ones in the official layout of the others."""
     place, stored = tmp_path_factory.mktemp("sets"), tmp_path_factory.mktemp("cache")
-    unpack = shared("data") / "unpack.py"
-    for name in ("cifar10", "cifar100", "nmnist", "imagenette"):
-        subprocess.run([sys.executable, unpack, place, name], check=True, stdout=subprocess.DEVNULL)
     for folder, write in (("cifar10-dvs", write_cifar10_dvs), ("dvs128-gesture", write_gestures)):
         (place / folder).mkdir()
         write(place / folder)
     for name in ("mnist", "fashion-mnist"):
         write_mnist(place / name, 20)
-    real = {"imagenet": "imagenette", "images": "imagenette", "events": "cifar10-dvs"}
-    paths = {name: place / real.get(name, name) for name in SETS if (place / real.get(name, name)).is_dir()}
+    real = {name: real_data(name.replace("-", "")) for name in ("cifar10", "cifar100", "n-mnist")}
+    real["images"] = real_data("imagenette") / "imagenette"
 
     @cache
     def get(data: Data, T: int) -> DataSet:
@@ -188,7 +182,7 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], D
         # Ten classes of ImageNet, and recordings of CIFAR10-DVS instead of one's own.
         name = {"imagenet": "images", "events": "cifar10-dvs"}.get(data.name, data.name)
         test = 4 if name == "cifar10-dvs" else 0
-        small = replace(data, name=name, path=paths.get(data.name, place), held_out=4, test=test, sensor=None, workers=0)
+        small = replace(data, name=name, path=real.get(name, place / name), held_out=4, test=test, sensor=None, workers=0)
         return load(replace(small, subset=8, cache=stored), T)
 
     return get

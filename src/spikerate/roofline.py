@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-_SECONDS = 0.3
+_SECONDS = 1.0
 """How long each is measured."""
 
 

@@ -37,7 +37,15 @@ class DeepConv(nn.Module):
         self.res_bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.op(x) + self.res_bn(self.residual(x)))
+        return torch.relu(self.op[1:](self._halved(x)) + self.res_bn(self.residual(x)))
+
+    def _halved(self, x: Tensor) -> Tensor:
+        depthwise = self.op[0]
+        if x.device.type != "cpu":
+            return depthwise(x)
+        # oneDNN has no fast input gradient for depthwise convolutions of stride 2 in bfloat16 (docs/log.md).
+        with torch.autocast("cpu", enabled=False):
+            return depthwise(x.to(depthwise.weight.dtype))
 
 
 class Branched(nn.Module):
@@ -74,14 +82,7 @@ class Branched(nn.Module):
         x = self.body.head(x)
         if not x.complete:
             return x
-        return replace(x, exits=tuple(self._branch(name, rate) for name, rate in taps.items()))
-
-    def _branch(self, name: str, rate: Tensor) -> Tensor:
-        if rate.device.type != "cpu":
-            return self.branches[name](rate)
-        # oneDNN has no fast input gradient for depthwise convolutions of stride 2 in bfloat16 (docs/log.md).
-        with torch.autocast("cpu", enabled=False):
-            return self.branches[name](rate.to(torch.promote_types(rate.dtype, torch.float32)))
+        return replace(x, exits=tuple(self.branches[name](rate) for name, rate in taps.items()))
 
 
 def deepconv_branches(

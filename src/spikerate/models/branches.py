@@ -45,7 +45,7 @@ class DeepConv(nn.Module):
             return depthwise(x)
         # oneDNN has no fast input gradient for depthwise convolutions of stride 2 in bfloat16 (docs/log.md).
         with torch.autocast("cpu", enabled=False):
-            return depthwise(x.to(depthwise.weight.dtype))
+            return depthwise(x.to(torch.promote_types(x.dtype, torch.float32)))
 
 
 class Branched(nn.Module):

@@ -1,0 +1,75 @@
+"""Draws the pictures of these pages with the library itself: `python docs/pictures.py` writes them beside this file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+from spikerate import LIF, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
+
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
+SURROGATES = {
+    "Sigmoid(4)": Sigmoid(),
+    "ATan(2)": ATan(),
+    "Triangular(1)": Triangular(),
+    "Rectangular(1)": Rectangular(),
+    "FastSigmoid(25)": FastSigmoid(),
+    "Dspike(3, width=2)": Dspike(3.0, width=2.0),
+}
+
+
+def neuron() -> Figure:
+    """The membrane of a neuron over 20 steps; and the firing rate, with its gain, against a constant input."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    steps, rates = figure.subplots(1, 2)
+    lif, T, current = LIF(decay=0.8), 20, 0.38
+    spikes = lif.spikes(torch.full((T, 1), current)).squeeze(1)
+    u, v = 0.0, []
+    for spike in spikes.tolist():
+        v.append(lif.decay * u + current)
+        u = v[-1] - lif.threshold * spike
+    fired = [t for t in range(T) if spikes[t]]
+    steps.plot(range(1, T + 1), v, color=BLUE, marker="o", ms=3, lw=1, label="membrane v[t]")
+    steps.plot([t + 1 for t in fired], [v[t] for t in fired], color=RED, marker="o", ls="", label="spike, then reset")
+    steps.axhline(lif.threshold, color=GREY, lw=0.8)
+    steps.set(xlabel="time step", ylim=(0, 1.5), xticks=(1, 5, 10, 15, 20), title=f"decay {lif.decay}, input {current}")
+    steps.legend(frameon=False, loc="upper left", fontsize="small")
+
+    lif, T, x = LIF(), 8, torch.linspace(-0.5, 1.5, 201)
+    train, state = lif.trace(x.expand(T, 1, -1), None)
+    rates.plot(x, train.mean(0)[0], color=BLUE, lw=1.2, label="rate")
+    rates.plot(x, state[-1][0] / T, color=RED, lw=1.2, ls="--", label="gain")
+    rates.set(xlabel="input at each step", ylim=(0, 1.5), title=f"decay {lif.decay}, T = {T}")
+    rates.legend(frameon=False, loc="upper left", fontsize="small")
+    return figure
+
+
+def surrogates() -> Figure:
+    """What stands in for the derivative of the step, by each surrogate."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    x = torch.linspace(-1.5, 1.5, 301)
+    panels = figure.subplots(2, 3, sharex=True, sharey=True).flat
+    for axes, (name, surrogate) in zip(panels, SURROGATES.items(), strict=True):
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.plot(x, surrogate.slope(x), color=BLUE, lw=1.4)
+        axes.set_title(name, fontsize="medium")
+    figure.supxlabel("membrane potential above the threshold", fontsize="medium")
+    return figure
+
+
+def draw(folder: Path) -> None:
+    """Write all pictures into a folder; the same versions write the same files."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rc("svg", hashsalt="spikerate", fonttype="none")
+        matplotlib.rc("axes.spines", top=False, right=False)
+        for picture in (neuron, surrogates):
+            picture().savefig(folder / f"{picture.__name__}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

@@ -220,7 +220,7 @@ def test_doctor_and_help(spikerate: Spikerate, capsys: pytest.CaptureFixture[str
 
 BAD: list[tuple[list[str], str]] = [
     (["trian"], "did you mean train"),
-    (["fly"], "give one of train, eval, predict, gradient, bench, reproduce, fetch, list, show, doctor"),
+    (["fly"], "give one of train, eval, report, predict, export, gradient, bench, reproduce, fetch, list, show, doctor"),
     (["train", "digit-esd"], "did you mean digits-esd"),
     (["train", "--epoch", "3"], "perhaps you meant --epochs"),
     (["train", "--T", "0"], "T is 0"),

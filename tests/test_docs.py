@@ -51,7 +51,7 @@ def test_the_tutorial_runs_as_it_stands(spikerate: Command, run_python: Callable
         if language == "python":
             run_python(code)
         elif language == "sh":
-            commands = [shlex.split(line) for line in code.splitlines()]
+            commands = [shlex.split(line) for line in code.replace("\\\n", "").splitlines()]
             assert all(words[0] == "spikerate" for words in commands), code
             done = [spikerate(*words[1:]) for words in commands]
             assert not any(d.returncode for d in done), code + "".join(d.stderr for d in done)

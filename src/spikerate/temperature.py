@@ -113,7 +113,7 @@ class Search:
             `similarity/held`, and with one for the network of those tried, `similarity/up` and `similarity/down`.
 
         Raises:
-            as `check`.
+            ValueError: as `check`.
         """
         dspikes, weight = self.check(network)
         directions = self._directions(weight, seed)
@@ -171,7 +171,7 @@ class Search:
         """How many finite differences one search takes.
 
         Raises:
-            as `check`.
+            ValueError: as `check`.
         """
         return self.directions or self.check(network)[1].numel()
 

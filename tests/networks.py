@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,6 +68,17 @@ def small_network(neuron: Any = LIF, classes: int = 3) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(5, classes),
     )
+
+
+class Functional(nn.Module):
+    """A function of signals as a module."""
+
+    def __init__(self, f: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Any) -> Any:
+        return self.f(x)
 
 
 class Probe(nn.Module):

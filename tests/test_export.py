@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Functional
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -219,15 +220,6 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 2, 10)
     again = from_nir(through_file(to_nir(network, (2, 10)), tmp_path))
     assert torch.equal(spikes_of(fold_batch_norm(network), x)[1], spikes_of(again, x)[1])
-
-
-class Functional(nn.Module):
-    def __init__(self, f: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.f = f
-
-    def forward(self, x: Any) -> Any:
-        return self.f(x)
 
 
 @pytest.mark.parametrize(

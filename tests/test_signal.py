@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Probe, gradients
+from networks import Functional, Probe, gradients
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -167,15 +167,6 @@ def test_dropout_draws_one_mask_for_all_steps() -> None:
         assert torch.equal(rule(network.eval(), torch.ones(4, 3, 1, 20)).steps, torch.ones(4, 3, 20))
 
 
-class Calls(nn.Module):
-    def __init__(self, f: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.f = f
-
-    def forward(self, x: Any) -> Any:
-        return self.f(x)
-
-
 @pytest.mark.parametrize(
     ("f", "name"),
     [
@@ -198,7 +189,7 @@ class Calls(nn.Module):
 @pytest.mark.parametrize("rule", [BPTT(), RateBP()], ids=str)
 def test_an_operation_without_a_rule_is_named(f: Callable[[Any], Any], name: str, rule: BPTT | RateBP) -> None:
     with pytest.raises(TypeError, match=f"{name}.* has no rule for a spiking signal"):
-        rule(Calls(f), torch.rand(2, 3, 2, 8, 8))
+        rule(Functional(f), torch.rand(2, 3, 2, 8, 8))
 
 
 def test_a_signal_looks_like_a_tensor_without_time() -> None:

@@ -6,9 +6,9 @@ from spikerate.config import Run
 from spikerate.rules import RateBP
 
 MACHINE = "2 cores of an AMD EPYC (avx512_bf16)"
-_FAST, _PLAIN = 4.9e11, 1.8e11
+_FAST, _PLAIN = 4.5e11, 1.8e11
 """Operations a second measured there in bf16, compiled, and eager: ResNet-18 of width 64, 32 x 32, batch 32, T = 4, RateBP,
-436 and 1,168 ms a step (docs/results.md)."""
+471 and 1,190 ms a step (docs/results.md)."""
 
 
 def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:

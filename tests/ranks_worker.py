@@ -59,7 +59,7 @@ def main(out: str) -> None:
         found["test"] = torch.tensor([tested.accuracy.n, *tested.ledger.chances.values()])
         found["firing"] = torch.tensor(list(tested.ledger.rates_at_step(single).values()), dtype=torch.float64)
         costs = tested.energy.layers.values()
-        found["operations"] = torch.tensor([(c.macs, c.acs, c.dense, c.once) for c in costs], dtype=torch.float64)
+        found["operations"] = torch.tensor([(c.macs, c.acs, c.dense) for c in costs], dtype=torch.float64)
         seeking = adapt(Model(width=2).build(10, (1, 8, 8), Neuron(surrogate=Dspike()))).double()
         x = torch.rand(6, 1, 8, 8).double().expand(2, -1, -1, -1, -1)
         for search in (Search(), Search(directions=7)):

@@ -36,7 +36,7 @@ def metered(network: Any, x: Tensor) -> Energy:
     tally = Tally.of(network)
     with torch.no_grad():
         Meter(Ledger(), tally)(network.eval(), x)
-    return tally.energy(x.shape[1])
+    return tally.energy(x.shape[1], len(x))
 
 
 def eager(threshold: float = 0.1) -> LIF:
@@ -89,7 +89,7 @@ def test_a_convolution_is_counted_by_the_definition(
     x = spikes(2, 1, 2, 5, 6)
     (found,) = metered(nn.Sequential(conv, LIF()), x).layers.values()
     effective, dense = zip(*(by_hand(step[0], conv, (padding, padding)) for step in x), strict=True)
-    assert (found.effective, found.dense, found.once) == (sum(effective), sum(dense), dense[0])
+    assert (found.effective, found.dense) == (sum(effective), sum(dense))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -165,7 +165,7 @@ def test_batches_add_up_and_nothing_is_changed() -> None:
     with torch.no_grad():
         for part in x.split([5, 3], 1):
             assert torch.equal(Meter(Ledger(), tally)(network, part).steps, BPTT()(network, part).steps)
-    assert tally.energy(8) == metered(network, x)
+    assert tally.energy(8, 3) == metered(network, x)
     x.requires_grad_()
     Meter(Ledger(), tally)(network, x).rate.sum().backward()
     assert x.grad is not None and all(not counts.requires_grad for counts in tally.counts.values())
@@ -218,8 +218,8 @@ def test_an_ann_skips_the_zeros_of_its_rectifiers() -> None:
     network = small_network(Rectifier)
     cost = metered(network, torch.rand(1, 4, 2, 6, 6) + 0.1)
     assert cost.acs == 0 and cost.layers["3"].macs < cost.layers["3"].dense
-    assert cost.layers["0"].effective == cost.layers["0"].dense == cost.layers["0"].once
-    assert cost.snn_nj < cost.ann_nj == nanojoules(sum(layer.once for layer in cost.layers.values()), 0)
+    assert cost.layers["0"].effective == cost.layers["0"].dense
+    assert cost.snn_nj < cost.ann_nj == nanojoules(sum(layer.dense for layer in cost.layers.values()), 0)
 
 
 def test_weights_that_are_shared_or_computed() -> None:
@@ -239,8 +239,8 @@ def test_a_users_network_is_counted_by_its_own_paths() -> None:
 
 
 def test_the_estimate_by_hand() -> None:
-    layers = {"conv": Operations(1000.0, 4000, 1000, binary=False), "linear": Operations(500.0, 8000, 2000, binary=True)}
-    energy = Energy(layers)
+    layers = {"conv": Operations(1000.0, 4000, binary=False), "linear": Operations(500.0, 8000, binary=True)}
+    energy = Energy(layers, T=4)
     assert (energy.macs, energy.acs, energy.synaptic_operations) == (1000, 500, 1500)
     assert energy.snn_nj == pytest.approx(1000 * 4.6e-3 + 500 * 0.9e-3) == sum(c.nanojoules for c in layers.values())
     assert energy.ann_nj == pytest.approx(3000 * 4.6e-3)
@@ -289,7 +289,7 @@ def test_two_ranks_that_saw_the_same_give_the_same_means() -> None:
     network, ledger, x = small_network().eval(), Ledger(), torch.rand(2, 7, 2, 6, 6)
     tally = Tally.of(network)
     Meter(ledger, tally)(network, x)
-    assert tally.totalled(lambda t: 2 * t).energy(14) == tally.energy(7)
+    assert tally.totalled(lambda t: 2 * t).energy(14, 2) == tally.energy(7, 2)
     both = ledger.totalled(lambda t: 2 * t)
     assert both.rates_at_step(network) == ledger.rates_at_step(network)
     assert both.chances == {neuron: 2 * n for neuron, n in ledger.chances.items()}
@@ -313,10 +313,10 @@ def test_eval_shows_operations_and_the_estimate(
 
 def test_the_estimate_of_an_ann_in_words() -> None:
     console = Console(file=io.StringIO(), width=300)
-    layers = {"conv": Operations(0.5e6, 1_000_000, 1_000_000, binary=False), "head": Operations(0.0, 10, 10, binary=True)}
-    show_energy(console, Energy(layers), Run(T=1, neuron=Rectified()))
+    layers = {"conv": Operations(0.5e6, 1_000_000, binary=False), "head": Operations(0.0, 10, binary=True)}
+    show_energy(console, Energy(layers, T=1), Run(T=1, neuron=Rectified()))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "takes 500,000 MACs and 0 ACs, 2.3 µJ at" in said and "without skipping zeros it takes 4.6 µJ (arith" in said
-    show_energy(console, Energy({}), Run())
-    show_energy(console, Energy({"head": Operations(1e9, 10**9, 10**9, binary=False)}), Run())
+    show_energy(console, Energy({}, T=1), Run())
+    show_energy(console, Energy({"head": Operations(1e9, 10**9, binary=False)}, T=1), Run())
     assert "4.6 mJ" in console.file.getvalue()  # type: ignore[attr-defined]

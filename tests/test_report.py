@@ -59,8 +59,8 @@ RESULT: dict[str, Any] = {
     "firing_rates_at_step": {"body.stem.2": [0.08, 0.12], "body.stages.stage1.0.activation1": [0.0, 0.0]},
     "confusion": [[5, 2, 0], [1, 4, 0], [0, 5, 3]],
     "operations": {
-        "body.stem.0": {"macs": 1000.0, "acs": 0.0, "dense_macs": 1000, "input": "real"},
-        "body.stages.stage1.0.conv1": {"macs": 0.0, "acs": 500.0, "dense_macs": 2000, "input": "binary"},
+        "body.stem.0": {"macs": 1000.0, "acs": 0.0, "dense_macs": 2000, "input": "real"},
+        "body.stages.stage1.0.conv1": {"macs": 0.0, "acs": 500.0, "dense_macs": 4000, "input": "binary"},
     },
     "energy": {"snn_nj": 5.05, "ann_nj": 13.8, "synaptic_operations": 1500.0, "macs": 1000.0, "acs": 500.0},
 }
@@ -264,6 +264,7 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
         "5.05 nJ",
         "13.8 nJ",
         "1.5 k synaptic operations",
+        "all 1 k 500 3 k 5.05 nJ",
         "Which data sets, under which licences?",
         "CC BY 4.0",
         "git checkout abc123",
@@ -310,7 +311,8 @@ def test_seeds_are_one_group_with_mean_and_deviation(tmp_path: Path) -> None:
     (group,) = gather([tmp_path / "all"]).groups
     assert group.test == Stat(statistics.fmean(values), statistics.stdev(values), 3)
     assert group.confusion is not None and group.confusion.rows[0][1][0][0] == 15
-    assert group.operations[1][1].acs == 500 and group.energy is not None and group.energy.snn_nj == pytest.approx(5.05)
+    assert group.energy is not None and group.energy.layers["body.stages.stage1.0.conv1"].acs == 500
+    assert group.energy.snn_nj == pytest.approx(5.05)
     assert [layer.name for layer in group.layers] == ["stem.2", "stage1.0.activation1"]
 
 
@@ -393,7 +395,7 @@ def test_whatever_a_person_has_given_is_escaped(tmp_path: Path) -> None:
     result = RESULT | {
         "firing_rates": {evil: 0.1},
         "firing_rates_at_step": {evil: [0.1, 0.1]},
-        "operations": {evil: RESULT["operations"]["body.stem.0"] | {"input": evil}},
+        "operations": {evil: RESULT["operations"]["body.stem.0"]},
     }
     path = make(tmp_path / "<b>'\"&", about=about, result=result, with_examples=False)
     examples(layers=(evil, "b")).save(path)
@@ -509,7 +511,7 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
         (altered(confusion=[[1, 2]]), "confusion is not square"),
         (altered(confusion=[[1e300]]), "is no number to show"),
         (altered(operations={"a": 1}), "result.json is no result"),
-        (altered(energy={"snn_nj": 1}), "result.json is no result"),
+        (altered(operations={"a": RESULT["operations"]["body.stem.0"] | {"input": "odd"}}), "result.json is no result"),
         (altered(test_images=float("inf")), "result.json is no result"),
         (recorded(source=[1]), "an entry source that is no dict"),
         (recorded(preset=["a"]), "an entry preset that is no str"),

@@ -68,9 +68,8 @@ class Board:
         self.writer.flush()
 
     def _begin(self, step: int) -> SummaryWriter:
-        from torch.utils.tensorboard.writer import (
-            SummaryWriter,
-        )  # here, since TensorBoard may be missing, and takes a second
+        # here, since TensorBoard may be missing, and takes a second
+        from torch.utils.tensorboard.writer import SummaryWriter
 
         fresh = not any(self.folder.glob("events.out.*"))
         writer = SummaryWriter(self.folder, purge_step=step)

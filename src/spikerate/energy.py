@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 MAC_PJ, AC_PJ = 4.6, 0.9
@@ -18,13 +19,11 @@ class Operations:
     Attributes:
         effective: those where neither input nor weight is 0; the mean over the images.
         dense: all, zeros included; not those with the padding around an image.
-        once: the dense ones of one time step, as an ANN has them.
         binary: whether every value that came in was 0 or 1, so that an operation only accumulates a weight.
     """
 
     effective: float
     dense: int
-    once: int
     binary: bool
 
     @property
@@ -54,9 +53,19 @@ class Operations:
 
 @dataclass(frozen=True)
 class Energy:
-    """What one image costs, over all time steps: `layers` by module path, in the order of their calls."""
+    """What one image costs, over all T time steps: `layers` by module path, in the order of their calls."""
 
     layers: Mapping[str, Operations]
+    T: int
+
+    @classmethod
+    def mean(cls, runs: Sequence[Energy]) -> Energy:
+        """The mean over runs of one network for one T; a layer is binary where it is in all of them."""
+        layers = {}
+        for path, layer in runs[0].layers.items():
+            same = [run.layers[path] for run in runs if path in run.layers]
+            layers[path] = Operations(fmean(of.effective for of in same), layer.dense, all(of.binary for of in same))
+        return cls(layers, runs[0].T)
 
     @property
     def macs(self) -> float:
@@ -74,6 +83,11 @@ class Energy:
         return self.macs + self.acs
 
     @property
+    def dense(self) -> int:
+        """All operations, zeros included."""
+        return sum(layer.dense for layer in self.layers.values())
+
+    @property
     def snn_nj(self) -> float:
         """Estimated energy of the network in nJ: `4.6 pJ * MACs + 0.9 pJ * ACs`."""
         return nanojoules(self.macs, self.acs)
@@ -81,7 +95,7 @@ class Energy:
     @property
     def ann_nj(self) -> float:
         """Estimated energy in nJ of the ANN of the same shape, which does every multiply-accumulate once, zeros included."""
-        return nanojoules(sum(layer.once for layer in self.layers.values()), 0)
+        return nanojoules(self.dense / self.T, 0)
 
     def record(self) -> dict[str, Any]:
         """The entries of `result.json`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,7 @@ from spikerate.config import Run
 from spikerate.data import Block, DataSet
 from spikerate.evaluate import over_time
 from spikerate.files import pack_tensors, read_tensors, write_whole
-from spikerate.neuron import LIF, Rectifier
-from spikerate.rules import BPTT
+from spikerate.meter import Meter, Trains
 
 _FILE = "examples.safetensors"
 _SIDE = 96
@@ -55,16 +53,16 @@ class Examples:
         (samples,) = own.read([Block(torch.arange(len(own)))], device)
         x = data.units.scale(samples)
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            logits, trains = _fire(network, over_time(data.units.normalize(x), run.T))
-        units = min(max(_FEWEST, _UNITS // len(trains)), *(train[0, 0].numel() for train in trains.values()))
+            logits, layers, trains = _fire(network, over_time(data.units.normalize(x), run.T))
+        units = min(max(_FEWEST, _UNITS // len(trains)), *(train[0, 0].numel() for train in trains))
         return cls(
             index.cpu(),
             own.labels.cpu(),
             logits.transpose(0, 1).float().cpu(),
             _pictures(x).cpu(),
-            torch.stack([_some(train, units) for train in trains.values()], 1).cpu(),
-            torch.stack([(train != 0).float().flatten(2).mean(2).T for train in trains.values()], 1).cpu(),
-            tuple(trains),
+            torch.stack([_some(train, units) for train in trains], 1).cpu(),
+            torch.stack([(train != 0).float().flatten(2).mean(2).T for train in trains], 1).cpu(),
+            layers,
         )
 
     def save(self, folder: Path) -> None:
@@ -114,26 +112,17 @@ class Examples:
             raise ValueError(f"a label is not one of {K} classes")
 
 
-def _fire(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits [T, B, K], and layer -> what its neurons give [T, B, ...], of a network in evaluation mode."""
-    names: dict[nn.Module, str] = {
-        module: name for name, module in network.named_modules() if isinstance(module, LIF | Rectifier)
-    }
-    trains: dict[str, Tensor] = {}
-
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        trains[names[module]] = output.steps
-
-    handles = [module.register_forward_hook(look) for module in names]
-    was_training = network.training
+def _fire(network: nn.Module, x: Tensor) -> tuple[Tensor, tuple[str, ...], list[Tensor]]:
+    """Logits [T, B, K], the layers of neurons, and what they give [T, B, ...], of a network in evaluation mode."""
+    trains, was_training = Trains(), network.training
     network.eval()
     try:
         with torch.no_grad():
-            return BPTT()(network, x).steps, trains
+            logits = Meter(trains)(network, x).steps
     finally:
         network.train(was_training)
-        for handle in handles:
-            handle.remove()
+    names = {module: name for name, module in network.named_modules()}
+    return logits, tuple(names[neuron] for neuron, _ in trains.kept), [train for _, train in trains.kept]
 
 
 def _some(train: Tensor, units: int) -> Tensor:

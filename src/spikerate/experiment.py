@@ -77,7 +77,7 @@ def measure(
     own = data.test[ranks.share(len(data.test))]
     given = answers(network, data, own, T or run.T, run.precision, Meter(ledger, tally), run.batch, device, track)
     found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
-    energy = tally.totalled(ranks.total).energy(len(data.test))
+    energy = tally.totalled(ranks.total).energy(len(data.test), T or run.T)
     return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
 
 
@@ -93,7 +93,7 @@ def different_spikes(
             both = Trains(), Trains()
             for network, trains in zip((one, other), both, strict=True):
                 Meter(trains)(network, over_time(x, T or run.T))
-            for a, b in zip(*(trains.kept for trains in both), strict=True):
+            for (_, a), (_, b) in zip(*(trains.kept for trains in both), strict=True):
                 differ += int((a != b).count_nonzero())
                 places += a.numel()
     return differ, places

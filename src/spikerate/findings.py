@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spikerate.config import Run
+from spikerate.energy import Energy, Operations
 from spikerate.examples import Examples
 from spikerate.record import RunFolder
 from spikerate.state import Row
 
-MAC_PJ, AC_PJ = 4.6, 0.9
-"""Energy of a multiplication with addition, and of an addition, of 32-bit floating point in 45 nm (Horowitz, ISSCC 2014)."""
-
 _LARGEST = 1e15
 """Below it, a whole number is exact as a float too; what is larger, or not finite, is no figure of a run."""
-
-
-@dataclass(frozen=True)
-class Operations:
-    """What a layer does for one image.
-
-    Attributes:
-        macs, acs: multiplications with addition; additions, for spikes.
-        dense_macs: those of the ANN of the same shape.
-        input: "real" or "binary".
-    """
-
-    macs: float
-    acs: float
-    dense_macs: float
-    input: str
-
-    @property
-    def joules(self) -> float:
-        return (MAC_PJ * self.macs + AC_PJ * self.acs) * 1e-12
-
-
-@dataclass(frozen=True)
-class Energy:
-    """An estimate for one image, in nJ; the operations of all layers."""
-
-    snn_nj: float
-    ann_nj: float
-    synaptic_operations: float
-    macs: float
-    acs: float
 
 
 @dataclass(frozen=True)
@@ -64,14 +31,16 @@ class Result:
     rates: dict[str, float]
     rates_at_step: dict[str, list[float]]
     confusion: list[list[int]]
-    operations: dict[str, Operations]
     energy: Energy | None
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> Result:
-        """Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form."""
+    def parse(cls, record: Mapping[str, Any], T: int) -> Result:
+        """The result of a run of T steps.
+
+        Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form.
+        """
         low, high = map(_number, record["test_interval_95"])
-        held_out, energy = record.get("held_out_accuracy"), record.get("energy")
+        held_out, operations = record.get("held_out_accuracy"), record.get("operations", {})
         at_step = record.get("firing_rates_at_step", {})
         return cls(
             epoch=int(record["epoch"]),
@@ -84,8 +53,7 @@ class Result:
             rates={layer: _number(rate) for layer, rate in record["firing_rates"].items()},
             rates_at_step={layer: [_number(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
-            operations={layer: _operations(of) for layer, of in record.get("operations", {}).items()},
-            energy=None if energy is None else Energy(**{f.name: _number(energy[f.name]) for f in fields(Energy)}),
+            energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
         )
 
 
@@ -122,9 +90,9 @@ class Finding:
             run,
             about,
             [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
-            _result(folder),
+            _result(folder, run.T),
             Examples.read(path),
-            [(f"T = {of.T}" if of.spiking else "ANN", of.epochs, _result(place)) for of, place in before],
+            [(f"T = {of.T}" if of.spiking else "ANN", of.epochs, _result(place, of.T)) for of, place in before],
         )
 
     @property
@@ -151,10 +119,10 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path / 'run.json'} has an entry {name} that is no {kind.__name__}: it was altered")
 
 
-def _result(folder: RunFolder) -> Result | None:
+def _result(folder: RunFolder, T: int) -> Result | None:
     record = folder.result()
     try:
-        return Result.parse(record) if record else None
+        return Result.parse(record, T) if record else None
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
         raise ValueError(
             f"{folder.path / 'result.json'} is no result ({error!r}): it is altered, or of another version"
@@ -184,4 +152,5 @@ def _counts(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
 
 
 def _operations(of: Mapping[str, Any]) -> Operations:
-    return Operations(_number(of["macs"]), _number(of["acs"]), _number(of["dense_macs"]), str(of["input"]))
+    binary = {"real": False, "binary": True}[of["input"]]
+    return Operations(_number(of["acs" if binary else "macs"]), int(_number(of["dense_macs"])), binary)

@@ -211,7 +211,7 @@ def _place(name: str) -> int:
 
 
 def _label(name: str) -> str:
-    return name.replace("accuracy/exit", "  exit ").replace("held_out", "held-out")
+    return name.replace("accuracy/exit", "  exit ").replace("held_out", "held-out").replace("_", " ")
 
 
 def _figure(name: str, row: Row) -> str:

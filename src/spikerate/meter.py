@@ -55,12 +55,12 @@ class Ledger:
 
 @dataclass
 class Trains:
-    """What fired in one forward pass, [T, B, ...] of each neuron module, in the order of firing."""
+    """What fired in one forward pass: neuron modules with their [T, B, ...], in the order of firing."""
 
-    kept: list[Tensor] = field(default_factory=list)
+    kept: list[tuple[Any, Tensor]] = field(default_factory=list)
 
     def note(self, neuron: Any, train: Tensor) -> None:
-        self.kept.append(train)
+        self.kept.append((neuron, train))
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Tally:
 
     Attributes:
         names: weight -> module path; layers whose weight is computed from others stand together under "other weights".
-        counts: module path -> effective operations, dense ones, those of one step, and input values other than 0 and 1.
+        counts: module path -> effective operations, dense ones, and input values other than 0 and 1.
     """
 
     names: Mapping[Tensor, str]
@@ -89,8 +89,8 @@ class Tally:
         active = torch.ne(train, 0, out=torch.empty_like(train))  # as numbers, whose sum is ten times as fast as of bools
         often = active.flatten(0, 1).sum(0, dtype=torch.float32).long() * (x.T // len(train))
         effective = (often * _fan_out(layer, lambda weight: weight != 0, train, y)).sum()
-        once = train.shape[1] * _fan_out(layer, torch.ones_like, train, y).sum()
-        counts = torch.stack([effective, once * x.T, once, (train != active).count_nonzero()])
+        dense = x.T * train.shape[1] * _fan_out(layer, torch.ones_like, train, y).sum()
+        counts = torch.stack([effective, dense, (train != active).count_nonzero()])
         path = self.names.get(layer.weight, "other weights")
         self.counts[path] = self.counts.get(path, 0) + counts
 
@@ -98,13 +98,13 @@ class Tally:
         """The tally of all processes; `total` sums a tensor over them."""
         return Tally(self.names, {path: total(counts) for path, counts in self.counts.items()})
 
-    def energy(self, images: int) -> Energy:
-        """What one image costs, the mean over so many."""
+    def energy(self, images: int, T: int) -> Energy:
+        """What one image costs in T steps, the mean over so many."""
         layers = {}
         for path, counts in self.counts.items():
-            effective, dense, once, others = counts.tolist()
-            layers[path] = Operations(effective / images, dense // images, once // images, binary=others == 0)
-        return Energy(layers)
+            effective, dense, others = counts.tolist()
+            layers[path] = Operations(effective / images, dense // images, binary=others == 0)
+        return Energy(layers, T)
 
 
 def _fan_out(layer: known.Layer, used: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import base64
 import io
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from spikerate import card, charts
 from spikerate.charts import Chart, Form, Series, Stat, Strips
 from spikerate.config import Run
+from spikerate.energy import AC_PJ, MAC_PJ, Energy
 from spikerate.examples import Examples
 from spikerate.files import write_whole
-from spikerate.findings import AC_PJ, MAC_PJ, Energy, Finding, Operations, Result
+from spikerate.findings import Finding, Result
 from spikerate.guard import stuck
 from spikerate.presets import PRESETS
 from spikerate.questions import Question, settings, seven_questions
@@ -171,8 +172,8 @@ class Group:
     @property
     def energy(self) -> Energy | None:
         """The mean over the runs that say it."""
-        said = [astuple(result.energy) for result in self.results if result.energy]
-        return Energy(*(sum(values) / len(said) for values in zip(*said, strict=True))) if said else None
+        said = [result.energy for result in self.results if result.energy]
+        return Energy.mean(said) if said else None
 
     @property
     def layers(self) -> list[Layer]:
@@ -201,17 +202,6 @@ class Group:
     def examples(self) -> list[Example]:
         kept = self.shown.examples if self.shown else None
         return list(_examples(kept, self._classes(kept.logits.shape[2]))) if kept else []
-
-    @property
-    def operations(self) -> list[tuple[str, Operations]]:
-        """Of each layer, the mean over the runs."""
-        counted = [result.operations for result in self.results if result.operations]
-        found = []
-        for name in counted[0] if counted else ():
-            of_runs = [operations[name] for operations in counted if name in operations]
-            macs, acs = (sum(values) / len(of_runs) for values in zip(*((of.macs, of.acs) for of in of_runs), strict=True))
-            found.append((_short(name), replace(of_runs[0], macs=macs, acs=acs)))
-        return found
 
     def _classes(self, num_classes: int) -> list[str]:
         named = [str(name) for name in self.runs[0].about["data"].get("classes") or ()]
@@ -289,8 +279,9 @@ def write(report: Report, file: Path) -> None:
         "share": lambda value: charts.in_words(value, "share"),
         "number": lambda value: charts.in_words(value, "number"),
         "count": lambda value: _short_number(value, ""),
-        "joules": lambda value: _short_number(value, "J"),
+        "joules": lambda nanojoules: _short_number(1e-9 * nanojoules, "J"),
         "quoted": lambda path: shlex.quote(str(path)),
+        "short": _short,
         "breakable": lambda name: name.replace(".", ".\u200b"),
     }
     about = {"made": card.now(), "version": version("spikerate"), "mac_pj": MAC_PJ, "ac_pj": AC_PJ}

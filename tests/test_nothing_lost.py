@@ -316,19 +316,30 @@ def test_steps_that_are_finite_when_done_again_are_kept(
         assert torch.equal(found.network.state_dict()[name], value)
 
 
-def test_silent_and_saturated_layers_are_named(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_and_saturated_layers_are_named_once(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, saturated = "body.stages.stage1.0.activation1", "body.stages.stage3.1.activation2"
+    neurons: dict[str, LIF] = {}
+
     def spoil(network: nn.Module) -> None:
-        for name, threshold in (("stage1.0.activation1", 1e6), ("stage3.1.activation2", 1e-30)):
-            neuron = network.get_submodule(f"body.stages.{name}")
+        for layer, threshold in ((silent, 1e6), (saturated, 1e-30)):
+            neuron = network.get_submodule(layer)
             assert isinstance(neuron, LIF)
-            neuron.threshold = threshold
+            neuron.threshold, neurons[layer] = threshold, neuron
         network.get_parameter("body.stages.stage3.1.bn2.bias").data += 1e3
 
-    training = trainer(digits, tmp_path / "run", spoil, monkeypatch)
-    training.train()
-    assert isinstance(training.watch, Silent)
-    assert any("body.stages.stage1.0.activation1 never fires" in line for line in training.watch.lines)
-    assert any("body.stages.stage3.1.activation2 fires at every step" in line for line in training.watch.lines)
+    class Mending(Silent):
+        def epoch(self, row: dict[str, Any]) -> None:
+            neurons[silent].threshold = 1e-3
+
+    watch = Mending()
+    replace(trainer(digits, tmp_path / "run", spoil, monkeypatch), watch=watch).train()
+    assert [line.partition(": it")[0] for line in watch.lines if silent in line or saturated in line] == [
+        f"warning: layer {silent} never fires on 128 images",
+        f"warning: layer {saturated} fires at every step on 128 images",
+        f"layer {silent} can learn again",
+    ]
 
 
 # files from strangers ---------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ class Trainer:
         if len(data.held_out):
             ranks.align(network)
             row["held_out"] = self._held_out(network, data, device, ready.look).value
-        row |= self._probe(network, data, device)
+        row |= self._probe(state, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
         state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
@@ -308,13 +308,18 @@ class Trainer:
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 
-    def _probe(self, network: nn.Module, data: DataSet, device: torch.device) -> Row:
-        """The mean firing rate and that of each layer on a few images; says which layers are stuck."""
+    def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
+        """The mean firing rate and that of each layer on a few images; says which layers are stuck now, or no more."""
         images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
-        rates = self._run(lambda x: guard.firing_rates(network, x), x)
-        for layer, what in guard.stuck(rates, self.run.spiking).items():
-            self.watch.say(f"warning: layer {layer} {what} on {len(images)} images: it can't learn")
+        rates = self._run(lambda x: guard.firing_rates(state.network, x), x)
+        now = guard.stuck(rates, self.run.spiking)
+        before = guard.stuck(state.rows[-1]["firing_rates"], self.run.spiking) if state.rows else {}
+        for layer, rate in rates.items():
+            if layer in now and layer not in before:
+                self.watch.say(f"warning: layer {layer} {now[layer]} on {len(images)} images: it can't learn")
+            elif layer in before and layer not in now:
+                self.watch.say(f"layer {layer} can learn again: its firing rate is {rate:.2g}")
         return {"firing_rate": sum(rates.values()) / max(1, len(rates)), "firing_rates": rates}
 
     def _wish(self, saved: float) -> int:

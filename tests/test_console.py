@@ -68,6 +68,7 @@ def shown(console: Console, *rows: dict[str, Any], run: Run = RUN, title: str = 
     view = TrainingView(console, run, STEPS, title)
     for known in rows:
         view.epoch(known)
+    view.shown -= 1  # a second ago
     view.step(len(rows) * STEPS + 1, terms(loss=1.5, ce=1.25, kl=0.25, reliable=0.25, accuracy=0.75))
     console.print(view)
     return [line.rstrip() for line in console.export_text().splitlines()]
@@ -156,6 +157,7 @@ class Scalar:
 
 def test_the_terms_are_read_a_few_times_a_second_and_not_at_each_step() -> None:
     view, Scalar.reads = TrainingView(terminal(), RUN, 1000), 0
+    view.shown -= 1
     for step in range(1, 1001):
         view.step(step, {"loss": Scalar()})  # type: ignore[dict-item]
     assert 1 <= Scalar.reads < 500
@@ -226,6 +228,20 @@ def test_a_pipe_gets_a_line_for_each_epoch(tmp_path: Path, capsys: pytest.Captur
         assert f"  held-out {known['held_out']:.1%}  firing {known['firing_rate']:.3f}  " in line
         assert re.search(r" s  \d:\d\d:\d\d left$" if k < 3 else r" s$", line)
         assert all(0 <= rate <= 1 for rate in known["firing_rates"].values())
+
+
+def test_a_long_epoch_has_lines_within_it() -> None:
+    out = Console(file=io.StringIO(), width=200)
+    view = TrainingView(out, RUN, 1000, rows=[row(1)])
+    for step in range(1500, 1600):  # as a run that goes on within an epoch
+        view.shown -= 3.1
+        view.step(step, terms(loss=1.5, accuracy=0.5))
+    line = r"epoch 2/12  step 596 of 1,000  loss 1\.500  accuracy 50\.0%  [\d,]+ images/s\n"
+    assert re.fullmatch(line, out.file.getvalue())  # type: ignore[attr-defined]
+    view.epoch(row(2))
+    view.shown -= 200
+    view.step(2001, terms(loss=1.5, accuracy=0.5))
+    assert len(out.file.getvalue().splitlines()) == 2  # type: ignore[attr-defined]
 
 
 def test_a_line_has_what_the_run_has() -> None:

@@ -306,17 +306,21 @@ def test_eval_shows_operations_and_the_estimate(
     for layer, cost in result["operations"].items():
         row = next(line for line in shown.splitlines() if f" {layer.removeprefix('body.')} " in line)
         assert cost["input"] in row and f"{cost['macs'] + cost['acs']:,.0f}" in row
-    energy, said = result["energy"], " ".join(shown.split())
-    assert f"an image takes {energy['macs']:,.0f} MACs and {energy['acs']:,.0f} ACs, {energy['snn_nj']:.3g} nJ at" in said
-    assert f"at 4.6 pJ a MAC and 0.9 pJ an AC; the ANN of the same shape takes {energy['ann_nj']:.3g} nJ (arith" in said
+    energy, said = result["energy"], " ".join(shown.replace("│", " ").split())
+    counts = (f"{energy[name]:,.0f}" for name in ("macs", "acs", "synaptic_operations"))
+    assert f"spiking {' '.join(counts)} {energy['snn_nj']:.3g} nJ" in said
+    once = f"{sum(cost['dense_macs'] for cost in result['operations'].values()) / 2:,.0f}"
+    assert f"ANN of the same shape {once} 0 {once} {energy['ann_nj']:.3g} nJ" in said
+    assert "4.6 pJ a MAC and 0.9 pJ an AC: arithmetic alone" in said
 
 
 def test_the_estimate_of_an_ann_in_words() -> None:
     console = Console(file=io.StringIO(), width=300)
     layers = {"conv": Operations(0.5e6, 1_000_000, binary=False), "head": Operations(0.0, 10, binary=True)}
     show_energy(console, Energy(layers, T=1), Run(T=1, neuron=Rectified()))
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "takes 500,000 MACs and 0 ACs, 2.3 µJ at" in said and "without skipping zeros it takes 4.6 µJ (arith" in said
+    said = " ".join(console.file.getvalue().replace("│", " ").split())  # type: ignore[attr-defined]
+    assert "ANN, zeros skipped 500,000 0 500,000 2.3 µJ" in said
+    assert "the same, zeros too 1,000,010 0 1,000,010 4.6 µJ" in said
     show_energy(console, Energy({}, T=1), Run())
     show_energy(console, Energy({"head": Operations(1e9, 10**9, binary=False)}, T=1), Run())
     assert "4.6 mJ" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -25,7 +25,8 @@ from spikerate.losses import Terms
 from spikerate.state import Row
 from spikerate.train import Watch
 
-_REFRESH_SECONDS = 0.5
+_REFRESH_SECONDS, _LINE_SECONDS = 0.5, 300.0
+"""Between two views in a terminal; between two lines elsewhere, where the epochs are longer."""
 _SIDE_BY_SIDE, _ROOMY = 72, 110
 """Columns of a terminal that has room for figures and firing rates beside each other, and for their course too."""
 _ABOVE = 4
@@ -55,7 +56,7 @@ class TrainingView:
         self.title = f"{title}, " if title else ""
         self.rows = list(rows)
         self.terms: Row = {}
-        self.shown = 0.0
+        self.shown = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -90,18 +91,20 @@ class TrainingView:
         yield from WaitingBar(self.console)(items, what, total)
 
     def step(self, step: int, terms: Terms) -> None:
+        self.progress.update(self.task, completed=step, description=self._epoch(-(-step // self.steps)), speed=self._speed())
         now = time.monotonic()
-        if not self.visible or (now - self.shown < _REFRESH_SECONDS and step < self.run.epochs * self.steps):
+        rest = now - self.shown < (_REFRESH_SECONDS if self.visible else _LINE_SECONDS)
+        if rest and not (self.visible and step == self.run.epochs * self.steps):
             return
         self.shown = now
         self.terms = {name: float(value) for name, value in terms.items()}
-        speed = self.progress.tasks[0].speed
-        images = f"{speed * self.run.batch:,.0f} images/s" if speed else ""
-        self.progress.update(self.task, completed=step, description=self._epoch(-(-step // self.steps)), speed=images)
+        if not self.visible:
+            self.console.print(self._line_within(step))
 
     def epoch(self, row: Row) -> None:
         self.rows.append(row)
         if not self.visible:
+            self.shown = time.monotonic()
             self.console.print(self._line(row))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -156,10 +159,22 @@ class TrainingView:
         figures += [f"reliable {row['reliable']:.1%}"] if "reliable" in row else []
         figures += [f"temperature {row['temperature']:.2f}"] if "temperature" in row else []
         figures += [f"held-out {row['held_out']:.1%}"] if "held_out" in row else []
-        figures += [f"{'firing' if self.run.spiking else 'active'} {row['firing_rate']:.3f}", f"{row['seconds']:.1f} s"]
+        figures += [f"{'firing' if self.run.spiking else 'active'} {row['firing_rate']:.3f}"]
+        figures += [self._speed()] if self._speed() else []
+        figures += [f"{row['seconds']:.1f} s"]
         left = statistics.fmean(known["seconds"] for known in self.rows) * (self.run.epochs - row["epoch"])
         figures += [f"{datetime.timedelta(seconds=round(left))} left"] if left else []
         return "  ".join(figures)
+
+    def _line_within(self, step: int) -> str:
+        figures = [self._epoch(-(-step // self.steps)), f"step {(step - 1) % self.steps + 1:,} of {self.steps:,}"]
+        figures += [f"{_label(name)} {_figure(name, self.terms)}" for name in ("loss", "accuracy") if name in self.terms]
+        return "  ".join([*figures, self._speed()]).rstrip()
+
+    def _speed(self) -> str:
+        """Of the last half minute; "" where there were no two steps."""
+        speed = self.progress.tasks[0].speed
+        return f"{speed * self.run.batch:,.0f} images/s" if speed else ""
 
     def _epoch(self, number: int) -> str:
         return f"{self.title}epoch {min(number, self.run.epochs)}/{self.run.epochs}"

@@ -41,7 +41,7 @@ _OPERATIONS = "Operations of an image, anew at each step: MACs of real input, AC
 
 
 def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
-    """What a training gave, and the next command."""
+    """What a training gave, and the next commands."""
     result = table("Result")
     result.add_column(style="cyan")
     result.add_column()
@@ -52,7 +52,8 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} ({_rate_in_words(run)})")
     result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
     result.add_row("run folder", str(folder.path))
-    result.add_row("next", f"spikerate eval {shlex.quote(str(folder.path))}")
+    result.add_row("next", f"spikerate report {shlex.quote(str(folder.path))}")
+    result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}")
     console.print(result)
 
 
@@ -73,18 +74,21 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
 
 
 def show_energy(console: Console, energy: Energy, run: Run) -> None:
-    """The operations of each layer, its share of the energy, and the estimate of it with its caveat."""
+    """The operations of each layer and its share of the energy; their sums beside those of the ANN, and the caveat."""
     shown = table(_OPERATIONS, "layer", "input", "operations", "of all", "energy")
     for layer, cost in energy.layers.items():
         share = cost.nanojoules / (energy.snn_nj or 1)
         numbers = (f"{cost.effective:,.0f}", f"{cost.effective / cost.dense:.1%}", f"{share:.1%}")
         shown.add_row(layer.removeprefix("body."), cost.input, *numbers)
     console.print(shown)
-    rival = "the ANN of the same shape" if run.spiking else "without skipping zeros it"
-    console.print(
-        f"an image takes {energy.macs:,.0f} MACs and {energy.acs:,.0f} ACs, {_joules(energy.snn_nj)} at {MAC_PJ} pJ a MAC "
-        f"and {AC_PJ} pJ an AC; {rival} takes {_joules(energy.ann_nj)} ({CAVEAT})"
-    )
+    sums = table("An image in all", "network", "MACs", "ACs", "synaptic operations", "energy, estimated")
+    own, rival = ("spiking", "ANN of the same shape") if run.spiking else ("ANN, zeros skipped", "the same, zeros too")
+    operations = (f"{n:,.0f}" for n in (energy.macs, energy.acs, energy.synaptic_operations))
+    sums.add_row(own, *operations, _joules(energy.snn_nj))
+    dense = f"{energy.dense / energy.T:,.0f}"
+    sums.add_row(rival, dense, "0", dense, _joules(energy.ann_nj))
+    console.print(sums)
+    console.print(f"{MAC_PJ} pJ a MAC and {AC_PJ} pJ an AC: {CAVEAT}")
 
 
 def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
@@ -179,7 +183,7 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
     for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
         shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(_RESULTS, columns, strict=True)))
     console.print(shown)
-    console.print(f"runs in {base}")
+    console.print(f"runs in {base}; next: spikerate report {shlex.quote(str(base))}")
 
 
 def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:

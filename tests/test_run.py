@@ -226,7 +226,7 @@ def test_the_same_seed_gives_the_same_run(rule: Any, digits: DataSet, tmp_path: 
 def test_a_run_learns(digits: DataSet, tmp_path: Path) -> None:
     run = replace(TINY, model=Model(width=8), epochs=4, batch=32, optim=Optim())
     trained, _, _ = run_in(tmp_path / "run", run, digits)
-    assert trained.best["held_out"] > 0.8
+    assert trained.best["held_out"] > 0.6
     assert trained.rows[-1]["loss"] < 0.5 * trained.rows[0]["loss"]
 
 

@@ -51,6 +51,7 @@ _FAMILIES = (
     _Family("Accuracy of the exits in training", "share", {"accuracy/exit*": "exit ", "accuracy": "final"}),
     _Family("Reliable share", "share", {"reliable": "training samples that an exit gets right"}),
     _Family("Firing rate", "number", {"firing_rate": "mean over the layers"}, zero=True),
+    _Family("Gradient norm", "number", {"gradient_norm": "mean over the steps"}, zero=True),
     _Family("Temperature of the surrogate", "number", {"temperature": "mean over the layers"}, zero=True),
 )
 

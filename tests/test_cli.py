@@ -50,7 +50,7 @@ def test_train_then_eval(spikerate: Spikerate, tmp_path: Path) -> None:
         looked = spikerate("eval", str(folder), "--weights", weights)
         assert looked.returncode == 0, looked.stderr
         assert f"{result['test_accuracy']:.2%}" in looked.stdout
-        assert "stages.stage4.1.activation2" in looked.stdout
+        assert " stage4.1.activation2 " in looked.stdout
     looked = spikerate("eval", str(folder), "--fold")
     differ, places = re.match(r"batch norm folded: ([0-9,]+) of ([0-9,]+) spikes differ\n", looked.stdout).groups()  # type: ignore[union-attr]
     assert int(differ.replace(",", "")) <= 1e-3 * int(places.replace(",", ""))

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from spikerate import BPTT, LIF, preact_resnet18, resnet18, sew_resnet18, spiking, vggsnn
 from spikerate.config import Model, Rectified, Run
 from spikerate.data import Data, load, plain_batches
-from spikerate.energy import Energy, Operations, nanojoules
+from spikerate.energy import Energy, Operations, joules_in_words, nanojoules
 from spikerate.evaluate import over_time
 from spikerate.experiment import measure
 from spikerate.meter import Ledger, Meter, Tally
+from spikerate.models import short_path
 from spikerate.neuron import Rectifier
 from spikerate.train import build_network
 from spikerate.views import show_energy
@@ -304,7 +305,7 @@ def test_eval_shows_operations_and_the_estimate(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["energy"]["acs"] > 0
     for layer, cost in result["operations"].items():
-        row = next(line for line in shown.splitlines() if f" {layer.removeprefix('body.')} " in line)
+        row = next(line for line in shown.splitlines() if f" {short_path(layer)} " in line)
         assert cost["input"] in row and f"{cost['macs'] + cost['acs']:,.0f}" in row
     energy, said = result["energy"], " ".join(shown.replace("│", " ").split())
     counts = (f"{energy[name]:,.0f}" for name in ("macs", "acs", "synaptic_operations"))
@@ -312,6 +313,14 @@ def test_eval_shows_operations_and_the_estimate(
     once = f"{sum(cost['dense_macs'] for cost in result['operations'].values()) / 2:,.0f}"
     assert f"ANN of the same shape {once} 0 {once} {energy['ann_nj']:.3g} nJ" in said
     assert "4.6 pJ a MAC and 0.9 pJ an AC: arithmetic alone" in said
+
+
+@pytest.mark.parametrize(
+    ("nanojoules", "words"),
+    [(0, "0 pJ"), (0.464, "464 pJ"), (12.34, "12.3 nJ"), (999.6, "1 µJ"), (4560, "4.56 µJ"), (7.89e8, "789 mJ")],
+)
+def test_an_energy_in_words(nanojoules: float, words: str) -> None:
+    assert joules_in_words(nanojoules) == words
 
 
 def test_the_estimate_of_an_ann_in_words() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Callable
@@ -229,7 +230,7 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
             LIF(),
             r"inner.1 \(LIF\) can't be exported: NIR resets .* \(soft reset\): train with --neuron.v-reset 0, as .* digits",
         ),
-        (Rectifier(), r"inner.1 \(Rectifier\) can't be exported, NIR has no node for it: use the layers"),
+        (Rectifier(), r"inner.1 \(Rectifier\) can't be exported, NIR has no node for it: the network is an ANN"),
         (nn.MaxPool2d(2), r"inner.1 \(MaxPool2d\) can't be exported, NIR has no node"),
         (nn.BatchNorm2d(2), r"inner.1 \(BatchNorm2d\) can't be exported, .*: put it right after a convolution"),
         (nn.AvgPool2d(3, ceil_mode=True), r"inner.1 \(AvgPool2d\) .*: its last windows at \[8, 8\] are incomplete"),
@@ -237,7 +238,10 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
         (nn.AvgPool2d(2, divisor_override=3), "NIR has no divisor_override"),
         (nn.AdaptiveAvgPool2d(3), r"its windows at \[8, 8\] are not all of one size"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), r"inner.1 can't be run on the samples: pad has no rule"),
-        (nn.Conv2d(2, 2, 3, groups=2), r"inner.1 \(Conv2d\) can't be exported: NIR takes its shape for \[1, 8, 8\]"),
+        (
+            nn.Conv2d(2, 2, 3, groups=2),
+            r"inner.1 \(Conv2d\) can't be exported: NIR takes its shape for \[1, 8, 8\].* no groups",
+        ),
         (nn.Conv2d(2, 2, (1, 3)), r"NIR takes its shape for \[2, 8, 8\], and it is \[2, 8, 6\]"),
         (nn.Conv2d(3, 2, 3), r"inner.1 can't be run on the samples: [Ii]nvalid channel"),
         (
@@ -332,6 +336,10 @@ def test_graphs_that_do_not_fit() -> None:
         from_nir(graph_of([*line, ("nowhere", "b")]))
     with pytest.raises(ValueError, match=r"b can't be run on the samples: .*dim"):
         from_nir(graph_of(line, b=nir.Linear(np.ones((2, 3)))))
+    with pytest.raises(ValueError, match=r"b can't be run on the samples: Dimension out of range"):
+        from_nir(graph_of(line, b=nir.Flatten({"input": np.array([2])}, -9, -1)))
+    with pytest.raises(ValueError, match=r"the node b \(Affine\) .* can't be imported: .* size mismatch for bias"):
+        from_nir(graph_of(line, b=nir.Affine(np.ones((2, 2)), np.ones(3))))
     for dt in (0.0, -1.0, float("nan"), "soon"):
         with pytest.raises(ValueError, match=r"the time step dt of the NIR graph is .*: give seconds > 0"):
             from_nir(graph_of(line), dt)  # type: ignore[arg-type]
@@ -363,6 +371,11 @@ def test_files_that_are_no_nir_graph(tmp_path: Path) -> None:
             del content[spoil]
         with pytest.raises(ValueError, match=r"net.nir is a NIR graph that does not fit together"):
             read_nir(file)
+    file.write_bytes(pack_nir(to_nir(nn.Sequential(nn.Conv2d(1, 1, 1), HARD()), (1, 2, 2))))
+    with h5py.File(file, "a") as content:
+        content["node/nodes/_0/stride"][...] = 0
+    with pytest.raises(ValueError, match=r"net.nir is a NIR graph that does not fit together"):
+        read_nir(file)
 
 
 # NIR in another simulator --------------------------------------------------------------------------------------------------
@@ -582,11 +595,16 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     record, best = (run_folder / "run.json").read_text(), run_folder / "best.safetensors"
     Path("here.nir").write_text("mine")
     refused("here.nir is there already: give another name", file="here.nir")
+    Path("link.nir").symlink_to("nowhere")
+    refused("link.nir is there already: give another name", file="link.nir")
+    refused("/proc/net.nir can't be written", file="/proc/net.nir")
     refused("net.tar does not end in .nir, .pt2, .onnx, .safetensors", file="net.tar")
     refused("the folder gone does not exist", file="gone/net.nir")
     refused("nothing does not exist: give the folder of a run", run="nothing")
     refused("holds no run (no run.json)", run=".")
     refused("here.nir can't be read", run="here.nir")
+    assert main(["export", "here.nir", "net.onnx", "--weights", "last"]) == 2
+    assert "here.nir is a file, which has one set of weights" in capsys.readouterr().err
     refused("best.safetensors holds weights without their network", run="run/best.safetensors")
     altered(lambda r: r["run"]["neuron"].update(v_reset=None))
     refused("stem.2 (LIF) can't be exported: NIR resets the membrane to a value")
@@ -594,15 +612,18 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     refused("best.safetensors is of another network")
     altered(lambda r: r.update(format=2))
     refused("is not of format 1: it was written by another version")
-    altered(lambda r: r["data"].update(std=[0]))
-    refused("does not say what its samples are")
+    for forged in ({"std": [0]}, {"mean": [math.nan]}, {"unit": math.inf}, {"shape": [math.inf, 8, 8]}):
+        altered(lambda r: r["data"].update(forged))  # noqa: B023
+        refused("does not say what its samples are")
+    altered(lambda r: r["run"]["neuron"].update(decay=10**400))
+    refused("run.neuron.decay is 1000")
     (run_folder / "run.json").write_text(record[: len(record) // 2])
     refused("can't be read as JSON")
     (run_folder / "run.json").write_text(record)
     best.write_bytes(best.read_bytes()[:-100])
     refused("best.safetensors can't be read")
     best.unlink()
-    refused("best.safetensors is not there: the run has not finished its first epoch")
+    refused("best.safetensors is not there: the run has not finished its first epoch, or it was removed")
 
 
 def test_files_of_weights_that_are_no_network(run_folder: Path, tmp_path: Path) -> None:

@@ -313,6 +313,7 @@ def test_seeds_are_one_group_with_mean_and_deviation(tmp_path: Path) -> None:
     assert group.confusion is not None and group.confusion.rows[0][1][0][0] == 15
     assert group.energy is not None and group.energy.layers["body.stages.stage1.0.conv1"].acs == 500
     assert group.energy.snn_nj == pytest.approx(5.05)
+    assert group.nanojoules == Stat(pytest.approx(5.05), 0.0, 3) and "5.05 nJ ± 0 pJ" in page.text
     assert [layer.name for layer in group.layers] == ["stem.2", "stage1.0.activation1"]
 
 
@@ -333,6 +334,38 @@ def test_settings_are_compared_side_by_side(tmp_path: Path) -> None:
     page = page_of(*esd, bptt, other, to=tmp_path / "page.html")
     assert "What differs between the settings" in page.text and page.text.count("Seven questions") == 0
     assert "digits-bptt (2)" in page.text
+
+
+def test_a_setting_keeps_its_colour_in_every_chart(tmp_path: Path) -> None:
+    begun = make(tmp_path / "begun", result=None, epochs=0, with_examples=False)
+    ready = make(tmp_path / "ready", replace(RUN, T=4), about=ABOUT | {"preset": "digits-bptt"})
+    also = make(tmp_path / "also", replace(RUN, T=4, epochs=4), about=ABOUT | {"preset": "digits-rate"})
+    report = gather([begun, ready, also])
+    assert [group.name for group in report.groups] == ["digits-esd", "digits-bptt", "digits-rate"]
+    for chart in report.curves:
+        assert [(line.name, line.place) for line in chart.lines] == [("digits-bptt", 1), ("digits-rate", 2)]
+    assert report.strips is not None and [strip.place for strip in report.strips.strips] == [1, 2]
+    page_of(begun, ready, also, to=tmp_path / "page.html")
+    assert 'class="strip s1"' in (tmp_path / "page.html").read_text()
+
+
+def test_what_differs_in_secret_is_said(tmp_path: Path) -> None:
+    """The code, the machine, the data: not settings, and yet they decide."""
+    one, two = (make(tmp_path / "runs" / "more" / f"seed{k}", replace(RUN, seed=k)) for k in (0, 1))
+    RunFolder(two).amend(source={"commit": "other", "diff": None}, environment={"cpu": "another"}, ranks=2)
+    report = gather([tmp_path / "runs"])
+    assert [run.path for run in report.groups[0].runs] == [one, two]
+    for what in ("code", "machines or software", "numbers of processes"):
+        assert f"the runs of digits-esd were made by different {what}; the card has those of {one}" in report.notes
+    data = ABOUT["data"] | {"sha256": {"digits.npz": "cafe"}}
+    third = make(tmp_path / "third", about=ABOUT | {"data": data, "ranks": 2, "repeats": "spikerate train it"})
+    report = gather([one, third])
+    assert [name for name, _ in report.differing] == ["checksums of the data"]
+    assert "spikerate train it # by torchrun, 2 processes" in page_of(one, third, to=tmp_path / "page.html").text
+
+
+def test_a_forged_number_of_steps_costs_nothing(tmp_path: Path) -> None:
+    assert gather([make(tmp_path / "run", replace(RUN, T=10**12))]).over_time is not None
 
 
 def test_metrics_of_one_group_alone_share_a_chart(tmp_path: Path) -> None:
@@ -357,10 +390,11 @@ def test_the_same_seed_twice_is_noted_and_the_same_folder_refused(tmp_path: Path
 def test_rounds_before_are_told(tmp_path: Path) -> None:
     run = replace(RUN, before=(Round(None, 2, 0.1), Round(4, 3, 0.1)), loss=TET(), rule=BPTT())
     path = make(tmp_path / "run", run)
-    (path / "round1-ann").mkdir()
-    RunFolder(path / "round1-ann").save_result(RESULT | {"test_accuracy": 0.9})
-    page = page_of(path, to=tmp_path / "page.html")
+    make(path / "round1-ann", run.rounds[0], result=RESULT | {"test_accuracy": 0.9})
+    page = page_of(tmp_path, to=tmp_path / "page.html")
     assert "ANN, 2 epochs (90.00 %) → T = 4, 3 epochs (not finished) → T = 2, 3 epochs (60.00 %)" in page.text
+    assert "training time 12.0 s T = 2, 3 epochs, and the rounds before" in page.text
+    assert gather([path / "round1-ann"]).groups[0].headline == "", "that of the preset is of the whole run"
 
 
 @pytest.mark.parametrize("K", [20, 21, 200])
@@ -510,6 +544,10 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
         (altered(firing_rates=[1]), "result.json is no result"),
         (altered(confusion=[[1, 2]]), "confusion is not square"),
         (altered(confusion=[[1e300]]), "is no number to show"),
+        (altered(confusion=[[-5]]), "a negative count"),
+        (altered(test_accuracy=1.5), "1.5 is no share"),
+        (broken("metrics.jsonl", "[" * 100_000), "metrics.jsonl can't be read as JSON"),
+        (broken("result.json", "null"), "result.json holds a NoneType"),
         (altered(operations={"a": 1}), "result.json is no result"),
         (altered(operations={"a": RESULT["operations"]["body.stem.0"] | {"input": "odd"}}), "result.json is no result"),
         (altered(test_images=float("inf")), "result.json is no result"),
@@ -522,6 +560,7 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
         (with_tensors(pictures=torch.zeros(2, 3, 5, 4)), "pictures is torch.float32"),
         (with_tensors(rates=torch.zeros(2, 2, 3)), "rates is torch.float32 of shape"),
         (with_tensors(logits=torch.zeros(2, 3)), "holds no examples"),
+        (with_tensors(rates=torch.full((2, 2, 2), torch.nan)), "a rate is no share"),
     ],
 )
 def test_a_broken_folder_is_one_sentence(spoil: Callable[[Path], object], words: str, tmp_path: Path) -> None:
@@ -543,8 +582,9 @@ def test_bad_input_has_status_2_and_nothing_is_written(spikerate: Callable[..., 
     for arguments, words in (
         (("good", "bench"), "bench holds no run"),
         (("nowhere",), "nowhere holds no run"),
-        (("broken",), "result.json can't be read"),
-        (("good", "broken", "--out", "new.html"), "result.json can't be read"),
+        (("broken",), "broken/result.json holds a list"),
+        (("good", "broken", "--out", "new.html"), "broken/result.json holds a list"),
+        (("good", "--out", "/dev/full"), "/dev/full is a device"),
         (("good", "--out", "notes.html"), "notes.html is there already and is no report"),
         (("good", "--out", "bench"), "bench is a folder"),
         (("good", "--out", "notes.html/page.html"), "notes.html"),

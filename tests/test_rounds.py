@@ -214,7 +214,7 @@ def test_ann_then_three_steps_then_two(spikerate: Spikerate, whole: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     for words in (
         "round 1 of 3: ANN, 2 epochs\n",
-        "round 2 of 3: T = 3, 1 epochs\n",
+        "round 2 of 3: T = 3, 1 epoch\n",
         "round 3 of 3: T = 2, 2 epochs\n",
         "round 1 of 3, epoch 2/2  loss",
         "test accuracy, ANN",
@@ -238,7 +238,7 @@ def test_ann_then_three_steps_then_two(spikerate: Spikerate, whole: Path, tmp_pa
     assert "test accuracy of the spiking network" in last.stdout
     again = spikerate("train", "--resume", "run")
     assert again.returncode == 0
-    assert "round 2 of 3: T = 3, 1 epochs, finished" in again.stdout
+    assert "round 2 of 3: T = 3, 1 epoch, finished" in again.stdout
     assert again.stdout.split("Rounds")[1] == done.stdout.split("Rounds")[1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged, card
 from spikerate.config import Model, Neuron, Run, decode, encode
-from spikerate.data import Augment, Data, DataSet, load
+from spikerate.data import Augment, Data, DataSet, load, plain_batches
 from spikerate.evaluate import Accuracy, answers, over_time
+from spikerate.guard import firing
 from spikerate.losses import Terms
 from spikerate.meter import Ledger, Meter
 from spikerate.models import resnet18
@@ -196,7 +196,9 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
     names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "gradient_norm", "held_out", "firing_rate"}
     assert set(row) == names | {"firing_rates", "seconds"} | {f"accuracy/exit{k}" for k in (1, 2, 3)}
     assert row["firing_rates"].keys() == {name for name, m in trained.network.named_modules() if isinstance(m, LIF)}
-    assert row["firing_rate"] == pytest.approx(fmean(row["firing_rates"].values()))
+    x, _ = next(plain_batches(digits, digits.held_out[slice(128)], 128, torch.device("cpu")))
+    ledger = firing(trained.network, over_time(x, TINY.T))
+    assert (row["firing_rate"], row["firing_rates"]) == (ledger.mean_rate(), ledger.rates(trained.network))
     assert sorted(p.name for p in folder.path.iterdir()) == [
         "best.safetensors",
         "last.safetensors",
@@ -412,7 +414,7 @@ def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
     for text, words in (
         ("{", "can't be read as JSON"),
         ("[" * 100_000, "can't be read as JSON"),
-        ("[]", "is not of format 1"),
+        ("[]", "holds a list, and no record"),
         ('{"format": 2}', "is not of format 1"),
         ('{"format": 1, "run": {"type": "Run", "T": 0}}', "has no field 'data'"),
     ):

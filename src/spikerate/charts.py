@@ -67,12 +67,14 @@ class Line:
     """A series as SVG paths.
 
     Attributes:
+        place: among all series that were to be drawn, also those without a number: it says the colour.
         path: the means.
         band: mean - sd to mean + sd, as an area; "" of one run.
         last: the last value, in words.
     """
 
     name: str
+    place: int
     path: str
     band: str
     dots: tuple[Dot, ...]
@@ -96,11 +98,13 @@ class Strip:
     """A row of single values, their mean and their deviation, in per cent of the width.
 
     Attributes:
+        place: among all rows that were to be drawn.
         dots: places, and their numbers in words.
         low, high: the ends of mean - sd to mean + sd.
     """
 
     name: str
+    place: int
     dots: tuple[tuple[float, str], ...]
     mean: float
     low: float
@@ -159,29 +163,31 @@ def chart(title: str, series: Sequence[Series], form: Form, x_label: str, zero: 
     Args:
         zero: whether the axis starts at 0, whatever the values are.
     """
-    stats = [(one, of) for one in series if (of := _stats(one))]
+    stats = {place: of for place, one in enumerate(series) if (of := _stats(one))}
     if not stats:
         return None
-    ends = [end for _, of in stats for s in of.values() for end in _ends(s, form)]
+    ends = [end for of in stats.values() for s in of.values() for end in _ends(s, form)]
     ys = _Axis.over([*ends, *([0.0] if zero else [])], HEIGHT - BOTTOM, TOP, form)
-    at = sorted({x for _, of in stats for x in of})
+    at = sorted({x for of in stats.values() for x in of})
     ticks = [t for t in MaxNLocator(6, integer=True).tick_values(at[0], at[-1]) if at[0] <= t <= at[-1]] or at
     xs = _Axis(at[0] - (len(at) == 1), at[-1] + (len(at) == 1), LEFT, WIDTH - RIGHT, tuple(ticks), "number")
-    lines = tuple(_line(one, of, xs, ys, x_label) for one, of in stats)
+    lines = tuple(_line(series[place], place, of, xs, ys, x_label) for place, of in stats.items())
     return Chart(title, x_label, lines, xs.marks(), ys.marks())
 
 
 def strips(values: Mapping[str, Mapping[str, float]]) -> Strips:
-    """Draw shares in rows: row -> run -> value; no row is empty."""
-    stats = {name: Stat.of(list(row.values())) for name, row in values.items()}
+    """Draw shares in rows: row -> run -> value; a row without any is left out, and one has some."""
+    stats = {name: Stat.of(list(row.values())) for name, row in values.items() if row}
     ends = [v for row in values.values() for v in row.values()]
     ends += [end for s in stats.values() for end in _ends(s, "share")]
     axis = _Axis.over(ends, 6, 94, "share", 4)
     drawn = []
-    for name, row in values.items():
-        dots = tuple((axis.at(v), f"{run}: {in_words(v, 'share')}") for run, v in row.items())
-        low, high = map(axis.at, _ends(stats[name], "share"))
-        drawn.append(Strip(name, dots, axis.at(stats[name].mean), low, high, in_words(stats[name], "share")))
+    for place, (name, row) in enumerate(values.items()):
+        if row:
+            dots = tuple((axis.at(v), f"{run}: {in_words(v, 'share')}") for run, v in row.items())
+            low, high = map(axis.at, _ends(stats[name], "share"))
+            says = in_words(stats[name], "share")
+            drawn.append(Strip(name, place, dots, axis.at(stats[name].mean), low, high, says))
     return Strips(tuple(drawn), axis.marks())
 
 
@@ -195,7 +201,7 @@ def _stats(series: Series) -> dict[float, Stat]:
     return {x: Stat.of(values) for x, values in sorted(series.values.items()) if values}
 
 
-def _line(series: Series, stats: Mapping[float, Stat], xs: _Axis, ys: _Axis, x_label: str) -> Line:
+def _line(series: Series, place: int, stats: Mapping[float, Stat], xs: _Axis, ys: _Axis, x_label: str) -> Line:
     points = [(xs.at(x), ys.at(s.mean)) for x, s in stats.items()]
     spread = [(xs.at(x), *map(ys.at, _ends(s, ys.form))) for x, s in stats.items() if s.sd is not None]
     edge = [(x, up) for x, _, up in spread] + [(x, down) for x, down, _ in reversed(spread)]
@@ -206,7 +212,7 @@ def _line(series: Series, stats: Mapping[float, Stat], xs: _Axis, ys: _Axis, x_l
     last = in_words(list(stats.values())[-1], ys.form)
     shown = tuple(dots.values()) if len(dots) <= _MOST_DOTS else ()
     mark = None if series.mark is None else dots.get(series.mark)
-    return Line(series.name, _path(points), _path(edge) + "Z" if edge else "", shown, mark, last)
+    return Line(series.name, place, _path(points), _path(edge) + "Z" if edge else "", shown, mark, last)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

@@ -37,7 +37,7 @@ from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.live import TrainingView, Watches
 from spikerate.models import fold_batch_norm
 from spikerate.predict import Prediction, predict
-from spikerate.presets import PRESETS, preset
+from spikerate.presets import headline, preset
 from spikerate.record import RunFolder, SaveError, check_free
 from spikerate.roofline import roofline
 from spikerate.train import build_network, pick_device
@@ -412,7 +412,9 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     run = _moved(original.config(), command.data, None)
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     _check_free(path)
-    about = {"preset": original.about().get("preset"), "command": shlex.join(["spikerate", *args])}
+    then = original.about()
+    about = {"preset": then.get("preset"), "command": shlex.join(["spikerate", *args])}
+    about["repeats"] = then.get("repeats") or then.get("command")
     with _joined(run) as ranks:
         use_threads_of(original)
         data = _load_again(run, original, ranks)
@@ -479,8 +481,7 @@ def _perform(
 ) -> None:
     """All rounds of a run, from where their folders stand; `data` are cut for its last one."""
     out = console(quiet=not ranks.first)
-    headline = f": {PRESETS[name].headline}" if name in PRESETS else ""
-    out.print(name + headline, style="bold")
+    out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command")}
     rounds, start, frames = folder.rounds(run), None, run.T
@@ -490,7 +491,7 @@ def _perform(
             title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
             over = stands == "finished" and place != folder
             if title:
-                out.print(f"{title}: {views.round_in_words(own)}{', finished' if over else ''}", style="bold")
+                out.print(f"{title}: {own.in_words}{', finished' if over else ''}", style="bold")
             if not over:
                 if SETS[run.data.name].kind == "events" and frames != own.T:
                     data, frames = _load(own, ranks), own.T
@@ -521,7 +522,7 @@ def _perform_round(
     out = console(quiet=not ranks.first)
     out.print(
         f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
-        f"{views.round_in_words(run)} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
+        f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
     )
     steps, rows = steps_per_epoch(data.train, run.batch), folder.metrics() if folder.has_epochs else []

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -262,6 +263,12 @@ class Run:
         """The plain runs to do in order, each from the weights of the one before; the last is this one's own part."""
         return (*(self._of(of) for of in self.before), replace(self, before=()))
 
+    @property
+    def in_words(self) -> str:
+        """What its own part is: "T = 6, 300 epochs"."""
+        steps = f"T = {self.T}" if self.spiking else "ANN"
+        return f"{steps}, {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"
+
     def _of(self, of: Round) -> Run:
         own = replace(self, before=(), epochs=of.epochs, optim=replace(self.optim, lr=of.lr))
         return replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None) if of.T is None else replace(own, T=of.T)
@@ -327,7 +334,7 @@ def decode(kind: Any, value: Any, where: str = "run") -> Any:
             return tuple(decode(k, v, where) for k, v in zip(kinds, value, strict=True))
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is kind:
         return value

@@ -107,6 +107,13 @@ class Energy:
         }
 
 
+def joules_in_words(nanojoules: float) -> str:
+    """An energy to three digits: "464 pJ", "12.3 nJ", "4.56 µJ", "789 mJ"."""
+    value = float(f"{nanojoules:.3g}")
+    unit, size = next(((u, s) for u, s in (("mJ", 1e6), ("µJ", 1e3), ("nJ", 1)) if value >= s), ("pJ", 1e-3))
+    return f"{value / size:.3g} {unit}"
+
+
 def nanojoules(macs: float, acs: float) -> float:
     """The estimate: `(4.6 pJ * MACs + 0.9 pJ * ACs) / 1000`."""
     return (MAC_PJ * macs + AC_PJ * acs) / 1000

@@ -108,6 +108,8 @@ class Examples:
         for name, tensor in self._tensors().items():
             if (tuple(tensor.shape), tensor.dtype) != wanted[name] or not tensor.numel():
                 raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+        if not 0 <= float(self.rates.min()) <= float(self.rates.max()) <= 1:
+            raise ValueError("a rate is no share")
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
             raise ValueError(f"a label is not one of {K} classes")
 

@@ -28,18 +28,22 @@ def export(trained: Trained, path: Path) -> None:
     (classes, T, units) in its metadata, as JSON under the name spikerate.
 
     Raises:
-        ValueError: as `check_target`; or the network has an operation that the kind does not know, or a package is missing.
-        OSError: the file can't be written.
+        ValueError: as `check_target`; or the network has an operation that the kind does not know, or a package is missing,
+            or the file can't be written.
     """
     check_target(path)
-    write_whole(path, _KINDS[path.suffix](trained))
+    content = _KINDS[path.suffix](trained)
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise ValueError(f"{path} can't be written ({error.strerror}): give another place") from error
 
 
 def check_target(path: Path) -> None:
     """Raise `ValueError` where the suffix is no kind of export, the file is there already, or its folder is not."""
     if path.suffix not in _KINDS:
         raise ValueError(f"{path} does not end in {', '.join(_KINDS)}: the suffix says what to write")
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise ValueError(f"{path} is there already: give another name, or remove it")
     if not path.parent.is_dir():
         raise ValueError(f"the folder {path.parent} does not exist: make it, or give another")

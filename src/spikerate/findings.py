@@ -39,19 +39,19 @@ class Result:
 
         Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form.
         """
-        low, high = map(_number, record["test_interval_95"])
+        low, high = map(_share, record["test_interval_95"])
         held_out, operations = record.get("held_out_accuracy"), record.get("operations", {})
         at_step = record.get("firing_rates_at_step", {})
         return cls(
             epoch=int(record["epoch"]),
-            test=_number(record["test_accuracy"]),
+            test=_share(record["test_accuracy"]),
             interval=(low, high),
             images=int(record["test_images"]),
-            held_out=None if held_out is None else _number(held_out),
-            at_step=[_number(share) for share in record.get("test_accuracy_at_step", [])],
-            rate=_number(record["firing_rate"]),
-            rates={layer: _number(rate) for layer, rate in record["firing_rates"].items()},
-            rates_at_step={layer: [_number(rate) for rate in rates] for layer, rates in at_step.items()},
+            held_out=None if held_out is None else _share(held_out),
+            at_step=[_share(share) for share in record.get("test_accuracy_at_step", [])],
+            rate=_share(record["firing_rate"]),
+            rates={layer: _share(rate) for layer, rate in record["firing_rates"].items()},
+            rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
             energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
         )
@@ -63,7 +63,7 @@ class Finding:
 
     Attributes:
         result: None while the run is not finished.
-        rounds: before the run's own: T in words, epochs, and the result of those that are finished.
+        rounds: before the run's own, and what the folders of those tell that have begun.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Finding:
     rows: list[Row]
     result: Result | None
     examples: Examples | None
-    rounds: list[tuple[str, int, Result | None]]
+    rounds: list[tuple[Run, Finding | None]]
 
     @classmethod
     def read(cls, path: Path) -> Finding:
@@ -92,13 +92,14 @@ class Finding:
             [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
             _result(folder, run.T),
             Examples.read(path),
-            [(f"T = {of.T}" if of.spiking else "ANN", of.epochs, _result(place, of.T)) for of, place in before],
+            [(of, cls.read(place.path) if place.stands else None) for of, place in before],
         )
 
     @property
     def seconds(self) -> float:
-        """The training time."""
-        return float(sum(row.get("seconds", 0.0) for row in self.rows))
+        """The training time, with that of the rounds before."""
+        before = sum(found.seconds for _, found in self.rounds if found)
+        return before + float(sum(row.get("seconds", 0.0) for row in self.rows))
 
 
 def _check_about(about: Mapping[str, Any], path: Path) -> None:
@@ -144,10 +145,17 @@ def _number(value: Any) -> float:
     return number
 
 
+def _share(value: Any) -> float:
+    share = _number(value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value} is no share")
+    return share
+
+
 def _counts(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
     counts = [[int(_number(n)) for n in row] for row in rows]
-    if any(len(row) != len(counts) for row in counts):
-        raise ValueError("confusion is not square")
+    if any(len(row) != len(counts) or min(row) < 0 for row in counts):
+        raise ValueError("confusion is not square, or has a negative count")
     return counts
 
 

@@ -70,8 +70,8 @@ def names_not_finite(terms: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in terms.items() if not bool(value.isfinite())]
 
 
-def firing_rates(network: nn.Module, x: Tensor) -> dict[str, float]:
-    """Layer -> spikes per neuron and step of a network in evaluation mode; x [T, B, ...]."""
+def firing(network: nn.Module, x: Tensor) -> Ledger:
+    """How often the neurons of a network fire in evaluation mode; x [T, B, ...]."""
     ledger = Ledger()
     was_training = network.training
     network.eval()
@@ -80,7 +80,7 @@ def firing_rates(network: nn.Module, x: Tensor) -> dict[str, float]:
             Meter(ledger)(network, x)
     finally:
         network.train(was_training)
-    return ledger.rates(network)
+    return ledger
 
 
 def stuck(rates: Mapping[str, float], spiking: bool) -> dict[str, str]:

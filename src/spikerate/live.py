@@ -22,6 +22,7 @@ from spikerate import guard
 from spikerate.config import Run
 from spikerate.console import WaitingBar
 from spikerate.losses import Terms
+from spikerate.models import short_path
 from spikerate.state import Row
 from spikerate.train import Watch
 
@@ -205,7 +206,7 @@ def grouped(layers: Iterable[str], most: int) -> dict[str, list[str]]:
     The parts are those of the finest depth of the paths that has no more; a part of several layers says how many. Where
     even the coarsest has, the first ones are left.
     """
-    paths = {layer: layer.removeprefix("body.").removeprefix("stages.").split(".") for layer in layers}
+    paths = {layer: short_path(layer).split(".") for layer in layers}
     parts: dict[str, list[str]] = {}
     for depth in range(max(map(len, paths.values()), default=0), 0, -1):
         parts = {}

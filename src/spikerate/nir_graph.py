@@ -20,7 +20,7 @@ from torch import fx, nn
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.graph import layer_graph
 from spikerate.models.staged import on_meta
-from spikerate.neuron import LIF
+from spikerate.neuron import LIF, Rectifier
 from spikerate.signal import Signal
 
 DT = 1e-4
@@ -127,7 +127,7 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
             raise ValueError(f"{path}: {_unknown(name, kind)}")
     try:
         return nir.read(path)
-    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+    except (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} is a NIR graph that does not fit together: {error!r}") from error
 
 
@@ -187,7 +187,7 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         try:
             value = super().run_node(n)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{_place(n)} can't be run on the samples: {str(error).splitlines()[0]}") from error
         if not isinstance(value, Signal):
             raise ValueError(f"{_place(n)} gives a {type(value).__name__}, and no signal")
@@ -243,7 +243,9 @@ def _node(call: fx.Node, network: nn.Module, shapes: Mapping[fx.Node, Shape], dt
 
 def _instead(layer: nn.Module | None) -> str:
     if layer is None:
-        return "call the module of that name, if it has one"
+        return "of functions it has + and flatten; call the module of that name, if there is one"
+    if isinstance(layer, Rectifier):
+        return "the network is an ANN, which goes into .pt2 and .onnx"
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         return "put it right after a convolution or a linear layer, which it can be folded into"
     return "use the layers listed in spikerate.nir_graph (convolution, linear, average pooling, flatten, add, LIF)"
@@ -253,7 +255,10 @@ def _check_shapes(node: nir.NIRNode, before: Shape, after: Shape) -> None:
     """Raise `ValueError` where NIR's own rule for the shapes of a node is another; it knows no groups, for instance."""
     for theirs, ours in ((node.input_type["input"], before), (node.output_type["output"], after)):
         if theirs is not None and tuple(theirs) != ours:
-            raise ValueError(f"NIR takes its shape for {[int(n) for n in theirs]}, and it is {list(ours)}")
+            raise ValueError(
+                f"NIR takes its shape for {[int(n) for n in theirs]}, and it is {list(ours)}; its rule knows no groups "
+                "and no kernels that are not square"
+            )
 
 
 def _array(x: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -345,7 +350,8 @@ def _layer(name: str, node: nir.NIRNode, dt: float) -> nn.Module:
     try:
         return _LAYERS[type(node)](node, dt)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the node {name} ({type(node).__name__}) of the NIR graph can't be imported: {error}") from error
+        why = " ".join(str(error).split())
+        raise ValueError(f"the node {name} ({type(node).__name__}) of the NIR graph can't be imported: {why}") from error
 
 
 def _unknown(name: str, kind: str) -> str:

@@ -54,6 +54,12 @@ class Preset:
         return f"{self.title}, {' -> '.join(steps)}: {self.method}"
 
 
+def headline(name: str, run: Run) -> str:
+    """A run of a preset in one line, by its own T and rounds; "" of another name, or where one of both is an ANN."""
+    its = PRESETS.get(name)
+    return replace(its, run=run).headline if its and its.run.spiking == run.spiking else ""
+
+
 METHODS: dict[str, tuple[str, Rule, Loss]] = {
     "esd": ("ESD", RateBP(), SelfDistillation(alpha=1.0, beta=0.3, tau=3.0)),
     "rate": ("RateBP, rate_M", RateBP(), CrossEntropy()),

@@ -80,11 +80,8 @@ class RunFolder:
             ValueError: it is broken, or of another format.
         """
         file = self.path / "run.json"
-        try:
-            record = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{file} can't be read as JSON: {error}") from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        (record,) = _records(file)
+        if record.get("format") != FORMAT:
             raise ValueError(f"{file} is not of format {FORMAT}: it was written by another version of spikerate")
         for entry in ("data", "environment"):
             if not isinstance(record.setdefault(entry, {}), dict):
@@ -108,20 +105,21 @@ class RunFolder:
         write_json(self.path / "run.json", self.about() | entries)
 
     def metrics(self) -> list[Row]:
-        """The lines of `metrics.jsonl`."""
-        file = self.path / "metrics.jsonl"
-        try:
-            return [dict(json.loads(line)) for line in file.read_text().splitlines()]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file} can't be read as JSON: {error}") from error
+        """The lines of `metrics.jsonl`.
+
+        Raises:
+            ValueError: it is missing or broken.
+        """
+        return _records(self.path / "metrics.jsonl", lines=True)
 
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`; empty where the run is not finished."""
+        """The content of `result.json`; empty where the run is not finished.
+
+        Raises:
+            ValueError: it is broken.
+        """
         file = self.path / "result.json"
-        try:
-            return dict(json.loads(file.read_text())) if file.is_file() else {}
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file} can't be read as JSON: {error}") from error
+        return _records(file)[0] if file.is_file() else {}
 
     @property
     def has_state(self) -> bool:
@@ -203,7 +201,7 @@ class RunFolder:
     def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
         file = self.path / f"{name}.safetensors"
         if not file.is_file():
-            raise ValueError(f"{file} is not there: the run has not finished its first epoch")
+            raise ValueError(f"{file} is not there: the run has not finished its first epoch, or it was removed")
         tensors, _ = read_tensors(file)
         prefix = "network."
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file)
@@ -226,6 +224,19 @@ class RunFolder:
 
 class SaveError(Exception):
     """A checkpoint could not be written where it belongs."""
+
+
+def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
+    """The JSON object of a file, or that of each of its lines."""
+    try:
+        text = file.read_text()
+        records = [json.loads(part) for part in (text.splitlines() if lines else [text])]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} can't be read as JSON: {error}") from error
+    for record in records:
+        if not isinstance(record, dict):
+            raise ValueError(f"{file} holds a {type(record).__name__}, and no record: it was altered")
+    return records
 
 
 def check_free(path: Path) -> None:

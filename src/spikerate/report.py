@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,12 +20,13 @@ from torch import Tensor
 from spikerate import card, charts
 from spikerate.charts import Chart, Form, Series, Stat, Strips
 from spikerate.config import Run
-from spikerate.energy import AC_PJ, MAC_PJ, Energy
+from spikerate.energy import AC_PJ, MAC_PJ, Energy, joules_in_words
 from spikerate.examples import Examples
 from spikerate.files import write_whole
 from spikerate.findings import Finding, Result
 from spikerate.guard import stuck
-from spikerate.presets import PRESETS
+from spikerate.models import short_path
+from spikerate.presets import headline
 from spikerate.questions import Question, settings, seven_questions
 
 _MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
@@ -50,7 +52,7 @@ _FAMILIES = (
     _Family("Accuracy", "share", {"held_out": "held out", "accuracy": "training"}),
     _Family("Accuracy of the exits in training", "share", {"accuracy/exit*": "exit ", "accuracy": "final"}),
     _Family("Reliable share", "share", {"reliable": "training samples that an exit gets right"}),
-    _Family("Firing rate", "number", {"firing_rate": "mean over the layers"}, zero=True),
+    _Family("Firing rate", "number", {"firing_rate": "of all neurons"}, zero=True),
     _Family("Gradient norm", "number", {"gradient_norm": "mean over the steps"}, zero=True),
     _Family("Temperature of the surrogate", "number", {"temperature": "mean over the layers"}, zero=True),
 )
@@ -126,9 +128,8 @@ class Group:
 
     @property
     def headline(self) -> str:
-        """What the preset says of itself."""
-        name = self.runs[0].about.get("preset")
-        return PRESETS[name].headline if name in PRESETS else ""
+        """What they are, in one line."""
+        return headline(str(self.runs[0].about.get("preset")), self.run)
 
     @property
     def card(self) -> tuple[Question, ...]:
@@ -137,8 +138,15 @@ class Group:
 
     @property
     def commands(self) -> list[str]:
-        """What repeats the runs."""
-        return list(dict.fromkeys(str(found.about["command"]) for found in self.runs if found.about.get("command")))
+        """What repeats the runs: of a run that has itself repeated another, the command of that one."""
+        typed = [found.about.get("repeats") or found.about.get("command") for found in self.runs]
+        return list(dict.fromkeys(str(command) for command in typed if command))
+
+    @property
+    def ranks(self) -> int:
+        """Processes that a run was done by."""
+        said = self.runs[0].about.get("ranks")
+        return said if isinstance(said, int) else 1
 
     @property
     def commit(self) -> str | None:
@@ -173,8 +181,21 @@ class Group:
     @property
     def energy(self) -> Energy | None:
         """The mean over the runs that say it."""
-        said = [result.energy for result in self.results if result.energy]
-        return Energy.mean(said) if said else None
+        return Energy.mean(self._energies) if self._energies else None
+
+    @property
+    def nanojoules(self) -> Stat | None:
+        """The estimate for an image."""
+        return _stat(energy.snn_nj for energy in self._energies)
+
+    @property
+    def synaptic_operations(self) -> Stat | None:
+        """Those of an image."""
+        return _stat(energy.synaptic_operations for energy in self._energies)
+
+    @property
+    def _energies(self) -> list[Energy]:
+        return [result.energy for result in self.results if result.energy]
 
     @property
     def layers(self) -> list[Layer]:
@@ -184,7 +205,7 @@ class Group:
             rate = Stat.of([result.rates[name] for result in self.results if name in result.rates])
             steps = [result.rates_at_step[name] for result in self.results if name in result.rates_at_step]
             at_step = [sum(rates) / len(rates) for rates in zip(*steps, strict=False)]
-            found.append(Layer(_short(name), rate, at_step, stuck({name: rate.mean}, self.run.spiking).get(name, "")))
+            found.append(Layer(short_path(name), rate, at_step, stuck({name: rate.mean}, self.run.spiking).get(name, "")))
         return found
 
     @property
@@ -247,11 +268,10 @@ def gather(paths: Sequence[Path]) -> Report:
         raise ValueError(f"{min(twice)} is given twice: give each run once")
     groups = _grouped([Finding.read(folder) for folder in folders])
     over_time = [
-        Series(g.name, {t + 1: [r.at_step[t] for r in g.results if len(r.at_step) > t] for t in range(g.run.T)})
+        Series(g.name, {t: [r.at_step[t - 1] for r in g.results if len(r.at_step) >= t] for t in range(1, _longest(g) + 1)})
         for g in groups
     ]
     rows = {g.name: {str(f.path): f.result.test for f in g.runs if f.result} for g in groups}
-    rows = {name: row for name, row in rows.items() if row}
     return Report(
         groups,
         _differing(groups) if len(groups) > 1 else [],
@@ -277,12 +297,12 @@ def write(report: Report, file: Path) -> None:
         lstrip_blocks=True,
     )
     engine.filters |= {
-        "share": lambda value: charts.in_words(value, "share"),
+        "share": lambda value: charts.in_words(value, "share").replace(" %", "\N{NO-BREAK SPACE}%"),
         "number": lambda value: charts.in_words(value, "number"),
-        "count": lambda value: _short_number(value, ""),
-        "joules": lambda nanojoules: _short_number(1e-9 * nanojoules, "J"),
+        "count": lambda value: _with_deviation(value, _short_number),
+        "joules": lambda value: _with_deviation(value, joules_in_words),
         "quoted": lambda path: shlex.quote(str(path)),
-        "short": _short,
+        "short": short_path,
         "breakable": lambda name: name.replace(".", ".\u200b"),
     }
     about = {"made": card.now(), "version": version("spikerate"), "mac_pj": MAC_PJ, "ac_pj": AC_PJ}
@@ -295,26 +315,31 @@ def write(report: Report, file: Path) -> None:
 
 
 def check_place(file: Path) -> None:
-    """Raise `ValueError` where a report can't be put: in the place of a folder, or of another file."""
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder: give a file by --out")
-    if file.exists() and not file.read_bytes().startswith(_MARK):
-        raise ValueError(f"{file} is there already and is no report: choose another by --out")
+    """Raise `ValueError` where a report can't be put: in the place of a folder or device, or of another file."""
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise ValueError(f"{file} is a {'folder' if file.is_dir() else 'device'}: give a file by --out")
+    with file.open("rb") as there:
+        if there.read(len(_MARK)) != _MARK:
+            raise ValueError(f"{file} is there already and is no report: choose another by --out")
 
 
 # groups -----------------------------------------------------------------------------------------------------------------
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """The folder of a run itself, or those in a folder that `--seeds` has made."""
-    inside = sorted(file.parent for file in path.glob("*/run.json"))
-    return inside if inside and not (path / "run.json").is_file() else [path]
+    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs."""
+    if (path / "run.json").is_file():
+        return [path]
+    inside = sorted(file.parent for pattern in ("*/run.json", "*/*/run.json") for file in path.glob(pattern))
+    return [folder for folder in inside if not (folder.parent / "run.json").is_file()] or [path]
 
 
 def _grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
     alike: dict[str, list[Finding]] = {}
     for found in findings:
-        alike.setdefault(str((settings(found.run), found.about["data"].get("sha256"))), []).append(found)
+        alike.setdefault(str((settings(found.run), _checksums(found))), []).append(found)
     named: dict[str, int] = {}
     groups = []
     for runs in alike.values():
@@ -329,6 +354,7 @@ def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     of_groups = [settings(group.run) for group in groups]
     names = dict.fromkeys(name for of in of_groups for name in of)
     rows = [(name, [of.get(name, "-") for of in of_groups]) for name in names]
+    rows.append(("checksums of the data", [card.fingerprint(_checksums(group.runs[0])) for group in groups]))
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
@@ -339,6 +365,22 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
                 yield f"{found.path} is not finished: {len(found.rows)} of {found.run.epochs} epochs, and not tested yet"
         for seed in sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
             yield f"{group.name} has seed {seed} more than once: its deviation is too small"
+        for entry, differ in (
+            ("source", "code"),
+            ("environment", "machines or software"),
+            ("ranks", "numbers of processes"),
+        ):
+            if len({str(found.about.get(entry)) for found in group.runs}) > 1:
+                yield f"the runs of {group.name} were made by different {differ}; the card has those of {group.runs[0].path}"
+
+
+def _checksums(found: Finding) -> Any:
+    return found.about["data"].get("sha256")
+
+
+def _longest(group: Group) -> int:
+    """How many steps the results tell of."""
+    return max((len(result.at_step) for result in group.results), default=0)
 
 
 def _stat(values: Iterable[float | None]) -> Stat | None:
@@ -346,13 +388,14 @@ def _stat(values: Iterable[float | None]) -> Stat | None:
     return Stat.of(there) if there else None
 
 
-def _short_number(value: float, unit: str) -> str:
-    """With three digits and a prefix of the unit: 1.23 k, 45.6 nJ."""
-    return str(EngFormatter(unit)(float(f"{value:.3g}"))).strip()
+def _short_number(value: float) -> str:
+    """With three digits: 1.23 k."""
+    return str(EngFormatter()(float(f"{value:.3g}"))).strip()
 
 
-def _short(layer: str) -> str:
-    return layer.removeprefix("body.").removeprefix("stages.")
+def _with_deviation(value: float | Stat, in_words: Callable[[float], str]) -> str:
+    mean, sd = (value.mean, value.sd) if isinstance(value, Stat) else (value, None)
+    return in_words(mean) if sd is None else f"{in_words(mean)} ± {in_words(sd)}"
 
 
 # charts -----------------------------------------------------------------------------------------------------------------
@@ -429,7 +472,7 @@ def _examples(kept: Examples, classes: list[str]) -> Iterator[Example]:
             likely[0] == int(kept.labels[k]),
             [(classes[c], confidences[:, c].tolist()) for c in likely],
             "".join(f"M{t + 0.06:.2f} {unit + 0.5}h.88" for unit, t in fired),
-            list(zip(map(_short, kept.layers), kept.rates[k].mean(1).tolist(), strict=True)),
+            list(zip(map(short_path, kept.layers), kept.rates[k].mean(1).tolist(), strict=True)),
             T,
             units,
         )

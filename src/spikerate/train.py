@@ -309,10 +309,11 @@ class Trainer:
         return Accuracy(right, n)
 
     def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
-        """The mean firing rate and that of each layer on a few images; says which layers are stuck now, or no more."""
+        """The firing rate of all neurons and of each layer on a few images; says which layers are stuck, or no more."""
         images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
-        rates = self._run(lambda x: guard.firing_rates(state.network, x), x)
+        ledger = self._run(lambda x: guard.firing(state.network, x), x)
+        rates = ledger.rates(state.network)
         now = guard.stuck(rates, self.run.spiking)
         before = guard.stuck(state.rows[-1]["firing_rates"], self.run.spiking) if state.rows else {}
         for layer, rate in rates.items():
@@ -320,7 +321,7 @@ class Trainer:
                 self.watch.say(f"warning: layer {layer} {now[layer]} on {len(images)} images: it can't learn")
             elif layer in before and layer not in now:
                 self.watch.say(f"layer {layer} can learn again: its firing rate is {rate:.2g}")
-        return {"firing_rate": sum(rates.values()) / max(1, len(rates)), "firing_rates": rates}
+        return {"firing_rate": ledger.mean_rate(), "firing_rates": rates}
 
     def _wish(self, saved: float) -> int:
         """What this rank wants after a step; the ranks do what one of them wants most."""

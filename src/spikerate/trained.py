@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +46,8 @@ class Card:
     def __post_init__(self) -> None:
         mean, std, unit = self.units.mean, self.units.std, self.units.unit
         counts = self.T >= 1 and min(self.shape) >= 1 and max(self.shape[1:]) <= LARGEST_SIDE
-        if not (counts and len(mean) == len(std) == self.shape[0] and min((*std, unit)) > 0):
+        finite = all(map(math.isfinite, (*mean, *std, unit)))
+        if not (counts and finite and len(mean) == len(std) == self.shape[0] and min((*std, unit)) > 0):
             raise ValueError("the numbers do not go together")
 
     @classmethod
@@ -62,7 +64,7 @@ class Card:
             units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
             recorded, classes = SETS[run.data.name].kind == "events", tuple(map(str, data["classes"]))
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             file = folder.path / "run.json"
             raise ValueError(
                 f"{file} does not say what its samples are ({error!r}): it is altered, or of another version"
@@ -113,13 +115,15 @@ def read_trained(path: Path, weights: str = "best") -> Trained:
     """The network and its card, from a run folder or from a file that `Trained.pack` has made.
 
     Args:
-        weights: of a run, "best" or "last".
+        weights: of a run, "best" or "last"; a file has one set.
 
     Raises:
-        ValueError: as `load`.
+        ValueError: as `load`, or the last weights are asked of a file.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
+    if not path.is_dir() and weights != "best":
+        raise ValueError(f"{path} is a file, which has one set of weights: the {weights} ones are in the folder of the run")
     return _of_run(RunFolder.open(path), weights) if path.is_dir() else _of_file(path)
 
 

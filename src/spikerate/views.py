@@ -19,12 +19,12 @@ from spikerate.bench import Outcome
 from spikerate.config import Run, encode, flat
 from spikerate.console import table
 from spikerate.data import SETS, input_shape
-from spikerate.energy import AC_PJ, CAVEAT, MAC_PJ, Energy
+from spikerate.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_words
 from spikerate.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.evaluate import Accuracy
 from spikerate.experiment import Measured
 from spikerate.gradients import Fidelity
-from spikerate.models import Branched, Staged, branch_macs, macs, stage_shapes
+from spikerate.models import Branched, Staged, branch_macs, macs, short_path, stage_shapes
 from spikerate.predict import Prediction
 from spikerate.presets import PRESETS, Preset
 from spikerate.record import RunFolder, compare
@@ -37,7 +37,7 @@ _CLASSES = 10
 """Shown of a preset whose data say the number of classes."""
 _RESULTS = {"held_out_accuracy": "held-out accuracy", "test_accuracy": "test accuracy", "firing_rate": "firing rate"}
 """Entries of `result.json` that stand in tables, and their names there."""
-_OPERATIONS = "Operations of an image, anew at each step: MACs of real input, ACs of binary"
+_OPERATIONS = "Operations of an image over all T steps: MACs of real input, ACs of binary"
 
 
 def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
@@ -61,13 +61,14 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
     """Accuracy after each time step, how often each layer fires, and what an image costs."""
     accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
     console.print(f"test accuracy of the {_network_in_words(run)}: {accuracy}")
-    curve = table(f"Accuracy against time steps (trained with T = {run.T})", "T", "test accuracy", "")
-    for t, at_step in enumerate(measured.at_step, 1):
-        curve.add_row(str(t), f"{at_step.value:.2%}", _bar(console, at_step.value))
-    console.print(curve)
+    if run.spiking:
+        curve = table(f"Accuracy against time steps (trained with T = {run.T})", "T", "test accuracy", "")
+        for t, at_step in enumerate(measured.at_step, 1):
+            curve.add_row(str(t), f"{at_step.value:.2%}", _bar(console, at_step.value))
+        console.print(curve)
     rates = table("Firing rates", "layer", _rate_in_words(run), "")
     for layer, rate in ledger.rates(network).items():
-        rates.add_row(layer.removeprefix("body."), f"{rate:.3f}", _bar(console, rate))
+        rates.add_row(short_path(layer), f"{rate:.3f}", _bar(console, rate))
     rates.add_row("all", f"{ledger.mean_rate():.3f}", _bar(console, ledger.mean_rate()), style="bold")
     console.print(rates)
     show_energy(console, measured.energy, run)
@@ -75,18 +76,18 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
 
 def show_energy(console: Console, energy: Energy, run: Run) -> None:
     """The operations of each layer and its share of the energy; their sums beside those of the ANN, and the caveat."""
-    shown = table(_OPERATIONS, "layer", "input", "operations", "of all", "energy")
+    shown = table(_OPERATIONS, "layer", "input", "operations", "of dense", "energy")
     for layer, cost in energy.layers.items():
         share = cost.nanojoules / (energy.snn_nj or 1)
         numbers = (f"{cost.effective:,.0f}", f"{cost.effective / cost.dense:.1%}", f"{share:.1%}")
-        shown.add_row(layer.removeprefix("body."), cost.input, *numbers)
+        shown.add_row(short_path(layer), cost.input, *numbers)
     console.print(shown)
-    sums = table("An image in all", "network", "MACs", "ACs", "synaptic operations", "energy, estimated")
+    sums = table("An image in all", "network", "MACs", "ACs", "synaptic operations", "estimate")
     own, rival = ("spiking", "ANN of the same shape") if run.spiking else ("ANN, zeros skipped", "the same, zeros too")
     operations = (f"{n:,.0f}" for n in (energy.macs, energy.acs, energy.synaptic_operations))
-    sums.add_row(own, *operations, _joules(energy.snn_nj))
+    sums.add_row(own, *operations, joules_in_words(energy.snn_nj))
     dense = f"{energy.dense / energy.T:,.0f}"
-    sums.add_row(rival, dense, "0", dense, _joules(energy.ann_nj))
+    sums.add_row(rival, dense, "0", dense, joules_in_words(energy.ann_nj))
     console.print(sums)
     console.print(f"{MAC_PJ} pJ a MAC and {AC_PJ} pJ an AC: {CAVEAT}")
 
@@ -157,11 +158,6 @@ def show_predictions(console: Console, predictions: Sequence[Prediction]) -> Non
         (name, confidence), *others = found.ranking[:_LIKELY]
         shown.add_row(str(found.file), name, f"{confidence:.1%}", ", ".join(f"{n} {c:.1%}" for n, c in others))
     console.print(shown)
-
-
-def round_in_words(run: Run) -> str:
-    """What a round is: "T = 6, 300 epochs"."""
-    return f"{f'T = {run.T}' if run.spiking else 'ANN'}, {run.epochs} epochs"
 
 
 def show_rounds(console: Console, rounds: Sequence[tuple[Run, RunFolder]]) -> None:
@@ -316,12 +312,6 @@ def _number(name: str, value: float | None) -> str:
 
 def _measured(value: float | None, digits: str) -> str:
     return "-" if value is None else format(value, digits)
-
-
-def _joules(nanojoules: float) -> str:
-    """An energy to three digits: "12.3 nJ", "4.56 µJ", "789 mJ"."""
-    unit, size = next(((u, s) for u, s in (("mJ", 1e6), ("µJ", 1e3)) if nanojoules >= s), ("nJ", 1))
-    return f"{nanojoules / size:.3g} {unit}"
 
 
 def _bar(console: Console, share: float) -> str:

@@ -7,7 +7,7 @@ from spikerate.models.fold import fold_batch_norm
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
-from spikerate.models.staged import Staged, stage_shapes
+from spikerate.models.staged import Staged, short_path, stage_shapes
 from spikerate.models.synchronized import synchronize_batch_norm
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
@@ -27,6 +27,7 @@ __all__ = [
     "resnet34",
     "sew_resnet18",
     "sew_resnet34",
+    "short_path",
     "spiking",
     "stage_shapes",
     "synchronize_batch_norm",

@@ -54,6 +54,11 @@ def on_meta(network: _Module, in_shape: Sequence[int]) -> tuple[_Module, Signal]
     return ghost, Unrolled(torch.empty(1, 1, *in_shape, device="meta"), True, 1, Tape(1))
 
 
+def short_path(layer: str) -> str:
+    """A module path without what the paths of most layers begin with: "stage1.0.conv1" of "body.stages.stage1.0.conv1"."""
+    return layer.removeprefix("body.").removeprefix("stages.")
+
+
 def stage_shapes(body: Staged, in_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
     """The output shape [B, ...] of each stage of a spiking network for one sample (B = 1), by a run on the meta device.
 

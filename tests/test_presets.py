@@ -16,10 +16,10 @@ import torch
 from test_events import write_cifar10_dvs, write_gestures
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Search, SelfDistillation
-from spikerate.config import Neuron, Run, decode, encode
+from spikerate.config import Model, Neuron, Rectified, Run, decode, encode
 from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
 from spikerate.estimate import in_words, least_seconds, training_flops
-from spikerate.presets import ESD, PRESETS, RATE, preset
+from spikerate.presets import ESD, PRESETS, RATE, headline, preset
 from spikerate.record import RunFolder
 from spikerate.state import Row
 from spikerate.train import Terms, Trainer
@@ -155,6 +155,14 @@ def write_mnist(folder: Path, n: int) -> None:
 
 
 # one short epoch of each -----------------------------------------------------------------------------------------------
+
+
+def test_the_headline_of_a_run_is_not_that_of_its_preset() -> None:
+    run = preset("digits-bptt").run
+    assert headline("digits-bptt", run) == PRESETS["digits-bptt"].headline == "Digits, small ResNet-18, T = 4: BPTT"
+    assert headline("digits-bptt", replace(run, T=2)) == "Digits, small ResNet-18, T = 2: BPTT"
+    assert headline("digits-bptt", replace(run, model=Model("vgg11"))) == "digits, vgg11, T = 4: BPTT"
+    assert headline("digits-bptt", replace(run, T=1, neuron=Rectified())) == headline("my own", run) == ""
 
 
 class Silent:

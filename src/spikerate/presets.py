@@ -55,9 +55,12 @@ class Preset:
 
 
 def headline(name: str, run: Run) -> str:
-    """A run of a preset in one line, by its own T and rounds; "" of another name, or where one of both is an ANN."""
+    """A run of a preset in one line, by its own settings; "" of another name, or where one of both is an ANN."""
     its = PRESETS.get(name)
-    return replace(its, run=run).headline if its and its.run.spiking == run.spiking else ""
+    if its is None or its.run.spiking != run.spiking:
+        return ""
+    same = (its.run.data.name, its.run.model.name) == (run.data.name, run.model.name)
+    return replace(its, run=run, title=its.title if same else f"{run.data.name}, {run.model.name}").headline
 
 
 METHODS: dict[str, tuple[str, Rule, Loss]] = {

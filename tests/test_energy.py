@@ -331,5 +331,6 @@ def test_the_estimate_of_an_ann_in_words() -> None:
     assert "ANN, zeros skipped 500,000 0 500,000 2.3 µJ" in said
     assert "the same, zeros too 1,000,010 0 1,000,010 4.6 µJ" in said
     show_energy(console, Energy({}, T=1), Run())
+    assert "0 pJ" in console.file.getvalue()  # type: ignore[attr-defined]
     show_energy(console, Energy({"head": Operations(1e9, 10**9, binary=False)}, T=1), Run())
     assert "4.6 mJ" in console.file.getvalue()  # type: ignore[attr-defined]

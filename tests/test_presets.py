@@ -162,6 +162,7 @@ def test_the_headline_of_a_run_is_not_that_of_its_preset() -> None:
     assert headline("digits-bptt", run) == PRESETS["digits-bptt"].headline == "Digits, small ResNet-18, T = 4: BPTT"
     assert headline("digits-bptt", replace(run, T=2)) == "Digits, small ResNet-18, T = 2: BPTT"
     assert headline("digits-bptt", replace(run, model=Model("vgg11"))) == "digits, vgg11, T = 4: BPTT"
+    assert headline("digits-bptt", replace(run, loss=TET())) == "Digits, small ResNet-18, T = 4: BPTT, changed"
     assert headline("digits-bptt", replace(run, T=1, neuron=Rectified())) == headline("my own", run) == ""
 
 

@@ -263,8 +263,8 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
         "taken for dog",
         "5.05 nJ",
         "13.8 nJ",
-        "1.5 k synaptic operations",
-        "all 1 k 500 3 k 5.05 nJ",
+        "1.50 k synaptic operations",
+        "all 1.00 k 500 3.00 k 5.05 nJ",
         "Which data sets, under which licences?",
         "CC BY 4.0",
         "git checkout abc123",
@@ -313,7 +313,7 @@ def test_seeds_are_one_group_with_mean_and_deviation(tmp_path: Path) -> None:
     assert group.confusion is not None and group.confusion.rows[0][1][0][0] == 15
     assert group.energy is not None and group.energy.layers["body.stages.stage1.0.conv1"].acs == 500
     assert group.energy.snn_nj == pytest.approx(5.05)
-    assert group.nanojoules == Stat(pytest.approx(5.05), 0.0, 3) and "5.05 nJ ± 0 pJ" in page.text
+    assert group.joules == Stat(pytest.approx(5.05e-9), 0.0, 3) and "5.05 ± 0.00 nJ" in page.text
     assert [layer.name for layer in group.layers] == ["stem.2", "stage1.0.activation1"]
 
 
@@ -361,11 +361,13 @@ def test_what_differs_in_secret_is_said(tmp_path: Path) -> None:
     third = make(tmp_path / "third", about=ABOUT | {"data": data, "ranks": 2, "repeats": "spikerate train it"})
     report = gather([one, third])
     assert [name for name, _ in report.differing] == ["checksums of the data"]
-    assert "spikerate train it # by torchrun, 2 processes" in page_of(one, third, to=tmp_path / "page.html").text
+    page = page_of(one, third, to=tmp_path / "page.html")
+    assert "torchrun --nproc-per-node 2 -m spikerate train it # or on several machines" in page.text
 
 
 def test_a_forged_number_of_steps_costs_nothing(tmp_path: Path) -> None:
-    assert gather([make(tmp_path / "run", replace(RUN, T=10**12))]).over_time is not None
+    drawn = gather([make(tmp_path / "run", replace(RUN, T=10**12))]).over_time
+    assert drawn is not None and [len(line.dots) for line in drawn.lines] == [2]
 
 
 def test_metrics_of_one_group_alone_share_a_chart(tmp_path: Path) -> None:

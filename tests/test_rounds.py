@@ -235,6 +235,9 @@ def test_ann_then_three_steps_then_two(spikerate: Spikerate, whole: Path, tmp_pa
     ann, last = spikerate("eval", "run/round1-ann"), spikerate("eval", "run")
     assert "test accuracy of the ANN" in ann.stdout and "share of active units" in ann.stdout
     assert "spik" not in ann.stdout
+    longer = spikerate("eval", "run/round1-ann", "--T", "4")
+    assert (longer.returncode, "T is 4, but the network is an ANN" in longer.stderr) == (2, True)
+    assert done.stdout.count("spikerate report run") == 1, "after the last round, not after each"
     assert "test accuracy of the spiking network" in last.stdout
     again = spikerate("train", "--resume", "run")
     assert again.returncode == 0

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 WIDTH, HEIGHT = 360.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 34.0
@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 34.0
 _MOST_DOTS = 40
 """A line of more points is drawn without dots."""
 
-Form = Literal["share", "number"]
+Form = Literal["share", "number", "count", "joules"]
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,16 @@ class _Axis:
 
 
 def in_words(value: float | Stat, form: Form) -> str:
-    """A value, or "mean ± sd": a share in per cent with two places, a number with three digits, its sd to the same place."""
+    """A value, or "mean ± sd": "97.22 %", "0.262", "26.5 M", "1.26 ± 0.02 µJ".
+
+    A share has two places, the others have three digits and a deviation to the same place.
+    """
     mean, sd = (value.mean, value.sd) if isinstance(value, Stat) else (value, None)
-    scale, unit = (100, " %") if form == "share" else (1, "")
-    places = 2 if form == "share" else max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 1
+    scale, unit = (100.0, " %") if form == "share" else (1.0, "")
+    if form in ("count", "joules"):
+        power = 3 * math.floor(math.log10(float(f"{mean:.3g}")) / 3) if mean else 0
+        scale, unit = 10.0**-power, f" {EngFormatter.ENG_PREFIXES[power]}{'J' if form == 'joules' else ''}".rstrip()
+    places = 2 if form == "share" else max(0, 2 - math.floor(math.log10(abs(scale * mean)))) if mean else 1
     return f"{scale * mean:.{places}f}" + ("" if sd is None else f" ± {scale * sd:.{places}f}") + unit
 
 
@@ -176,7 +182,7 @@ def chart(title: str, series: Sequence[Series], form: Form, x_label: str, zero: 
 
 
 def strips(values: Mapping[str, Mapping[str, float]]) -> Strips:
-    """Draw shares in rows: row -> run -> value; a row without any is left out, and one has some."""
+    """Draw shares in rows: row -> run -> value; rows without values are left out, and one at least has some."""
     stats = {name: Stat.of(list(row.values())) for name, row in values.items() if row}
     ends = [v for row in values.values() for v in row.values()]
     ends += [end for s in stats.values() for end in _ends(s, "share")]

@@ -483,7 +483,7 @@ def _perform(
     out = console(quiet=not ranks.first)
     out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
-    about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command")}
+    about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
     rounds, start, frames = folder.rounds(run), None, run.T
     logged = (folder.path / board.FOLDER).is_dir() and ranks.first
     try:
@@ -497,7 +497,7 @@ def _perform(
                     data, frames = _load(own, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
-                stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged)
+                stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged, place == folder)
                 if place != folder and ranks.most(int(stop.asked)):
                     raise Interrupted(stop.signal)
             start = place
@@ -517,6 +517,7 @@ def _perform_round(
     start: RunFolder | None,
     title: str,
     logged: bool,
+    last: bool,
 ) -> Interrupt:
     """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
     out = console(quiet=not ranks.first)
@@ -530,7 +531,7 @@ def _perform_round(
     with Interrupt() as stop, view, ExitStack() as files:
         log = [files.enter_context(board.Board(folder.path / board.FOLDER, steps, rows))] if logged else []
         state, measured = perform(run, data, folder, Watches([view, *log]), ranks, stop, save_minutes, view.wait, start)
-    views.show_result(out, run, folder, state, measured)
+    views.show_result(out, run, folder, state, measured, last)
     return stop
 
 
@@ -574,8 +575,8 @@ def _report(command: Report) -> None:
     from spikerate.report import check_place, gather, write  # here, since matplotlib takes half a second to import
 
     file = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "report.html"
-    report = gather(command.runs)
     check_place(file)
+    report = gather(command.runs)
     write(report, file)
     out = console()
     for note in report.notes:
@@ -584,6 +585,8 @@ def _report(command: Report) -> None:
 
 
 def _check_frames(run: Run, T: int | None) -> None:
+    if T is not None and T > 1 and not run.spiking:
+        raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
     if T is not None and T > run.T and SETS[run.data.name].kind == "events":
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
 

@@ -60,7 +60,7 @@ class Energy:
 
     @classmethod
     def mean(cls, runs: Sequence[Energy]) -> Energy:
-        """The mean over runs of one network for one T; a layer is binary where it is in all of them."""
+        """The mean over runs of one network for one T; a layer counts as binary where it is in all of them."""
         layers = {}
         for path, layer in runs[0].layers.items():
             same = [run.layers[path] for run in runs if path in run.layers]

@@ -243,7 +243,7 @@ def _node(call: fx.Node, network: nn.Module, shapes: Mapping[fx.Node, Shape], dt
 
 def _instead(layer: nn.Module | None) -> str:
     if layer is None:
-        return "of functions it has + and flatten; call the module of that name, if there is one"
+        return "of functions it has + and flatten alone; call the module of that name, if there is one"
     if isinstance(layer, Rectifier):
         return "the network is an ANN, which goes into .pt2 and .onnx"
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -60,7 +60,9 @@ def headline(name: str, run: Run) -> str:
     if its is None or its.run.spiking != run.spiking:
         return ""
     same = (its.run.data.name, its.run.model.name) == (run.data.name, run.model.name)
-    return replace(its, run=run, title=its.title if same else f"{run.data.name}, {run.model.name}").headline
+    title = its.title if same else f"{run.data.name}, {run.model.name}"
+    method = its.method if (its.run.rule, its.run.loss) == (run.rule, run.loss) else f"{its.method}, changed"
+    return replace(its, run=run, title=title, method=method).headline
 
 
 METHODS: dict[str, tuple[str, Rule, Loss]] = {

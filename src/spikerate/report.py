@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.ticker import EngFormatter
 from PIL import Image
 from torch import Tensor
 
 from spikerate import card, charts
 from spikerate.charts import Chart, Form, Series, Stat, Strips
 from spikerate.config import Run
-from spikerate.energy import AC_PJ, MAC_PJ, Energy, joules_in_words
+from spikerate.energy import AC_PJ, MAC_PJ, Energy
 from spikerate.examples import Examples
 from spikerate.files import write_whole
 from spikerate.findings import Finding, Result
@@ -139,14 +138,7 @@ class Group:
     @property
     def commands(self) -> list[str]:
         """What repeats the runs: of a run that has itself repeated another, the command of that one."""
-        typed = [found.about.get("repeats") or found.about.get("command") for found in self.runs]
-        return list(dict.fromkeys(str(command) for command in typed if command))
-
-    @property
-    def ranks(self) -> int:
-        """Processes that a run was done by."""
-        said = self.runs[0].about.get("ranks")
-        return said if isinstance(said, int) else 1
+        return list(dict.fromkeys(command for found in self.runs if (command := _command(found.about))))
 
     @property
     def commit(self) -> str | None:
@@ -184,9 +176,9 @@ class Group:
         return Energy.mean(self._energies) if self._energies else None
 
     @property
-    def nanojoules(self) -> Stat | None:
+    def joules(self) -> Stat | None:
         """The estimate for an image."""
-        return _stat(energy.snn_nj for energy in self._energies)
+        return _stat(1e-9 * energy.snn_nj for energy in self._energies)
 
     @property
     def synaptic_operations(self) -> Stat | None:
@@ -299,8 +291,8 @@ def write(report: Report, file: Path) -> None:
     engine.filters |= {
         "share": lambda value: charts.in_words(value, "share").replace(" %", "\N{NO-BREAK SPACE}%"),
         "number": lambda value: charts.in_words(value, "number"),
-        "count": lambda value: _with_deviation(value, _short_number),
-        "joules": lambda value: _with_deviation(value, joules_in_words),
+        "count": lambda value: charts.in_words(value, "count"),
+        "joules": lambda value: charts.in_words(value, "joules"),
         "quoted": lambda path: shlex.quote(str(path)),
         "short": short_path,
         "breakable": lambda name: name.replace(".", ".\u200b"),
@@ -378,6 +370,14 @@ def _checksums(found: Finding) -> Any:
     return found.about["data"].get("sha256")
 
 
+def _command(about: Mapping[str, Any]) -> str | None:
+    """What repeats a run; of one by several processes, as one machine would do it."""
+    command, ranks = about.get("repeats") or about.get("command"), about.get("ranks", 1)
+    if command is None or ranks == 1:
+        return None if command is None else str(command)
+    return f"torchrun --nproc-per-node {ranks} -m {command}   # or on several machines, {ranks} processes in all"
+
+
 def _longest(group: Group) -> int:
     """How many steps the results tell of."""
     return max((len(result.at_step) for result in group.results), default=0)
@@ -386,16 +386,6 @@ def _longest(group: Group) -> int:
 def _stat(values: Iterable[float | None]) -> Stat | None:
     there = [value for value in values if value is not None]
     return Stat.of(there) if there else None
-
-
-def _short_number(value: float) -> str:
-    """With three digits: 1.23 k."""
-    return str(EngFormatter()(float(f"{value:.3g}"))).strip()
-
-
-def _with_deviation(value: float | Stat, in_words: Callable[[float], str]) -> str:
-    mean, sd = (value.mean, value.sd) if isinstance(value, Stat) else (value, None)
-    return in_words(mean) if sd is None else f"{in_words(mean)} ± {in_words(sd)}"
 
 
 # charts -----------------------------------------------------------------------------------------------------------------

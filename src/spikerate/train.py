@@ -20,7 +20,7 @@ from spikerate.evaluate import Accuracy, answers, over_time
 from spikerate.finite_difference import variant_rates
 from spikerate.interrupt import Interrupt, Interrupted
 from spikerate.losses import Terms, accuracies
-from spikerate.models import Branched, synchronize_batch_norm
+from spikerate.models import Branched, short_path, synchronize_batch_norm
 from spikerate.record import RunFolder
 from spikerate.rules import BPTT
 from spikerate.state import Row, State
@@ -315,12 +315,12 @@ class Trainer:
         ledger = self._run(lambda x: guard.firing(state.network, x), x)
         rates = ledger.rates(state.network)
         now = guard.stuck(rates, self.run.spiking)
-        before = guard.stuck(state.rows[-1]["firing_rates"], self.run.spiking) if state.rows else {}
+        before = guard.stuck(state.rows[-1].get("firing_rates", {}), self.run.spiking) if state.rows else {}
         for layer, rate in rates.items():
             if layer in now and layer not in before:
-                self.watch.say(f"warning: layer {layer} {now[layer]} on {len(images)} images: it can't learn")
+                self.watch.say(f"warning: layer {short_path(layer)} {now[layer]} on {len(images)} images: it can't learn")
             elif layer in before and layer not in now:
-                self.watch.say(f"layer {layer} can learn again: its firing rate is {rate:.2g}")
+                self.watch.say(f"layer {short_path(layer)} can learn again: its firing rate is {rate:.2g}")
         return {"firing_rate": ledger.mean_rate(), "firing_rates": rates}
 
     def _wish(self, saved: float) -> int:

@@ -40,8 +40,8 @@ _RESULTS = {"held_out_accuracy": "held-out accuracy", "test_accuracy": "test acc
 _OPERATIONS = "Operations of an image over all T steps: MACs of real input, ACs of binary"
 
 
-def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured) -> None:
-    """What a training gave, and the next commands."""
+def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured, last: bool) -> None:
+    """What a training gave, and the next commands where no other round comes."""
     result = table("Result")
     result.add_column(style="cyan")
     result.add_column()
@@ -52,8 +52,9 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} ({_rate_in_words(run)})")
     result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
     result.add_row("run folder", str(folder.path))
-    result.add_row("next", f"spikerate report {shlex.quote(str(folder.path))}")
-    result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}")
+    if last:
+        result.add_row("next", f"spikerate report {shlex.quote(str(folder.path))}")
+        result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}")
     console.print(result)
 
 
@@ -82,7 +83,7 @@ def show_energy(console: Console, energy: Energy, run: Run) -> None:
         numbers = (f"{cost.effective:,.0f}", f"{cost.effective / cost.dense:.1%}", f"{share:.1%}")
         shown.add_row(short_path(layer), cost.input, *numbers)
     console.print(shown)
-    sums = table("An image in all", "network", "MACs", "ACs", "synaptic operations", "estimate")
+    sums = table("An image, all layers", "network", "MACs", "ACs", "synaptic operations", "estimate")
     own, rival = ("spiking", "ANN of the same shape") if run.spiking else ("ANN, zeros skipped", "the same, zeros too")
     operations = (f"{n:,.0f}" for n in (energy.macs, energy.acs, energy.synaptic_operations))
     sums.add_row(own, *operations, joules_in_words(energy.snn_nj))
@@ -201,7 +202,7 @@ def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> 
     console.print(shown)
     then, now = (dict(flat(folder.about())) for folder in (original, again))
     cards = table("What differs between the two cards", "entry", "then", "now")
-    times = ("started", "finished", "command", "resumed", "preset")
+    times = ("started", "finished", "command", "repeats", "resumed", "preset")
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name) and not name.startswith(times):
             cards.add_row(name, str(then.get(name)), str(now.get(name)))

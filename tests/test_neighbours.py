@@ -108,7 +108,7 @@ def test_a_network_there_and_back(name: str) -> None:
         back = from_spikingjelly(theirs)
         assert torch.equal(BPTT()(back, x).steps, logits)
     modules = network.named_modules()
-    spikes = {path.removeprefix("body."): float(ledger.spikes[m]) for path, m in modules if m in ledger.spikes}
+    spikes = {path.removeprefix("body."): float(ledger.spikes[m].sum()) for path, m in modules if m in ledger.spikes}
     assert {path: float(n) for path, n in fired.items()} == spikes
     assert sum(spikes.values()) > 0
     body = {k.removeprefix("body."): v for k, v in network.state_dict().items() if not k.startswith("branches.")}
@@ -271,7 +271,7 @@ def test_neurobench_measures_what_we_do(frames: bool) -> None:
     assert found["ActivationSparsity"] == pytest.approx(1 - ledger.mean_rate())
     operations = found["SynapticOperations"]
     assert operations["Dense"] == T * MACS
-    last = 4 * float(ledger.spikes[network[5]]) / 8  # a spike of the last neurons meets one weight for each class
+    last = 4 * float(ledger.spikes[network[5]].sum()) / 8  # a spike of the last neurons meets one weight for each class
     assert last < operations["Effective_ACs"] < operations["Dense"] - operations["Effective_MACs"]
     assert operations["Effective_MACs"] == T * 36 * 4 * 27, "the images are no spikes"
 

@@ -356,7 +356,11 @@ def test_what_differs_in_secret_is_said(tmp_path: Path) -> None:
     report = gather([tmp_path / "runs"])
     assert [run.path for run in report.groups[0].runs] == [one, two]
     for what in ("code", "machines or software", "numbers of processes"):
-        assert f"the runs of digits-esd were made by different {what}; the card has those of {one}" in report.notes
+        assert f"digits-esd was made by different {what}; the card has those of {one}" in report.notes
+    moved = make(tmp_path / "moved", about=ABOUT | {"resumed": [{"at": "later", "environment": {"cpu": "another"}}]})
+    assert [note.split(";")[0] for note in gather([moved]).notes] == [
+        "digits-esd was made by different machines or software"
+    ]
     data = ABOUT["data"] | {"sha256": {"digits.npz": "cafe"}}
     third = make(tmp_path / "third", about=ABOUT | {"data": data, "ranks": 2, "repeats": "spikerate train it"})
     report = gather([one, third])
@@ -555,6 +559,7 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
         (altered(test_images=float("inf")), "result.json is no result"),
         (recorded(source=[1]), "an entry source that is no dict"),
         (recorded(preset=["a"]), "an entry preset that is no str"),
+        (recorded(resumed=3), "an entry resumed that is no list"),
         (recorded(data={"sizes": 3}), "an entry data.sizes that is no dict"),
         (recorded(environment={"packages": 3}), "an entry environment.packages that is no dict"),
         (broken("examples.safetensors", "x"), "examples.safetensors can't be read"),

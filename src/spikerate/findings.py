@@ -108,6 +108,7 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
     entries: tuple[tuple[str, Any, type], ...] = (
         ("preset", about.get("preset"), str),
         ("source", about.get("source"), dict),
+        ("resumed", about.get("resumed"), list),
         ("data.sizes", data.get("sizes"), dict),
         ("data.sha256", data.get("sha256"), dict),
         ("data.classes", data.get("classes"), list),

@@ -357,13 +357,22 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
                 yield f"{found.path} is not finished: {len(found.rows)} of {found.run.epochs} epochs, and not tested yet"
         for seed in sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
             yield f"{group.name} has seed {seed} more than once: its deviation is too small"
-        for entry, differ in (
-            ("source", "code"),
-            ("environment", "machines or software"),
-            ("ranks", "numbers of processes"),
-        ):
-            if len({str(found.about.get(entry)) for found in group.runs}) > 1:
-                yield f"the runs of {group.name} were made by different {differ}; the card has those of {group.runs[0].path}"
+        made_by = {
+            "code": [found.about.get("source") for found in group.runs],
+            "machines or software": [one for found in group.runs for one in _environments(found.about)],
+            "numbers of processes": [found.about.get("ranks") for found in group.runs],
+        }
+        for what, told in made_by.items():
+            if len(set(map(str, told))) > 1:
+                yield f"{group.name} was made by different {what}; the card has those of {group.runs[0].path}"
+
+
+def _environments(about: Mapping[str, Any]) -> list[Any]:
+    """Where a run was begun, and where it went on."""
+    return [
+        about["environment"],
+        *(again.get("environment") for again in about.get("resumed") or () if isinstance(again, dict)),
+    ]
 
 
 def _checksums(found: Finding) -> Any:

@@ -145,7 +145,7 @@ def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) ->
         console.print(shown)
     console.print(
         "/ ANN: the median over the rounds; / floor: the same by (T + 2) / 3, the passes of a rate-based step by an ANN's; "
-        f"of roof: operations by those that matrix products reach here, {roof.flops / 1e9:,.0f} GFLOP/s (copies: "
+        f"of roof: operations by those that a wide convolution reaches here, {roof.flops / 1e9:,.0f} GFLOP/s (copies: "
         f"{roof.bytes / 1e9:,.1f} GB/s); saved: by the forward pass for the backward pass, not compiled, without parameters"
     )
 

@@ -558,7 +558,7 @@ def _eval(command: Eval) -> None:
     run, T = _moved(folder.config(), command.data, None), command.T
     device = pick_device(command.device)
     data = _load_again(run, folder)
-    _check_frames(run, T)
+    _check_steps(run, T)
     network = build_network(run, len(data.classes), data.shape, device)
     folder.load_weights(command.weights, network)
     out = console()
@@ -584,7 +584,7 @@ def _report(command: Report) -> None:
     out.print(f"the report is {file}: open it in a browser")
 
 
-def _check_frames(run: Run, T: int | None) -> None:
+def _check_steps(run: Run, T: int | None) -> None:
     if T is not None and T > 1 and not run.spiking:
         raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
     if T is not None and T > run.T and SETS[run.data.name].kind == "events":
@@ -599,7 +599,7 @@ def _gradient(command: Gradient, args: list[str]) -> None:
     run = _moved(folder.config() if folder else _fresh(command), command.data, None)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
-    _check_frames(run, command.T)
+    _check_steps(run, command.T)
     path = command.out or _free_folder(place / "gradient" if folder else Path("runs") / f"{name}-gradient")
     _check_free(path)
     device, T = pick_device(command.device), command.T or run.T

@@ -106,7 +106,8 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
     """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
     data, environment = about["data"], about["environment"]
     entries: tuple[tuple[str, Any, type], ...] = (
-        ("preset", about.get("preset"), str),
+        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
+        ("ranks", about.get("ranks"), int),
         ("source", about.get("source"), dict),
         ("resumed", about.get("resumed"), list),
         ("data.sizes", data.get("sizes"), dict),

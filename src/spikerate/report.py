@@ -381,9 +381,9 @@ def _checksums(found: Finding) -> Any:
 
 def _command(about: Mapping[str, Any]) -> str | None:
     """What repeats a run; of one by several processes, as one machine would do it."""
-    command, ranks = about.get("repeats") or about.get("command"), about.get("ranks", 1)
+    command, ranks = about.get("repeats") or about.get("command"), about.get("ranks") or 1
     if command is None or ranks == 1:
-        return None if command is None else str(command)
+        return command
     return f"torchrun --nproc-per-node {ranks} -m {command}   # or on several machines, {ranks} processes in all"
 
 

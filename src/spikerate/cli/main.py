@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from spikerate.bench.worker import Setting
 from spikerate.cli import tensorboard, views
 from spikerate.cli.console import TransferBar, WaitingBar, console
 from spikerate.cli.live import TrainingView, Watches
-from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
+from spikerate.data import SETS, SOURCES, DataSet, fetch, keeps_caches, load, sample_files, steps_per_epoch
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
 from spikerate.exchange.trained import read_trained
@@ -35,13 +35,22 @@ from spikerate.gradients.agreement import Comparison
 from spikerate.measure.health import NotFinite
 from spikerate.models import fold_batch_norm
 from spikerate.runs.config import Run, encode
-from spikerate.runs.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
+from spikerate.runs.experiment import (
+    begin,
+    check_fits,
+    data_card,
+    different_spikes,
+    measure,
+    measure_gradients,
+    perform,
+    use_threads_of,
+)
 from spikerate.runs.presets import headline, preset
-from spikerate.runs.record import RunFolder, SaveError, check_free
+from spikerate.runs.record import RunFolder, SaveError, check_free, sole_writer
 from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.system.files import write_json
+from spikerate.system.files import inside, is_there, write_json
 from spikerate.system.interrupt import Interrupt, Interrupted
 
 Command = TypeVar("Command")
@@ -361,9 +370,11 @@ def _train(name: str, rest: list[str], args: list[str]) -> None:
     _check_free(path)
     with _joined(command.run) as ranks:
         data = _load(command.run, ranks)
-        folder = begin(path, command.run, data, about, ranks)
-        _log(folder, command.tensorboard, ranks)
-        _perform(name, command.run, data, folder, command.save_minutes, ranks)
+        check_fits(command.run, data, ranks)
+        with _writing(path, ranks):
+            folder = begin(path, command.run, data, about, ranks)
+            _log(folder, command.tensorboard, ranks)
+            _perform(name, command.run, data, folder, command.save_minutes, ranks)
 
 
 def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
@@ -372,15 +383,17 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
     seeds = range(first, first + command.seeds)
     base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
     for seed in seeds[ranks.rank :: ranks.n]:
-        run, path = replace(command.run, seed=seed), base / f"seed{seed}"
-        if (path / "run.json").is_file() and RunFolder.open(path).config() != run:
+        run, path = replace(command.run, seed=seed), inside(base, f"seed{seed}")
+        if RunFolder(path).stands and RunFolder(path).config() != run:
             raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
         if RunFolder(path).result():
             continue
-        data = _load(run)
-        folder = RunFolder.open(path) if (path / "run.json").is_file() else begin(path, run, data, about)
-        _log(folder, command.tensorboard)
-        _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
+        data, alone = _load(run), Ranks(local=ranks.local)
+        check_fits(run, data)
+        with _writing(path):
+            folder = RunFolder(path) if RunFolder(path).stands else begin(path, run, data, about)
+            _log(folder, command.tensorboard)
+            _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"])
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
         views.show_seeds(console(), results, base)
@@ -389,18 +402,21 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
 def _resume(rest: list[str]) -> None:
     command = _parse(Resume, rest, "spikerate train --resume")
     folder = _whole(RunFolder.open(command.resume))
-    run = _moved(folder.config(), command.data, command.device)
-    log = folder.path / tensorboard.FOLDER
+    folder.check_settings()
+    run = _run_of(folder, command.data, command.device)
+    log = inside(folder.path, tensorboard.FOLDER)
     if command.tensorboard or log.is_dir():
         tensorboard.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
     with _joined(run) as ranks:
         use_threads_of(folder)
         data = _load_again(run, folder, ranks)
-        about = folder.about()
-        if ranks.first:
-            folder.amend(resumed=[*about.get("resumed", []), {"at": environment.now(), "environment": environment.card()}])
-        _log(folder, command.tensorboard, ranks)
-        _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
+        with _writing(folder.path, ranks):
+            about = folder.about()
+            if ranks.first:
+                now = {"at": environment.now(), "environment": environment.card()}
+                folder.amend(resumed=[*about.get("resumed", []), now])
+            _log(folder, command.tensorboard, ranks)
+            _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
 
 
 def _reproduce(rest: list[str], args: list[str]) -> int:
@@ -410,7 +426,8 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         raise ValueError(f"{command.run} is one round of a run: give the folder of the run, {_whole(original).path}")
     if not original.result():
         raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
-    run = _moved(original.config(), command.data, None)
+    original.check_settings()
+    run = _run_of(original, command.data, None)
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     _check_free(path)
     then = original.about()
@@ -419,8 +436,10 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     with _joined(run) as ranks:
         use_threads_of(original)
         data = _load_again(run, original, ranks)
-        again = begin(path, run, data, about, ranks)
-        _perform(f"{command.run} again", run, data, again, 10, ranks)
+        check_fits(run, data, ranks)
+        with _writing(path, ranks):
+            again = begin(path, run, data, about, ranks)
+            _perform(f"{command.run} again", run, data, again, 10, ranks)
         if not ranks.first:
             return 0
         pairs = zip(original.rounds(run), again.rounds(run), strict=True)
@@ -431,7 +450,7 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
 def _log(folder: RunFolder, wanted: bool, ranks: Ranks = Ranks()) -> None:
     """Have a run log for TensorBoard: one that has the folder for it does, in all of its rounds."""
     if wanted and ranks.first:
-        (folder.path / tensorboard.FOLDER).mkdir(exist_ok=True)
+        inside(folder.path, tensorboard.FOLDER).mkdir(exist_ok=True)
 
 
 def _whole(folder: RunFolder) -> RunFolder:
@@ -472,7 +491,24 @@ def _load_again(run: Run, folder: RunFolder, ranks: Ranks = Ranks()) -> DataSet:
     return data
 
 
-def _moved(run: Run, data: Path | None, device: str | None) -> Run:
+def _writing(path: Path, ranks: Ranks = Ranks()) -> AbstractContextManager[None]:
+    """Only one command at a time writes into a run folder; rank 0 holds it for all."""
+    return sole_writer(path, console().print) if ranks.first else nullcontext()
+
+
+def _note_doubt(folder: RunFolder) -> None:
+    if folder.doubt:
+        console(quiet=not of_launcher().first).print(f"note: {folder.doubt}")
+
+
+def _run_of(folder: RunFolder, data: Path | None, device: str | None) -> Run:
+    """The settings of a run that there is already, with its data or the device in another place."""
+    run, out = folder.config(), console(quiet=not of_launcher().first)
+    _note_doubt(folder)
+    if run.data.cache and not keeps_caches(run.data.cache):
+        # The record may be a stranger's, who could have named any folder of the user's.
+        out.print(f"there is no cache in {run.data.cache}, which the run names: one is kept in the user's cache folder")
+        run = replace(run, data=replace(run.data, cache=None))
     run = replace(run, data=replace(run.data, path=data)) if data else run
     return replace(run, device=device) if device else run
 
@@ -486,7 +522,7 @@ def _perform(
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
     rounds, start, frames = folder.rounds(run), None, run.T
-    logged = (folder.path / tensorboard.FOLDER).is_dir() and ranks.first
+    logged = inside(folder.path, tensorboard.FOLDER).is_dir() and ranks.first
     try:
         for k, (own, place) in enumerate(rounds, 1):
             title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
@@ -496,7 +532,9 @@ def _perform(
             if not over:
                 if SETS[run.data.name].kind == "events" and frames != own.T:
                     data, frames = _load(own, ranks), own.T
-                if not stands:
+                if stands:
+                    place.check_settings()
+                else:
                     begin(place.path, own, data, about | {"round": title}, ranks)
                 stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged, place == folder)
                 if place != folder and ranks.most(int(stop.asked)):
@@ -527,7 +565,7 @@ def _perform_round(
         f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
     )
-    steps, rows = steps_per_epoch(data.train, run.batch), folder.metrics() if folder.has_epochs else []
+    steps, rows = steps_per_epoch(data.train, run.batch), folder.rows() if ranks.first else []
     view = TrainingView(out, run, steps, title, rows)
     with Interrupt() as stop, view, ExitStack() as files:
         log = [files.enter_context(tensorboard.Board(folder.path / tensorboard.FOLDER, steps, rows))] if logged else []
@@ -539,7 +577,7 @@ def _perform_round(
 def _free_folder(path: Path) -> Path:
     """The path, or with a number behind; the last one taken where torchrun has started the same command again."""
     k, free, taken = 1, path, path
-    while free.exists():
+    while is_there(free):
         k, taken = k + 1, free
         free = path.with_name(f"{path.name}-{k}")
     return taken if restarted() else free
@@ -556,7 +594,7 @@ def _check_free(path: Path) -> None:
 
 def _eval(command: Eval) -> None:
     folder = RunFolder.open(command.run)
-    run, T = _moved(folder.config(), command.data, None), command.T
+    run, T = _run_of(folder, command.data, None), command.T
     device = pick_device(command.device)
     data = _load_again(run, folder)
     _check_steps(run, T)
@@ -597,7 +635,7 @@ def _gradient(command: Gradient, args: list[str]) -> None:
 
     name, place = command.network, Path(command.network)
     folder = RunFolder.open(place) if place.is_dir() else None
-    run = _moved(folder.config() if folder else _fresh(command), command.data, None)
+    run = _run_of(folder, command.data, None) if folder else _fresh(command)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
     _check_steps(run, command.T)
@@ -642,11 +680,12 @@ def _fresh(command: Gradient) -> Run:
         run = preset(command.network).run
     except ValueError as error:
         raise ValueError(f"{command.network} is no folder, and {error}") from None
-    return replace(run, T=command.T or run.T)
+    return replace(run, T=command.T or run.T, data=replace(run.data, path=command.data or run.data.path))
 
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
+    _note_doubt(folder)
     files = sample_files(command.files, folder.config().data)
     out = console()
     answers = predict(folder, files, command.weights, pick_device(command.device))
@@ -661,6 +700,8 @@ def _predict(command: Predict) -> None:
 def _export(command: Export) -> None:
     check_target(command.file)
     trained = read_trained(command.run, command.weights)
+    if command.run.is_dir():
+        _note_doubt(RunFolder(command.run))
     export(trained, command.file)
     views.show_export(console(), trained, command.file)
 

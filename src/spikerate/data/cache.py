@@ -18,6 +18,7 @@ import pooch
 import torch
 from torch import Tensor
 
+from spikerate.system.files import is_there, open_plain, read_text, write_json
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
@@ -77,6 +78,17 @@ def cached(
     return found
 
 
+def keeps_caches(folder: Path) -> bool:
+    """Whether there is a cache in the folder already: a stranger can name any folder, and make none in it."""
+    try:
+        return any(
+            is_there(entry / "facts.json") and is_there(entry / "rows") and not entry.is_symlink()
+            for entry in folder.iterdir()
+        )
+    except OSError:
+        return False
+
+
 def _stop_unless(skip: bool, reason: str) -> None:
     if not skip:
         raise ValueError(f"{reason}; --data.broken skip leaves such files out")
@@ -101,7 +113,7 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
             os.fsync(file.fileno())
         facts = {"key": text, "sha256": digest.hexdigest(), "broken": {str(k): reason for k, reason in broken.items()}}
         facts["check"] = _check(facts)
-        (temporary / "facts.json").write_text(json.dumps(facts))
+        write_json(temporary / "facts.json", facts)
         try:
             temporary.rename(place)
         except OSError:
@@ -114,11 +126,11 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
 def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:
     rows, row_bytes = place / "rows", math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        facts = json.loads((place / "facts.json").read_text())
+        facts = json.loads(read_text(place / "facts.json"))
         broken = {int(k): str(reason) for k, reason in facts["broken"].items()}
         whole = facts.pop("check") == _check(facts) and facts["key"] == text
         whole = whole and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"the cache {place} is damaged: remove it, and it is made again")
@@ -134,8 +146,9 @@ def _check(facts: Mapping[str, Any]) -> str:
 
 
 def _sha256(file: Path, track: Track) -> str:
-    digest, size = hashlib.sha256(), file.stat().st_size
-    with file.open("rb") as content:
+    digest = hashlib.sha256()
+    with open_plain(file) as content:
+        size = os.fstat(content.fileno()).st_size
         for part in track(iter(lambda: content.read(_CHUNK), b""), "checking the cache", -(-size // _CHUNK)):
             digest.update(part)
     return digest.hexdigest()

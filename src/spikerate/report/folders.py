@@ -89,7 +89,7 @@ class Finding:
             path,
             run,
             about,
-            [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
+            [_finite(row, path) for row in folder.metrics()] if folder.has_epochs else [],
             _result(folder, run.T),
             Examples.read(path),
             [(of, cls.read(place.path) if place.stands else None) for of, place in before],
@@ -136,7 +136,7 @@ def _finite(row: Row, path: Path) -> Row:
     """The numbers of a line of `metrics.jsonl` that can be drawn."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     if "epoch" not in kept:
-        raise ValueError(f"{path / 'metrics.jsonl'} has a line without an epoch: it is altered, or of another version")
+        raise ValueError(f"{path / 'metrics.jsonl'} has the epoch {row['epoch']}: it is altered")
     return kept
 
 

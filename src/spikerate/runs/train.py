@@ -154,7 +154,7 @@ class Trainer:
             Interrupted: `stop` was asked for; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken or of another network.
+            ValueError: the checkpoint is broken, of another network, or tells what can't be.
         """
         run, ranks = self.run, self.ranks
         ranks.meet()  # one may have read the data for longer
@@ -184,6 +184,7 @@ class Trainer:
         # As rank 0 sees it: the others may look when it has written one.
         if self.ranks.tell("resume" if self.folder.has_state else ""):
             self.folder.restore(state)
+            state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
             if self.ranks.first:
                 self.folder.publish(state)
             self.ranks.meet()
@@ -218,6 +219,11 @@ class Trainer:
                 self.watch.say(f"compiled: the first step took {took:.0f} s; a cache keeps that for other runs")
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
+            if careful and not health.all_finite(state.totals):
+                raise health.NotFinite(
+                    f"epoch {state.epoch + 1} step {state.step}: the sum of a term is not finite, though the term is; "
+                    "a smaller --optim.lr may help"
+                )
             self.watch.step(done + 1, terms)
             wish = ranks.most(self._wish(saved))
             if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):

@@ -1,0 +1,319 @@
+"""Run folders from strangers, edited ones, and ones that two commands want at once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikerate.cli.main import main
+from spikerate.data.cache import keeps_caches
+from spikerate.data.download import Source, fetch
+from spikerate.runs.record import LOCK, RunFolder
+from spikerate.runs.state import parts_of
+from spikerate.system.files import is_leftover, open_plain, pack_tensors, read_tensors, write_whole
+
+TINY = ["digits-esd", "--width", "2", "--T", "1", "--subset", "40", "--batch", "20", "--epochs", "1"]
+FILES = ("run.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "result.json", "examples.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is never written to; tests copy it."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert tell("train", *TINY, "--out", str(path))[0] == 0
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def home(tmp_path: Path, finished: Path) -> Iterator[Path]:
+    """A user's files, which no command may change."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "startup").write_text("mine")
+    for name in FILES:
+        shutil.copy(finished / name, home)
+    before = {p: p.read_bytes() for p in home.rglob("*")}
+    yield home
+    assert {p: p.read_bytes() for p in home.rglob("*")} == before
+
+
+def tell(*arguments: str) -> tuple[int, str, str]:
+    """Status, output and errors of a command, which must not wait for anything."""
+
+    def give_up(number: int, frame: Any) -> None:
+        raise AssertionError(f"{arguments} hangs")
+
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(list(arguments))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return status, out.getvalue(), err.getvalue()
+
+
+def refused(*arguments: str) -> str:
+    """The one sentence of a command that is refused."""
+    status, _, err = tell(*arguments)
+    assert status == 2 and err.count("\n") == 1 and err.startswith("spikerate: "), (arguments, status, err)
+    return err
+
+
+# links, pipes and devices -----------------------------------------------------------------------------------------------
+
+
+def a_link(place: Path, home: Path) -> None:
+    place.symlink_to(home / (place.name if (home / place.name).exists() else "startup"))
+
+
+def a_link_to_nothing(place: Path, home: Path) -> None:
+    place.symlink_to(home / "new")
+
+
+def a_pipe(place: Path, home: Path) -> None:
+    os.mkfifo(place)
+
+
+def a_device(place: Path, home: Path) -> None:
+    try:
+        os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # zeros without end
+    except PermissionError:
+        pytest.skip("no right to make a device here")
+
+
+KINDS = [a_link, a_link_to_nothing, a_pipe, a_device]
+READERS: dict[str, tuple[str, ...]] = {
+    "run.json": ("report", "resume", "eval", "export", "predict", "gradient", "reproduce"),
+    "metrics.jsonl": ("report",),
+    "last.safetensors": ("resume",),
+    "best.safetensors": ("eval", "export", "predict", "gradient"),
+    "result.json": ("report", "reproduce"),
+    "examples.safetensors": ("report",),
+    "report.html": ("report",),
+    LOCK: ("resume",),
+}
+
+
+def arguments(command: str, run: Path, picture: Path) -> list[str]:
+    where = str(run)
+    more = {"export": [str(run.parent / "out.safetensors")], "predict": [str(picture)], "gradient": ["--samples", "4"]}
+    return ["train", "--resume", where] if command == "resume" else [command, where, *more.get(command, [])]
+
+
+@pytest.mark.parametrize("plant", KINDS, ids=lambda f: f.__name__)
+def test_what_is_no_file_is_refused_at_each_name_that_is_read(
+    plant: Callable[[Path, Path], None], run: Path, home: Path, tmp_path: Path
+) -> None:
+    """In one sentence, without waiting for a pipe; and nothing outside the folder changes."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"")
+    for name, commands in READERS.items():
+        place, aside = run / name, tmp_path / "aside"
+        if place.exists():
+            place.rename(aside)
+        plant(place, home)
+        for command in commands:
+            said = refused(*arguments(command, run, picture))
+            assert f"{place} is a " in said and "and no file" in said, (name, command, said)
+        place.unlink()
+        if aside.exists():
+            aside.rename(place)
+    assert not (tmp_path / "out.safetensors").exists() and not (run.with_name("run-again")).exists()
+
+
+def test_names_that_could_be_foreseen_lead_nowhere(run: Path, home: Path, tmp_path: Path) -> None:
+    """Links under the names that temporary files might have, through every command that writes."""
+    names = [*FILES, "report.html", "gradient.json", "gradient.svg", "out.safetensors"]
+    for folder in (run, tmp_path, tmp_path / "new"):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / f".{name}.tmp").symlink_to(home / "startup")
+    assert tell("report", str(run))[0] == 0
+    assert tell("train", "--resume", str(run))[0] == 0
+    assert tell("export", str(run), str(tmp_path / "out.safetensors"))[0] == 0
+    assert "holds something else already" in refused("train", *TINY, "--out", str(tmp_path / "new"))
+    assert all((run / f".{name}.tmp").is_symlink() for name in names)
+
+
+def test_a_temporary_file_is_its_writers_own(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0" * 2 * n)
+    for plant in KINDS:
+        place = tmp_path / ".file.0000000000000000.tmp"
+        plant(place, home)
+        with pytest.raises(FileExistsError):
+            write_whole(tmp_path / "file", b"new")
+        assert not is_leftover(place)
+        place.unlink()
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("plant", KINDS, ids=lambda f: f.__name__)
+def test_a_file_takes_the_place_of_what_is_there_and_follows_it_not(plant: Any, tmp_path: Path, home: Path) -> None:
+    plant(tmp_path / "file", home)
+    write_whole(tmp_path / "file", b"new")
+    with open_plain(tmp_path / "file") as file:
+        assert file.read() == b"new"
+
+
+def test_folders_inside_a_run_folder_are_no_links(run: Path, home: Path, tmp_path: Path) -> None:
+    (home / "empty").mkdir()
+    for name in ("tensorboard", "gradient"):
+        (run / name).symlink_to(home / "empty")
+    assert "tensorboard is a link, and nothing is written through one" in refused("train", "--resume", str(run))
+    (run / "tensorboard").unlink()
+    assert tell("gradient", str(run), "--samples", "4", "--directions", "1")[0] == 0
+    assert (run / "gradient-2" / "gradient.json").is_file()
+    rounds = [*TINY, "--before", "ann:1:0.1"]
+    stop = tmp_path / "rounds"
+    assert tell("train", *rounds, "--out", str(stop))[0] == 0
+    shutil.rmtree(stop / "round1-ann")
+    (stop / "round1-ann").symlink_to(home / "empty")
+    for command in (["train", "--resume", str(stop)], ["report", str(stop)]):
+        assert "round1-ann is a link, and nothing is written through one" in refused(*command)
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "seed0").symlink_to(home / "empty")
+    assert "seed0 is a link" in refused("train", *TINY, "--seeds", "2", "--out", str(tmp_path / "seeds"))
+    (home / "empty").rmdir()
+
+
+def test_a_strangers_record_names_no_cache(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in which no cache is kept yet is not begun because a record says so."""
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "own")
+    path, used = tmp_path / "run", tmp_path / "used"
+    recorded = ["digits-dvs-bptt", *TINY[1:]]
+    assert tell("train", *recorded, "--data.cache", str(used), "--out", str(path))[0] == 0
+    assert keeps_caches(used) and not keeps_caches(home)
+    assert tell("eval", str(path))[0] == 0 and not (tmp_path / "own").exists()
+    record = json.loads((path / "run.json").read_text())
+    record["run"]["data"]["cache"] = str(home)
+    (path / "run.json").write_text(json.dumps(record))
+    status, out, _ = tell("eval", str(path))
+    assert status == 0 and f"there is no cache in {home}, which the run names" in out
+    assert keeps_caches(tmp_path / "own")
+
+
+def test_what_a_killed_writer_leaves_is_removed(run: Path) -> None:
+    left = [run / ".last.safetensors.0123456789abcdef.tmp", run / ".run.json.tmp"]
+    others = [run / ".report.html.0123456789abcdef.tmp", run / ".notes.tmp"]
+    for file in (*left, *others):
+        file.write_text("half")
+    assert tell("train", "--resume", str(run))[0] == 0
+    assert not any(file.exists() for file in left) and all(file.exists() for file in others)
+
+
+def test_a_transfer_appends_to_no_link(tmp_path: Path, home: Path) -> None:
+    source = Source({"http://127.0.0.1:9/set.tar.gz": "0" * 64}, "set")
+    for plant in KINDS:
+        part = tmp_path / "set.tar.gz.part"
+        plant(part, home)
+        with pytest.raises(ValueError, match=r"set.tar.gz.part is a (link|pipe|device), and no file"):
+            fetch(source, tmp_path)
+        part.unlink()
+
+
+# checkpoints that tell what can't be ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped in its second epoch."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spikerate.runs.train.Trainer._wish", lambda self, saved: 2 * int(next(steps) == 3))
+        steps = itertools.count()
+        assert tell("train", *TINY[:-1], "3", "--out", str(path))[0] == 143
+    facts = read_tensors(path / "last.safetensors")[1]
+    assert (facts["epoch"], facts["step"]) == (1, 1)
+    return path
+
+
+ANYTHING = (
+    st.none() | st.booleans() | st.just(10**9) | st.just(-1) | st.floats() | st.text(max_size=3)
+    | st.lists(st.none(), max_size=2) | st.just({}) | st.just({"a": None})
+)  # fmt: skip
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_facts_that_cannot_be_are_a_sentence(stopped: Path, data: st.DataObject) -> None:
+    """Whatever stands in the place of a fact or of an entry of a row, the checksum being right."""
+    tensors, facts = read_tensors(stopped / "last.safetensors")
+    of_rows = [("rows", 0, key) for key in ("epoch", "lr", "loss", "seconds", "firing_rates")]
+    *place, key = data.draw(st.sampled_from([(name,) for name in facts] + of_rows))
+    of: Any = facts
+    for inner in place:
+        of = of[inner]
+    before, value = of[key], data.draw(ANYTHING)
+    of[key] = value
+    alike = type(value) in (int, float) if type(before) is float else type(value) is type(before)
+    said = sentence(lambda: parts_of(tensors, facts, "last.safetensors"))
+    assert said is None or ("tells what can't be, so it was altered: " in said and "\n" not in said)
+    assert alike or said
+
+
+def sentence(call: Callable[[], object]) -> str | None:
+    """What a call is refused with."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda tensors, facts: facts.update(epoch=None), "epoch is None"),
+        (
+            lambda tensors, facts: facts.update(step=10**9),
+            "after epoch 1 and 1000000000 steps more, and the run has",
+        ),
+        (lambda tensors, facts: facts.update(rows=[{"loss": 1.0}]), "row 1 is none of epoch 1"),
+        (lambda tensors, facts: tensors["totals.loss"].fill_(torch.nan), "the sum of loss is no finite number"),
+        (lambda tensors, facts: tensors.clear(), "after 1 steps it has sums of 0 terms"),
+    ],
+)
+def test_an_altered_checkpoint_ends_in_one_sentence(stopped: Path, tmp_path: Path, spoil: Any, words: str) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    tensors, facts = read_tensors(run / "last.safetensors")
+    spoil(tensors, facts)
+    (run / "last.safetensors").write_bytes(pack_tensors(tensors, facts))
+    assert words in refused("train", "--resume", str(run))
+
+
+def test_a_sum_that_overflows_is_no_endless_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each term is finite, and so is each step when it is done again with care."""
+    monkeypatch.setattr("spikerate.measure.health.gradient_norm", lambda network: torch.tensor(3e38))
+    status, _, err = tell("train", *TINY, "--out", str(tmp_path / "run"))
+    assert status == 1 and "epoch 1 step 2: the sum of a term is not finite, though the term is" in err
+
+
+@pytest.mark.parametrize("content", ['{"epoch": 1', "[]", '{"loss": 1}', ""])
+def test_broken_metrics_are_written_again(stopped: Path, tmp_path: Path, content: str) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    (run / "metrics.jsonl").write_text(content)
+    status, _, err = tell("train", "--resume", str(run))
+    assert status == 0, err
+    assert [row["epoch"] for row in RunFolder(run).metrics()] == [1, 2, 3]

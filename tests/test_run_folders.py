@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import json
@@ -10,19 +11,24 @@ import os
 import shutil
 import signal
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from processes import Processes, wait_for
 
 from spikerate.cli.main import main
 from spikerate.data.cache import keeps_caches
 from spikerate.data.download import Source, fetch
-from spikerate.runs.record import LOCK, RunFolder
+from spikerate.report.gather import gather
+from spikerate.runs.record import LOCK, RunFolder, sole_writer
 from spikerate.runs.state import parts_of
 from spikerate.system.files import is_leftover, open_plain, pack_tensors, read_tensors, write_whole
 
@@ -317,3 +323,148 @@ def test_broken_metrics_are_written_again(stopped: Path, tmp_path: Path, content
     status, _, err = tell("train", "--resume", str(run))
     assert status == 0, err
     assert [row["epoch"] for row in RunFolder(run).metrics()] == [1, 2, 3]
+
+
+# one writer -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_writer_is_refused_in_one_sentence(
+    processes: Processes, spikerate: Callable[..., Any], stopped: Path, tmp_path: Path
+) -> None:
+    """While a run trains: its resume, its seed, a new run of the name; readers go on; after a kill the lock is free."""
+    run = tmp_path / "all" / "seed0"
+    train = ["train", *TINY[:-1], "100000"]
+    with sole_writer(tmp_path / "begun"):
+        done = spikerate(*train, "--out", str(tmp_path / "begun"))
+        assert done.returncode == 2 and done.stderr == f"spikerate: another process is writing the run {tmp_path}/begun: " \
+            "wait until it has ended, or stop it\n"  # fmt: skip
+    pid = processes.start(*train, "--out", str(run), cwd=tmp_path, out=os.devnull, err=os.devnull)
+    try:
+        wait_for(run / "metrics.jsonl")
+        for command in (["train", "--resume", str(run)], [*train, "--seeds", "2", "--out", str(run.parent)]):
+            assert "another process is writing the run" in refused(*command)
+        assert "holds another run already" in refused(*train, "--out", str(run))
+        for reader in (["report", str(run)], ["eval", str(run)]):
+            assert tell(*reader)[0] == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        processes.wait()
+    with sole_writer(run):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    said: list[str] = []
+    with sole_writer(tmp_path / "run", said.append):
+        (line,) = said
+    assert "has no locks: see to it that no other process writes into the folder" in line
+
+
+# the record is checked --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda settings: settings["optim"].update(lr=0.5),
+        lambda settings: settings.update(seed=7),
+        lambda settings: settings.update(T=2),
+    ],
+    ids=["lr", "seed", "T"],
+)
+def test_edited_settings_are_refused_or_noted(run: Path, edit: Callable[[Any], None]) -> None:
+    record = json.loads((run / "run.json").read_text())
+    edit(record["run"])
+    (run / "run.json").write_text(json.dumps(record))
+    words = f"{run}/run.json was edited: it tells other settings than those that the run was begun with"
+    for command in (["train", "--resume", str(run)], ["reproduce", str(run)]):
+        assert f"{words}; put those back, or train on with others by spikerate train PRESET --init {run}" in refused(
+            *command
+        )
+    for reader in (["eval", str(run)], ["report", str(run)], ["export", str(run), f"{run}.safetensors"]):
+        status, out, _ = tell(*reader)
+        assert status == 0 and words in out.replace("note: ", "")
+    assert words in (run / "report.html").read_text().replace("&#x2F;", "/")
+
+
+def test_the_record_of_a_round_is_checked_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert tell("train", *TINY, "--before", "ann:1:0.1", "--out", str(run))[0] == 0
+    record = json.loads((run / "round1-ann" / "run.json").read_text())
+    record["run"]["optim"]["lr"] = 0.2
+    (run / "round1-ann" / "run.json").write_text(json.dumps(record))
+    assert "round1-ann/run.json was edited" in refused("train", "--resume", str(run))
+    assert f"{run}/round1-ann/run.json was edited" in tell("report", str(run))[1]
+
+
+def test_other_images_of_the_same_size_are_other_data(tmp_path: Path) -> None:
+    """Not the metrics are to blame: `reproduce` and `eval` say that it is the data."""
+    images, run = tmp_path / "images", tmp_path / "run"
+    for part, name in itertools.product(("train", "val"), "ab"):
+        (images / part / name).mkdir(parents=True)
+        for k in range(4):
+            content = np.random.default_rng(k).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(content).save(images / part / name / f"{k}.bmp")
+    command = ["train", "images-esd", "--data", str(images), "--data.size", "8", "--data.workers", "0", "--batch", "4"]
+    more = ["--data.held-out", "0", "--width", "1", "--T", "1", "--epochs", "1", "--model.stem", "3x3"]
+    status, _, err = tell(*command, *more, "--out", str(run))
+    assert status == 0, err
+    assert tell("eval", str(run))[0] == 0
+    victim = images / "val" / "a" / "0.bmp"
+    size, times = victim.stat().st_size, (victim.stat().st_atime, victim.stat().st_mtime)
+    Image.new("RGB", (8, 8)).save(victim)
+    os.utime(victim, times)
+    assert victim.stat().st_size == size
+    for again in (["eval", str(run)], ["reproduce", str(run)], ["train", "--resume", str(run)]):
+        assert "is not the one that" in (said := refused(*again)) and "its checksums differ (contents)" in said
+    record = json.loads((run / "run.json").read_text())
+    del record["data"]["sha256"]["contents"]  # as an earlier version wrote it
+    (run / "run.json").write_text(json.dumps(record))
+    assert "has no checksum of the data's contents: they may be others" in tell("eval", str(run))[1]
+
+
+# what a report leaves out -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_report_cannot_look_into_is_said(finished: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place, as_nobody(Path(place), finished, "good", "seeds/seed0"):
+        runs = Path(place)
+        (runs / "hidden").mkdir(mode=0)
+        (runs / "seeds" / "seed1").mkdir(mode=0)
+        found = gather([runs])
+        assert [len(group.runs) for group in found.groups] == [2]
+        for folder in ("hidden", "seeds/seed1"):
+            assert f"{runs}/{folder} can't be read (Permission denied): a run in it is left out" in found.notes
+        with pytest.raises(ValueError, match=r"hidden can't be read \(Permission denied\)"):
+            gather([runs / "hidden"])
+        for folder in (runs / "hidden", runs / "seeds" / "seed1"):
+            folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def as_nobody(place: Path, run: Path, *names: str) -> Iterator[None]:
+    """Without root's right to read everything, in a folder with copies of a run."""
+    for name in names:
+        shutil.copytree(run, place / name)
+    user = os.geteuid()
+    if user == 0:
+        for file in (place, *place.rglob("*")):
+            os.chown(file, 65534, -1)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_name_that_is_not_utf_8_is_said_before_anything_is_read(run: Path) -> None:
+    name = os.fsdecode(b"r\xff")
+    for command in (["train", *TINY, "--out", name], ["train", *TINY, "--seeds", "2", "--out", name]):
+        assert "the name of the run folder r\\xff is not UTF-8: choose another" in refused(*command)
+    moved = run.rename(run.with_name(name))
+    for command in (["eval", str(moved)], ["train", "--resume", str(moved)], ["report", str(moved)]):
+        assert "r\\xff is not UTF-8: choose another" in refused(*command)

@@ -46,7 +46,7 @@ from spikerate.runs.experiment import (
     use_threads_of,
 )
 from spikerate.runs.presets import headline, preset
-from spikerate.runs.record import RunFolder, SaveError, check_free, sole_writer
+from spikerate.runs.record import RunFolder, SaveError, check_free, check_name, sole_writer
 from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
@@ -382,6 +382,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
     ranks, first = of_launcher(), command.run.seed
     seeds = range(first, first + command.seeds)
     base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
+    check_name(base)
     for seed in seeds[ranks.rank :: ranks.n]:
         run, path = replace(command.run, seed=seed), inside(base, f"seed{seed}")
         if RunFolder(path).stands and RunFolder(path).config() != run:
@@ -485,9 +486,17 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
 
 def _load_again(run: Run, folder: RunFolder, ranks: Ranks = Ranks()) -> DataSet:
     """The data of a run that there is already: the same files, or the parts would be others."""
-    data = _load(run, ranks)
-    if data_card(data)["sha256"] != folder.about()["data"].get("sha256"):
-        raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
+    data, then = _load(run, ranks), folder.about()["data"].get("sha256")
+    now = data_card(data)["sha256"]
+    then = then if isinstance(then, dict) else {}
+    differing = [name for name in (then or now) if then.get(name) != now.get(name)]
+    if differing:
+        raise ValueError(
+            f"the data set is not the one that {folder.path} was begun with: its checksums differ ({', '.join(differing)})"
+        )
+    for name in now.keys() - then.keys():
+        told = f"note: the record of {folder.path} has no checksum of the data's {name}: they may be others"
+        console(quiet=not ranks.first).print(told)
     return data
 
 
@@ -527,14 +536,14 @@ def _perform(
         for k, (own, place) in enumerate(rounds, 1):
             title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
             over = stands == "finished" and place != folder
+            if stands:
+                place.check_settings()
             if title:
                 out.print(f"{title}: {own.in_words}{', finished' if over else ''}", style="bold")
             if not over:
                 if SETS[run.data.name].kind == "events" and frames != own.T:
                     data, frames = _load(own, ranks), own.T
-                if stands:
-                    place.check_settings()
-                else:
+                if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
                 stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged, place == folder)
                 if place != folder and ranks.most(int(stop.asked)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import tempfile
@@ -74,8 +75,9 @@ class RunFolder:
         """A folder that holds a run.
 
         Raises:
-            ValueError: it holds none.
+            ValueError: it holds none, or its name is not UTF-8.
         """
+        check_name(path)
         if not is_there(path / "run.json"):
             raise ValueError(f"{path} holds no run (no run.json): give the folder that spikerate train has printed")
         return cls(path)
@@ -332,8 +334,18 @@ def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
     return records
 
 
+def check_name(path: Path) -> None:
+    """Raise `ValueError` where the name of a run folder is not UTF-8, which the readers of tensor files want."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise ValueError(f"the name of the run folder {name} is not UTF-8: choose another") from error
+
+
 def check_free(path: Path) -> None:
-    """Raise `ValueError` unless a run can be put into `path`: a new or an empty folder."""
+    """Raise `ValueError` unless a run can be put into `path`: a new or an empty folder, whose name is UTF-8."""
+    check_name(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder by --out")
     if path.is_dir() and not all(file.name == LOCK or is_leftover(file) for file in path.iterdir()):

@@ -30,6 +30,7 @@ from spikerate.cli.live import TrainingView, Watches
 from spikerate.data import SETS, SOURCES, DataSet, fetch, keeps_caches, load, sample_files, steps_per_epoch
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
+from spikerate.exchange.start import Start
 from spikerate.exchange.trained import read_trained
 from spikerate.gradients.agreement import Comparison
 from spikerate.measure.health import NotFinite
@@ -64,6 +65,7 @@ _USAGE = """usage: spikerate COMMAND ...
 
   train [PRESET] [--field value ...]   train a network; without a preset, digits-esd (built-in data, under two minutes)
   train --resume RUN                   continue a run that was stopped
+  train PRESET --init RUN              train on from the weights of another run, with other settings or classes
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
   report RUN ...                       one HTML page of a run, or of several side by side
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
@@ -86,6 +88,8 @@ class Train:
     run: Annotated[Run, arg(name="")]
     out: Path | None = None
     """folder of the run; runs/PRESET-seedN by default, with a number behind where that is taken"""
+    init: Path | None = None
+    """start from the best weights of this run, or from a .safetensors file; for other classes the classifier is fresh"""
     seeds: int = 1
     """run so many seeds, from run.seed on, and report mean and deviation; the same command again goes on where it stopped"""
     save_minutes: float = 10
@@ -124,6 +128,8 @@ class Reproduce:
     """folder of the data set, where it has moved"""
     out: Path | None = None
     """folder of the new run; RUN-again by default"""
+    init: Path | None = None
+    """the weights that the run started from, where they have moved"""
 
 
 @dataclass(frozen=True)
@@ -361,23 +367,37 @@ def _sentence(box: str, prog: str) -> str:
 
 def _train(name: str, rest: list[str], args: list[str]) -> None:
     command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
-    about = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    about: dict[str, Any] = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    start = Start.read(command.init) if command.init else None
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")
     if command.seeds > 1:
-        return _train_seeds(name, command, about)
+        return _train_seeds(name, command, about, start)
     path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
     _check_free(path)
     with _joined(command.run) as ranks:
         data = _load(command.run, ranks)
         check_fits(command.run, data, ranks)
+        about |= _init(start, command.run, data, ranks)
         with _writing(path, ranks):
             folder = begin(path, command.run, data, about, ranks)
             _log(folder, command.tensorboard, ranks)
-            _perform(name, command.run, data, folder, command.save_minutes, ranks)
+            _perform(name, command.run, data, folder, command.save_minutes, ranks, start=start)
 
 
-def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
+def _init(start: Start | None, run: Run, data: DataSet, ranks: Ranks = Ranks()) -> dict[str, Any]:
+    """The entry of `run.json` on the weights to start from; says what of the network stays fresh."""
+    if start is None:
+        return {}
+    with torch.device("meta"):
+        network = run.rounds[0].build(len(data.classes), data.shape)
+    record = start.onto(data.classes).record(network)
+    fresh = f"; fresh: {', '.join(record['fresh'])}" if record["fresh"] else ""
+    console(quiet=not ranks.first).print(f"starting from the weights of {start.path}{fresh}")
+    return {"init": record}
+
+
+def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start | None) -> None:
     """One run for each seed, in turn; each process that torchrun has started takes its share of them."""
     ranks, first = of_launcher(), command.run.seed
     seeds = range(first, first + command.seeds)
@@ -385,23 +405,35 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
     check_name(base)
     for seed in seeds[ranks.rank :: ranks.n]:
         run, path = replace(command.run, seed=seed), inside(base, f"seed{seed}")
-        if RunFolder(path).stands and RunFolder(path).config() != run:
+        then = RunFolder(path).about().get("init") if RunFolder(path).stands else None
+        if RunFolder(path).stands and (
+            RunFolder(path).config() != run or (then or {}).get("sha256") != (start.sha256 if start else None)
+        ):
             raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
         if RunFolder(path).result():
             continue
         data, alone = _load(run), Ranks(local=ranks.local)
         check_fits(run, data)
+        about |= _init(start, run, data)
         with _writing(path):
             folder = RunFolder(path) if RunFolder(path).stands else begin(path, run, data, about)
             _log(folder, command.tensorboard)
-            _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"])
+            _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"], start)
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
         views.show_seeds(console(), results, base)
 
 
 def _resume(rest: list[str]) -> None:
-    command = _parse(Resume, rest, "spikerate train --resume")
+    try:
+        command = _parse(Resume, rest, "spikerate train --resume")
+    except ValueError as error:
+        if "Unrecognized" not in str(error):
+            raise
+        raise ValueError(
+            f"{str(error).partition(' (')[0]}: a run goes on with its own settings, and only --data, --device, "
+            "--save-minutes and --tensorboard can be given; to train on with others: spikerate train PRESET --init RUN"
+        ) from None
     folder = _whole(RunFolder.open(command.resume))
     folder.check_settings()
     run = _run_of(folder, command.data, command.device)
@@ -417,7 +449,9 @@ def _resume(rest: list[str]) -> None:
                 now = {"at": environment.now(), "environment": environment.card()}
                 folder.amend(resumed=[*about.get("resumed", []), now])
             _log(folder, command.tensorboard, ranks)
-            _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
+            begun = folder.rounds(run)[0][1].has_state
+            start = Start.again(about["init"]) if "init" in about and not begun else None
+            _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks, start=start)
 
 
 def _reproduce(rest: list[str], args: list[str]) -> int:
@@ -432,15 +466,17 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     _check_free(path)
     then = original.about()
+    start = Start.again(then["init"], command.init) if "init" in then else None
     about = {"preset": then.get("preset"), "command": shlex.join(["spikerate", *args])}
     about["repeats"] = then.get("repeats") or then.get("command")
     with _joined(run) as ranks:
         use_threads_of(original)
         data = _load_again(run, original, ranks)
         check_fits(run, data, ranks)
+        about |= _init(start, run, data, ranks)
         with _writing(path, ranks):
             again = begin(path, run, data, about, ranks)
-            _perform(f"{command.run} again", run, data, again, 10, ranks)
+            _perform(f"{command.run} again", run, data, again, 10, ranks, start=start)
         if not ranks.first:
             return 0
         pairs = zip(original.rounds(run), again.rounds(run), strict=True)
@@ -523,14 +559,22 @@ def _run_of(folder: RunFolder, data: Path | None, device: str | None) -> Run:
 
 
 def _perform(
-    name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
+    name: str,
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    save_minutes: float,
+    ranks: Ranks,
+    again: str | None = None,
+    start: Start | None = None,
 ) -> None:
-    """All rounds of a run, from where their folders stand; `data` are cut for its last one."""
+    """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
     out = console(quiet=not ranks.first)
     out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
-    rounds, start, frames = folder.rounds(run), None, run.T
+    rounds, frames = folder.rounds(run), run.T
+    before: Start | RunFolder | None = start.onto(data.classes) if start else None
     logged = inside(folder.path, tensorboard.FOLDER).is_dir() and ranks.first
     try:
         for k, (own, place) in enumerate(rounds, 1):
@@ -545,10 +589,10 @@ def _perform(
                     data, frames = _load(own, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
-                stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged, place == folder)
+                stop = _perform_round(own, data, place, save_minutes, ranks, before, title, logged, place == folder)
                 if place != folder and ranks.most(int(stop.asked)):
                     raise Interrupted(stop.signal)
-            start = place
+            before = place
     except Interrupted as stopped:
         out.print(f"stopped ({stopped}), and saved; go on by: {again}")
         raise
@@ -562,7 +606,7 @@ def _perform_round(
     folder: RunFolder,
     save_minutes: float,
     ranks: Ranks,
-    start: RunFolder | None,
+    start: Start | RunFolder | None,
     title: str,
     logged: bool,
     last: bool,

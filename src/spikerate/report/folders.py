@@ -109,6 +109,7 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
         *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
         ("ranks", about.get("ranks"), int),
         ("source", about.get("source"), dict),
+        ("init", about.get("init"), dict),
         ("resumed", about.get("resumed"), list),
         ("data.sizes", data.get("sizes"), dict),
         ("data.sha256", data.get("sha256"), dict),

@@ -361,7 +361,7 @@ def _look(folder: Path, unseen: list[str]) -> tuple[bool, list[Path]]:
 def _grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
     alike: dict[str, list[Finding]] = {}
     for found in findings:
-        alike.setdefault(str((settings(found.run), _checksums(found))), []).append(found)
+        alike.setdefault(str((settings(found.run), _checksums(found), _start(found))), []).append(found)
     named: dict[str, int] = {}
     groups = []
     for runs in alike.values():
@@ -377,6 +377,7 @@ def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for of in of_groups for name in of)
     rows = [(name, [of.get(name, "-") for of in of_groups]) for name in names]
     rows.append(("checksums of the data", [environment.fingerprint(_checksums(group.runs[0])) for group in groups]))
+    rows.append(("weights to start from", [_start(group.runs[0]) for group in groups]))
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
@@ -410,6 +411,11 @@ def _environments(about: Mapping[str, Any]) -> list[Any]:
 
 def _checksums(found: Finding) -> Any:
     return found.about["data"].get("sha256")
+
+
+def _start(found: Finding) -> str:
+    """Which weights a run started from."""
+    return str((found.about.get("init") or {}).get("sha256", "fresh"))
 
 
 def _command(about: Mapping[str, Any]) -> str | None:

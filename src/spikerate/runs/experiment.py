@@ -21,7 +21,7 @@ from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
-from spikerate.runs.train import Trainer, Watch
+from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
@@ -176,13 +176,13 @@ def perform(
     stop: Interrupt = Interrupt(),
     save_minutes: float = 10,
     track: Track = untracked,
-    start: RunFolder | None = None,
+    start: Start | None = None,
 ) -> tuple[State, Measured]:
     """Train from where the folder stands, and evaluate the best weights on the test set.
 
     Args:
         run: without rounds before.
-        start: the round before, if any.
+        start: what gives a run its weights that has no checkpoint yet: the round before, for instance.
 
     Raises:
         as `Trainer.train`.

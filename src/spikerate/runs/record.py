@@ -242,7 +242,7 @@ class RunFolder:
         Raises:
             ValueError: the file is missing or broken, or is of another network.
         """
-        load_weights(network, *self._weights(name))
+        load_weights(network, *self.weights(name))
 
     def hand_on(self, network: nn.Module) -> None:
         """Give the best weights to the network of the next round.
@@ -250,13 +250,18 @@ class RunFolder:
         Raises:
             ValueError: they are missing or broken, or of a network of another shape.
         """
-        inherit_weights(network, *self._weights("best"))
+        inherit_weights(network, *self.weights("best"))
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_json(self.path / "result.json", result)
 
-    def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
+    def weights(self, name: str) -> tuple[dict[str, Tensor], str]:
+        """Parameters and buffers in `NAME.safetensors`, and what to call the file in an error.
+
+        Raises:
+            ValueError: the file is missing or broken.
+        """
         file = self.path / f"{name}.safetensors"
         if not is_there(file):
             raise ValueError(f"{file} is not there: the run has not finished its first epoch, or it was removed")

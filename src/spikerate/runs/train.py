@@ -37,6 +37,13 @@ _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
 
+class Start(Protocol):
+    """Where the weights of a run come from, if not from its seed: the round before, or another run."""
+
+    def hand_on(self, network: nn.Module) -> None:
+        """Give them to the network, in place; raises `ValueError` where it is another."""
+
+
 class Watch(Protocol):
     """Who looks on while a network is trained."""
 
@@ -132,7 +139,7 @@ class Trainer:
         folder: where the run is kept; only rank 0 writes.
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
-        start: the round before, whose best weights a run without a checkpoint starts from; None for fresh ones.
+        start: where a run without a checkpoint has its weights from; None for fresh ones.
     """
 
     run: Run
@@ -142,7 +149,7 @@ class Trainer:
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
-    start: RunFolder | None = None
+    start: Start | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.

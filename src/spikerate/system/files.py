@@ -153,7 +153,7 @@ def pack_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> byt
     """A safetensors file with `facts` (JSON types) and a checksum of everything in its header."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    return safetensors.torch.save(plain, {"facts": text, "sha256": _digest(plain, text)})
+    return safetensors.torch.save(plain, {"facts": text, "sha256": digest(plain, text)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -171,7 +171,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} can't be read ({error}): it is truncated, or no file of spikerate") from error
     if not {"facts", "sha256"} <= header.keys():
         raise ValueError(f"{path} has no checksum: it is no file of spikerate")
-    if header["sha256"] != _digest(tensors, header["facts"]):
+    if header["sha256"] != digest(tensors, header["facts"]):
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     try:
         facts = json.loads(header["facts"])
@@ -182,13 +182,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
-    digest = hashlib.sha256(facts.encode())
+def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """The SHA-256 of names, types, shapes and values of tensors on the CPU, and of a text."""
+    found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,12 +25,13 @@ from PIL import Image
 from processes import Processes, wait_for
 
 from spikerate.cli.main import main
-from spikerate.data.cache import keeps_caches
+from spikerate.data.cache import cached, keeps_caches
 from spikerate.data.download import Source, fetch
 from spikerate.report.gather import gather
 from spikerate.runs.record import LOCK, RunFolder, sole_writer
 from spikerate.runs.state import parts_of
 from spikerate.system.files import is_leftover, open_plain, pack_tensors, read_tensors, write_whole
+from spikerate.system.progress import untracked
 
 TINY = ["digits-esd", "--width", "2", "--T", "1", "--subset", "40", "--batch", "20", "--epochs", "1"]
 FILES = ("run.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "result.json", "examples.safetensors")
@@ -468,3 +469,39 @@ def test_a_name_that_is_not_utf_8_is_said_before_anything_is_read(run: Path) -> 
     moved = run.rename(run.with_name(name))
     for command in (["eval", str(moved)], ["train", "--resume", str(moved)], ["report", str(moved)]):
         assert "r\\xff is not UTF-8: choose another" in refused(*command)
+
+
+def test_what_the_commands_read_of_a_record_is_of_its_kind(run: Path, tmp_path: Path) -> None:
+    """Or one sentence says what was altered, also where no report is made."""
+    record = json.loads((run / "run.json").read_text())
+    for entry, value in (("resumed", 3), ("init", [1]), ("init", {"path": 1}), ("preset", {})):
+        (run / "run.json").write_text(json.dumps(record | {entry: value}))
+        (run / "last.safetensors").unlink(missing_ok=True)  # or nobody would ask what it started from
+        assert f"run.json has an entry {entry} that is no" in (said := refused("train", "--resume", str(run))) or (
+            "does not say which weights" in said
+        )
+    (run / "run.json").write_text(json.dumps(record))
+    for content in ("{}", '{"test_accuracy": 0.5, "firing_rate": NaN}', '{"test_accuracy": "high", "firing_rate": 0.1}'):
+        (run / "result.json").write_text(content)
+        assert "result.json is no result" in refused("report", str(run))
+        assert "result.json is no result" in refused("reproduce", str(run))
+
+
+def test_half_a_cache_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    """But neither one that is being made, nor what a link leads to."""
+
+    def make() -> Any:
+        cached(tmp_path, "a", {}, (1,), np.uint8, lambda: iter([torch.zeros(1, dtype=torch.uint8)]), False, untracked)
+
+    make()
+    (place,) = tmp_path.iterdir()
+    shutil.rmtree(place)
+    dead, fresh, other = (tmp_path / f"{prefix}{place.name}-x{k}" for k, prefix in enumerate((".", ".", "")))
+    for folder in (dead, fresh, other):
+        folder.mkdir()
+        (folder / "rows").write_bytes(b"half")
+    for folder in (dead, other):
+        os.utime(folder / "rows", (0, 0))
+    (tmp_path / f".{place.name}-link").symlink_to(other)
+    make()
+    assert not dead.exists() and fresh.exists() and other.exists() and place.exists()

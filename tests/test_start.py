@@ -147,4 +147,3 @@ def test_a_resume_says_what_can_be_changed(trained: Path) -> None:
         in said
     )
     assert "to train on with others: spikerate train PRESET --init RUN" in said
-    assert load_data(RunFolder(trained).config().data, 1).classes == CLASSES

@@ -447,10 +447,10 @@ def _resume(rest: list[str]) -> None:
             about = folder.about()
             if ranks.first:
                 now = {"at": environment.now(), "environment": environment.card()}
-                folder.amend(resumed=[*about.get("resumed", []), now])
+                folder.amend(resumed=[*(about.get("resumed") or []), now])
             _log(folder, command.tensorboard, ranks)
             begun = folder.rounds(run)[0][1].has_state
-            start = Start.again(about["init"]) if "init" in about and not begun else None
+            start = Start.again(about["init"]) if about.get("init") and not begun else None
             _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks, start=start)
 
 
@@ -466,7 +466,7 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     _check_free(path)
     then = original.about()
-    start = Start.again(then["init"], command.init) if "init" in then else None
+    start = Start.again(then["init"], command.init) if then.get("init") else None
     about = {"preset": then.get("preset"), "command": shlex.join(["spikerate", *args])}
     about["repeats"] = then.get("repeats") or then.get("command")
     with _joined(run) as ranks:

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ import pooch
 import torch
 from torch import Tensor
 
-from spikerate.system.files import is_there, open_plain, read_text, write_json
+from spikerate.system.files import is_there, locked, open_plain, read_text, write_json
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
+_SECONDS = 60
+"""So long must nothing have been added to a cache that its writer has left."""
 _MADE_BY = 1
 """To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
@@ -96,11 +99,12 @@ def _stop_unless(skip: bool, reason: str) -> None:
 
 def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], skip: bool) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(place)
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
     try:
         broken: dict[int, str] = {}
         digest = hashlib.sha256()
-        with (temporary / "rows").open("wb") as file:
+        with locked(temporary / "rows"), (temporary / "rows").open("wb") as file:
             for k, row in enumerate(make()):
                 if isinstance(row, str):
                     _stop_unless(skip, row)
@@ -121,6 +125,18 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left(place: Path) -> None:
+    """Remove what a process that was killed has left of this cache: half of it may fill a disk."""
+    for left in place.parent.glob(f".{place.name}-*"):
+        try:
+            if not left.is_symlink() and time.time() - (left / "rows").lstat().st_mtime > _SECONDS:
+                with locked(left / "rows") as sure:
+                    if sure:
+                        shutil.rmtree(left)
+        except (OSError, ValueError):  # its writer is at work, or it is not ours
+            continue
 
 
 def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from spikerate.runs.config import Run, decode, encode
-from spikerate.runs.state import Row, State, inherit_weights, load_weights, parts_of
+from spikerate.runs.state import Row, State, inherit_weights, is_number, load_weights, parts_of
 from spikerate.system.environment import fingerprint
 from spikerate.system.files import (
     inside,
@@ -111,6 +111,7 @@ class RunFolder:
         for entry in ("data", "environment"):
             if not isinstance(record.setdefault(entry, {}), dict):
                 raise ValueError(f"{file} has an entry {entry} that is no record: it was altered")
+        _check_about(record, file)
         return record
 
     def config(self) -> Run:
@@ -173,10 +174,17 @@ class RunFolder:
         """The content of `result.json`; empty where the run is not finished.
 
         Raises:
-            ValueError: it is broken.
+            ValueError: it is broken, or lacks a figure that every result has.
         """
         file = self.path / "result.json"
-        return _records(file)[0] if is_there(file) else {}
+        if not is_there(file):
+            return {}
+        (record,) = _records(file)
+        for name in ("held_out_accuracy", "test_accuracy", "firing_rate"):
+            value = record.get(name)
+            if not (is_number(value) or (value is None and name == "held_out_accuracy")):
+                raise ValueError(f"{file} is no result ({name} is {value!r:.40}): it is altered, or of another version")
+        return record | {"held_out_accuracy": record.get("held_out_accuracy")}
 
     @property
     def has_state(self) -> bool:
@@ -337,6 +345,27 @@ def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
         if not isinstance(record, dict):
             raise ValueError(f"{file} holds a {type(record).__name__}, and no record: it was altered")
     return records
+
+
+def _check_about(about: Mapping[str, Any], file: Path) -> None:
+    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
+    data, environment = about["data"], about["environment"]
+    entries: tuple[tuple[str, Any, type], ...] = (
+        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
+        ("ranks", about.get("ranks"), int),
+        ("source", about.get("source"), dict),
+        ("init", about.get("init"), dict),
+        ("resumed", about.get("resumed"), list),
+        ("data.sizes", data.get("sizes"), dict),
+        ("data.sha256", data.get("sha256"), dict),
+        ("data.classes", data.get("classes"), list),
+        ("data.skipped", data.get("skipped"), list),
+        ("environment.gpus", environment.get("gpus"), list),
+        ("environment.packages", environment.get("packages"), dict),
+    )
+    for name, value, kind in entries:
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{file} has an entry {name} that is no {kind.__name__}: it was altered")
 
 
 def check_name(path: Path) -> None:

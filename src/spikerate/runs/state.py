@@ -121,9 +121,9 @@ def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, fou
             return f"row {k} is none of epoch {k}"
         for name, value in row.items():
             of_layers = name == "firing_rates"
-            if isinstance(value, dict) != of_layers or not all(map(_is_number, value.values() if of_layers else [value])):
+            if isinstance(value, dict) != of_layers or not all(map(is_number, value.values() if of_layers else [value])):
                 return f"{name} of epoch {k} is {value!r:.40}"
-    if not isinstance(found, dict) or not all(map(_is_number, found.values())):
+    if not isinstance(found, dict) or not all(map(is_number, found.values())):
         return f"what a search found is {found!r:.40}"
     if bool(totals) != bool(step):
         return f"after {step} steps it has sums of {len(totals)} terms"
@@ -133,7 +133,8 @@ def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, fou
     return ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 

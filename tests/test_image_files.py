@@ -6,7 +6,6 @@ import gzip
 import json
 import math
 import os
-import pickle
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pickles import python2
 from PIL import Image
 
 from spikerate.data import Augment, Data, DataSet, epoch_batches, load, plain_batches
@@ -51,7 +51,7 @@ class Layout:
 def pickled(key: bytes) -> Callable[[Path, str, np.ndarray, np.ndarray], None]:
     def write(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None:
         batch = {b"batch_label": b"x", key: labels.tolist(), b"data": images.reshape(len(images), -1)}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+        (folder / name).write_bytes(python2(batch))
 
     return write
 
@@ -79,7 +79,7 @@ def idx(packed: bool) -> Callable[[Path, str, np.ndarray, np.ndarray], None]:
 
 def pickled_names(name: str, key: bytes, classes: int) -> Callable[[Path], None]:
     words = [f"class{k}".encode() for k in range(classes)]
-    return lambda folder: (folder / name).write_bytes(pickle.dumps({key: words}, protocol=2)) and None
+    return lambda folder: (folder / name).write_bytes(python2({key: words})) and None
 
 
 def plain_names(name: str, classes: int) -> Callable[[Path], None]:

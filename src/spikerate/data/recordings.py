@@ -198,7 +198,8 @@ def _from_zip(file: Path, recordings: list[Recording], sensor: Sensor) -> list[E
 def _from_member(archive: zipfile.ZipFile, recording: Recording, sensor: Sensor) -> Events | str:
     name, where = str(recording.member), f"{recording.file}/{recording.member}"
     try:
-        return parse(archive.read(checked_member(archive.getinfo(name), where)), where, sensor)
+        size = recording.file.stat().st_size
+        return parse(archive.read(checked_member(archive.getinfo(name), size, where)), where, sensor)
     except Broken as error:
         return str(error)
     except Exception as error:  # a broken zip can raise anything
@@ -268,7 +269,12 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} is not there: unpack the data set again")
     try:
         with file.open("rb") as opened:
-            return opened.read(_TEXT).decode("utf-8-sig")
+            raw = opened.read(_TEXT + 1)
+        if len(raw) > _TEXT:
+            raise ValueError(
+                f"{file} has more than {_TEXT:,} bytes, and no official file so many: unpack the data set again"
+            )
+        return raw.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -150,6 +150,20 @@ def test_an_official_layout_is_read_as_it_was_written(name: str, tmp_path: Path)
         assert data.classes[7] == "class7"
 
 
+def test_idx_files_as_unpackers_and_browsers_name_them(tmp_path: Path) -> None:
+    """The dot is in the name that the official .gz holds within; the browser unpacks, but leaves the suffix."""
+    for name in ("mnist", "fashion-mnist"):
+        images, _ = write_set(tmp_path, name)
+        plain = load(Data(name, tmp_path), 1)  # type: ignore[arg-type]
+        for file in list((tmp_path / name).iterdir()):
+            raw = unpacked(file)
+            file.unlink()
+            file.with_name(file.name.replace("-idx", ".idx") if name == "mnist" else file.name).write_bytes(raw)
+        again = load(Data(name, tmp_path), 1)  # type: ignore[arg-type]
+        assert np.array_equal(np.concatenate([read_all(again.train), read_all(again.test)]), images)
+        assert again.checksums == plain.checksums
+
+
 def shuffled(raw: bytes) -> bytes:
     return np.random.default_rng(0).permutation(np.frombuffer(raw, np.uint8)).tobytes()
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from hypothesis import strategies as st
 from pickles import python2
 from PIL import Image
 
-from spikerate.data import Augment, Data, DataSet, epoch_batches, load, plain_batches
+from spikerate.data import Augment, Data, DataSet, epoch_batches, load, plain_batches, sample_files
 from spikerate.data import cifar as cifar_module
 from spikerate.data import idx as idx_module
 from spikerate.data import image_files as image_files_module
-from spikerate.data.folder import _random_box, decode, list_images
+from spikerate.data.class_folders import Listing, list_classes
+from spikerate.data.decode import SUFFIXES, _random_box, decode
 from spikerate.data.samples import Block, Samples, Stored
 
 CPU = torch.device("cpu")
@@ -366,16 +368,140 @@ def test_class_folders_are_listed_in_order(tmp_path: Path) -> None:
         (tmp_path / "train" / "c1" / ignored).write_bytes(b"no image")
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "labels.csv").write_text("not a class")
-    found = list_images(tmp_path)
+    found = listed(tmp_path)
     assert found.classes == ("c0", "c1", "c2")
     assert [label for _, label in found.train] == [0] * 4 + [1] * 5 + [2] * 4
     assert [label for _, label in found.test] == [0, 0, 1, 1, 2, 2]
     assert [file.name for file, label in found.train if label == 1] == ["0.png", "1.png", "2.png", "3.png", "x.JPEG"]
-    flat = list_images(tmp_path / "train")
+    flat = listed(tmp_path / "train")
     assert (flat.train, flat.test, flat.classes) == (found.train, (), found.classes)
-    for name in ("validation", "test"):
-        (tmp_path / ("val" if name == "validation" else "validation")).rename(tmp_path / name)
-        assert len(list_images(tmp_path).test) == 6
+    counted = "files beside the class folders (1), files of .txt (1), folders .cache (1), hidden files (2); images are"
+    assert found.notes[1].startswith(f"not read in {tmp_path}: {counted}")
+
+
+SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, str | None, str | None], str | None]] = {
+    # folders -> which of them are train, held out and test; and a note that begins so, after the path
+    "train val": (("train", "val"), ("train", None, "val"), "/val is the test set, as there is no folder test"),
+    "train validation": (("train", "validation"), ("train", None, "validation"), "/validation is the test set"),
+    "train test": (("train", "test"), ("train", None, "test"), None),
+    "train valid test": (("train", "valid", "test"), ("train", "valid", "test"), None),
+    "train dev testing": (("train", "dev", "testing"), ("train", "dev", "testing"), None),
+    "Training Testing": (("Training", "Testing"), ("Training", None, "Testing"), None),
+    "TRAIN VALIDATION TEST": (("TRAIN", "VALIDATION", "TEST"), ("TRAIN", "VALIDATION", "TEST"), None),
+    "train val extra unlabelled": (
+        ("train", "val", "test", "extra", "new"),
+        ("train", "val", "test"),
+        ": the folders extra, new;",
+    ),
+    "train alone": (("train",), ("train", None, None), None),
+}
+
+
+@pytest.mark.parametrize("layout", SPLITS)
+def test_the_parts_are_the_folders_that_a_user_made(layout: str, tmp_path: Path) -> None:
+    """Images and recordings alike; each part has its own number of files of a class."""
+    folders, (train, held_out, test), note = SPLITS[layout]
+    for n, part in enumerate(folders, 1):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            for k in range(n):
+                (tmp_path / part / label / f"{k}.png").touch()
+    found = listed(tmp_path)
+    for entries, name in ((found.train, train), (found.held_out, held_out), (found.test, test)):
+        assert [label for _, label in entries] == (
+            [0] * (folders.index(name) + 1) + [1] * (folders.index(name) + 1) if name else []
+        )
+        assert {file.parts[-3] for file, _ in entries} == ({name} if name else set())
+    assert [name for name in folders if f"the folder {name}" in found.split] == [
+        n for n in folders if n in (train, held_out, test)
+    ]
+    assert len(found.notes) == (note is not None)
+    assert note is None or note in found.notes[0]
+
+
+def test_a_validation_set_of_ones_own_chooses_the_best_epoch(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set")
+    (path / "val").rename(path / "test")
+    write_folder(tmp_path / "other", n=6)
+    (tmp_path / "other" / "val").rename(path / "valid")
+    for decoded in (False, True):
+        data = images(path, decoded=decoded)
+        assert [len(part) for part in (data.train, data.held_out, data.test)] == [12, 9, 6]
+        assert mean_colours(data.held_out) == [list(colour("val", label, k)) for label in range(3) for k in range(3)]
+        assert "held-out samples are those of the folder valid" in data.split
+        assert data.drawn == {}
+    with pytest.raises(ValueError, match="held_out is 2, but images has 9 validation samples of its own"):
+        images(path, held_out=2)
+    few = images(path, subset=4)
+    assert [len(part) for part in (few.train, few.held_out, few.test)] == [4, 3, 2]
+    for file in (path / "valid").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no whole file to choose the best epoch by: .*valid/c0/0\.png"):
+        images(path, broken="skip")
+
+
+def test_the_validation_set_of_imagenet_is_its_test_set(tmp_path: Path) -> None:
+    """The benchmark's own test set has no labels: a folder of images without classes."""
+    write_folder(tmp_path)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").touch()
+    found = list_classes(tmp_path, SUFFIXES, "images", validation_is_test=True)
+    assert (len(found.train), len(found.held_out), len(found.test)) == (12, 0, 6)
+    assert "the test set of this benchmark is its validation set" in found.notes[0]
+    remove(tmp_path / "val/c0"), remove(tmp_path / "val/c1"), remove(tmp_path / "val/c2")
+    for k in range(3):
+        (tmp_path / "val" / f"ILSVRC2012_val_0000000{k}.JPEG").touch()
+    with pytest.raises(ValueError, match="val has 0 class folders and 3 files beside them"):
+        list_classes(tmp_path, SUFFIXES, "images", validation_is_test=True)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train", "bus", "car"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    assert listed(tmp_path).classes == ("bus", "car", "train")
+
+
+def test_what_is_not_read_is_counted_by_its_kind(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set")
+    inside = path / "train" / "c1"
+    for name in ("a.HEIC", "b.heic", "notes.txt", "README", ".DS_Store", "Thumbs.db"):
+        (inside / name).write_bytes(b"no image")
+    for folder in ("__MACOSX", ".ipynb_checkpoints"):
+        (inside / folder).mkdir()
+        shutil.copy(inside / "0.png", inside / folder / "0-checkpoint.png")
+    (path / "__MACOSX").mkdir()
+    (inside / "elsewhere").symlink_to(path / "val" / "c1")
+    data = images(path)
+    assert len(data.train) == 12
+    counted = (
+        "files of .db (1), files of .heic (2), files of .txt (1), files without a suffix (1), "
+        "folders .ipynb_checkpoints (1), folders __MACOSX (1), hidden files (1), links to folders (1); images are files that end in .bmp, .gif, "
+    )
+    assert any(f"not read in {path}: {counted}" in note for note in data.notes)
+
+
+def test_a_folder_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    """It is so deep that its path is too long for the system; one without permission is the same to the reader."""
+    path = write_folder(tmp_path / "set")
+    place = os.open(path / "train" / "c1", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=place)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+    try:
+        with pytest.raises(ValueError, match=r"the folder .*c1/ddd.* can't be read \(File name too long\)"):
+            images(path)
+        with pytest.raises(ValueError, match="can't be read"):
+            sample_files([path], Data("images"))
+    finally:
+        shutil.rmtree(path / "train" / "c1")
+
+
+def listed(path: Path) -> Listing:
+    return list_classes(path, SUFFIXES, "images")
 
 
 def test_images_have_the_labels_of_their_folders(tmp_path: Path) -> None:
@@ -410,9 +536,9 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing in val": (lambda p: remove(p / "val/c1"), "the class c1 is in .*train only"),
     "missing in train": (lambda p: remove(p / "train/c2"), "the class c2 is in .*val only"),
     "no images": (lambda p: (p / "train/c3").mkdir(), "the class c3 has no images in .*c3"),
-    "other files": (lambda p: [f.rename(f.with_suffix(".tif")) for f in (p / "val/c0").iterdir()], "c0 has no images"),
+    "other files": (lambda p: [f.rename(f.with_suffix(".heic")) for f in (p / "val/c0").iterdir()], "c0 has no images"),
     "one class": (lambda p: [remove(p / "train" / c) for c in ("c0", "c1")], "train has 1 class folders"),
-    "no train": (lambda p: (p / "train").rename(p / "training"), "none named train"),
+    "no train": (lambda p: (p / "train").rename(p / "main"), "none named train"),
     "link to nowhere": (lambda p: (p / "val/c1/9.png").symlink_to(p / "nowhere.png"), "9.png"),
 }
 
@@ -814,11 +940,11 @@ def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
         images(path, broken="skip")
 
 
-def test_val_and_test_together_are_refused(tmp_path: Path) -> None:
+def test_two_folders_of_one_part_are_refused(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "set")
-    (path / "test").mkdir()
-    with pytest.raises(ValueError, match="has the folders val and test: keep the one to test on"):
-        list_images(path)
+    (path / "valid").mkdir()
+    with pytest.raises(ValueError, match="has the folders val and valid, which mean the same part: keep one of them"):
+        listed(path)
 
 
 def test_nothing_is_left_of_a_cache_that_was_not_finished(tmp_path: Path) -> None:
@@ -852,7 +978,7 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
         scene(40 + 3 * k, 50).save(file)
     data = images(path, workers=workers)
     plain = np.concatenate([x.numpy() for x in data.train.read([Block(b) for b in torch.arange(12).split(5)], CPU)])
-    files = [file for file, _ in list_images(path).train]
+    files = [file for file, _ in listed(path).train]
     assert np.array_equal(plain, np.stack([decode(file, 16, None, 256 / 224) for file in files]))
     asked: list[tuple[list[int], int | None]] = [([3, 1, 7], 5), ([2], None), ([3, 1, 7], 6), ([3, 3], 5)]
     blocks = [Block(torch.tensor(index), seed) for index, seed in asked]

@@ -457,6 +457,8 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     data = load(run.data, run.T, WaitingBar(out))
     if ranks.first:
         ranks.tell("")
+    for note in data.notes:
+        out.print(note)
     for reason in data.skipped[:3]:
         out.print(f"left out: {reason}")
     if data.skipped:

@@ -21,7 +21,7 @@ from torch import Tensor
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
-_MADE_BY = 1
+_MADE_BY = 2
 """To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from spikerate.data.catalogue import SETS, input_shape
-from spikerate.data.folder import SUFFIXES as IMAGES
-from spikerate.data.folder import decode
+from spikerate.data.class_folders import files_below
+from spikerate.data.decode import SUFFIXES as IMAGES
+from spikerate.data.decode import decode
 from spikerate.data.frames import frames
 from spikerate.data.recordings import Recording, read
 from spikerate.data.resize import MARGIN, Resize
@@ -24,14 +26,13 @@ def sample_files(paths: Iterable[Path], data: Data) -> list[Path]:
     """The files among `paths`, and those of the right kind in the folders among them and below, in order.
 
     Raises:
-        ValueError: a path does not exist, or a folder holds no such file.
+        ValueError: a path does not exist, or a folder can't be read or holds no such file.
     """
     suffixes = RECORDINGS if SETS[data.name].kind == "events" else IMAGES
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            right = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
-            inside = sorted(p for p in right if p.is_file())
+            inside = [Path(file) for file in files_below(path, suffixes, Counter())]
             if not inside:
                 raise ValueError(f"the folder {path} holds no file that ends in {', '.join(sorted(suffixes))}")
             found += inside

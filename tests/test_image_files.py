@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
 import shutil
+import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -476,7 +479,8 @@ def test_what_is_not_read_is_counted_by_its_kind(tmp_path: Path) -> None:
     assert len(data.train) == 12
     counted = (
         "files of .db (1), files of .heic (2), files of .txt (1), files without a suffix (1), "
-        "folders .ipynb_checkpoints (1), folders __MACOSX (1), hidden files (1), links to folders (1); images are files that end in .bmp, .gif, "
+        "folders .ipynb_checkpoints (1), folders __MACOSX (1), hidden files (1), links to folders (1); "
+        "images are files that end in .bmp, .gif, "
     )
     assert any(f"not read in {path}: {counted}" in note for note in data.notes)
 
@@ -650,11 +654,11 @@ def turned(file: Path, upright: Image.Image, **options: Any) -> Iterator[int]:
         yield orientation
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_every_orientation_gives_the_same_upright_picture(suffix: str, tmp_path: Path) -> None:
     upright = scene(90, 60)
     file = tmp_path / f"x.{suffix}"
-    options: dict[str, Any] = {"png": {}, "jpg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}[suffix]
+    options: dict[str, Any] = {"jpg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
     near = 3 if suffix == "jpg" else 0
     upright.save(file, **options)
     expected = decode(file, 32, None, 1.1).astype(int)
@@ -730,7 +734,15 @@ MODES: dict[str, tuple[Callable[[], Image.Image], str, tuple[int, int, int], tup
         lambda: Image.fromarray(np.full((20, 20), 40_000, np.uint16)),
         *("png", (156, 156, 156), (156, 156, 156)),
     ),
-    "BMP": (lambda: Image.new("RGB", (20, 20), (250, 100, 50)), "bmp", (250, 100, 50), (250, 100, 50)),
+    **{
+        suffix: (lambda: Image.new("RGB", (20, 20), (250, 100, 50)), suffix, (250, 100, 50), (250, 100, 50))
+        for suffix in ("bmp", "gif", "tif", "tiff", "ppm", "jfif")
+    },
+    "16-bit TIFF": (
+        lambda: Image.fromarray(np.full((20, 20), 40_000, np.uint16)),
+        *("tif", (156, 156, 156), (156, 156, 156)),
+    ),
+    "grey netpbm": (lambda: Image.new("L", (20, 20), 77), "pgm", (77, 77, 77), (77, 77, 77)),
 }
 
 
@@ -741,7 +753,7 @@ def test_every_kind_of_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
     make().save(file, **({"lossless": True} if suffix == "webp" else {}))
     for x in (decode(file, 20, None, 1), decode(file, 40, None, 1)):
         assert (x.dtype, x.shape[0]) == (np.uint8, 3)
-        near = 4 if suffix == "jpg" else 0
+        near = 4 if suffix in ("jpg", "jfif") else 0
         for side, value in ((x[:, :, 0], left), (x[:, :, -1], right)):
             assert np.abs(side.astype(int) - np.array(value)[:, None]).max() <= near
 
@@ -808,6 +820,61 @@ def test_a_large_jpeg_is_decoded_as_by_a_plain_resize(width: int, height: int, t
         assert difference.max() < 30
 
 
+def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path: Path) -> None:
+    first, *others = (Image.new("RGB", (20, 20), colour) for colour in ("red", "green", "blue"))
+    for name in ("x.gif", "x.tif", "x.webp", "x.png"):
+        first.save(tmp_path / name, save_all=True, append_images=others, **({"lossless": True} if "webp" in name else {}))
+        assert (decode(tmp_path / name, 8, None, 1) == np.array([255, 0, 0])[:, None, None]).all(), name
+
+
+def scans(n: int) -> bytes:
+    """A progressive JPEG of 2,000 x 2,000 pixels, whose last scan is there `n` times."""
+    file = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(file, "JPEG", progressive=True)
+    raw = file.getvalue()
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * (n - 1) + raw[-2:]
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 16 x 16 pixels in a deflated tile that says to be of that side."""
+    tile = zlib.compress(bytes(256))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
+    "scans": (lambda: scans(400), r"it is drawn in 40\d scans of 4,000,000 pixels"),
+    "tile": (lambda: tiled(60_000), "its tiles have 3,600,000,000 pixels"),
+    "floats": (lambda: saved(Image.fromarray(np.ones((9, 9), np.float32))), "its pixels are floating-point numbers"),
+    "32 bits": (lambda: saved(Image.fromarray(np.full((9, 9), 70_000, np.int32))), "its pixels have more than 16 bits"),
+    "below 0": (lambda: saved(Image.fromarray(np.full((9, 9), -1, np.int32))), "its pixels have more than 16 bits"),
+}
+
+
+def saved(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_images_that_would_take_long_or_be_another_are_refused(kind: str, tmp_path: Path) -> None:
+    raw, words = COSTLY[kind]
+    (tmp_path / "x.jpg").write_bytes(raw())
+    with pytest.raises(ValueError, match=rf"x\.jpg can't be decoded as an image \({words}") as caught:
+        decode(tmp_path / "x.jpg", 16, None, 1)
+    (tmp_path / "fine.tif").write_bytes(tiled(16))
+    assert not decode(tmp_path / "fine.tif", 16, None, 1).any()
+    assert "\n" not in str(caught.value)
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(2**40)
+    os.mkfifo(tmp_path / "y.png")
+    for name in ("x.png", "y.png"):
+        with pytest.raises(ValueError, match="it is no file of at most 268,435,456 bytes"):
+            decode(tmp_path / name, 16, None, 1)
+
+
 def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.png"
     Image.new("RGB", (50, 50)).save(file)
@@ -817,7 +884,7 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pyt
             decode(file, 16, None, 1)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "gif", "tif", "ppm"])
 @given(changes=MUTATIONS, cut=st.integers(0, 1000), random=st.binary(max_size=300), keep=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_any_damage_of_an_image_is_a_sentence_or_harmless(
@@ -826,7 +893,7 @@ def test_any_damage_of_an_image_is_a_sentence_or_harmless(
     file = intact / f"damaged.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    scene(40, 30).save(file, **({} if suffix == "bmp" else {"exif": exif}))
+    scene(40, 30).save(file, **({"exif": exif} if suffix in ("png", "jpg", "webp", "tif") else {}))
     file.write_bytes(mutated(file.read_bytes(), changes, cut) if keep else random)
     for seed in (None, cut):
         harmless(lambda seed=seed: decode(file, 16, seed, 1.1), file.name)  # type: ignore[misc]

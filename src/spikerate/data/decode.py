@@ -57,6 +57,8 @@ def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
                 _check(image, raw)
+                if isinstance(image, TiffImageFile):
+                    image.load()  # turns it upright, and takes the orientation away
                 turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
                 width, height = image.size
                 box = _middle(width, height, margin) if seed is None else _random_box(width, height, seed)
@@ -111,11 +113,11 @@ def _random_box(width: int, height: int, seed: int) -> Box:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is not known: save it with 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers, not whole ones of 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion would clip all but the lowest 8
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
+            raise ValueError("its pixels have more than 16 bits")
         return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

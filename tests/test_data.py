@@ -320,7 +320,19 @@ def test_settings_that_do_not_go_together(data: Data, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("held_out", -1), ("test", -1), ("subset", 0), ("size", 4), ("workers", -1), ("sensor", (0, 3)), ("store", "disk")],
+    [
+        *(
+            ("held_out", -1),
+            ("test", -1),
+            ("subset", 0),
+            ("size", 4),
+            ("workers", -1),
+            ("sensor", (0, 3)),
+            ("store", "disk"),
+        ),
+        *((name, 10**18) for name in ("held_out", "test", "subset", "size", "workers")),
+        *(("workers", 400), ("sensor", (34, 10**9))),
+    ],
 )
 def test_settings_out_of_range(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"data.{field} is"):
@@ -468,8 +480,16 @@ def test_groups_of_a_batch_draw_their_own_sub_policy() -> None:
 
 def test_augmentation_out_of_range() -> None:
     for field in ("crop", "cutout", "roll", "rotation"):
-        with pytest.raises(ValueError, match=f"augment.{field} is -1"):
-            Augment(**{field: -1})
+        for value in (-1, 10**9, 10**18, float("nan")):
+            with pytest.raises(ValueError, match=f"augment.{field} is {value}"):
+                Augment(**{field: value})  # type: ignore[arg-type]
+    for data in (Data("cifar10", augment=Augment(crop=33)), Data("cifar10", size=16, augment=Augment(crop=17))):
+        with pytest.raises(
+            ValueError, match=r"data\.augment\.crop is \d+, wider than the samples: give at most (16|32) pixels"
+        ):
+            check(data)
+    x = Augment(crop=8, cutout=4096, roll=4096, rotation=180)(torch.rand(3, 1, 8, 8), 0)
+    assert x.shape == (3, 1, 8, 8)
     with pytest.raises(ValueError, match="two of them at least"):
         Augment(roll=3, one_of=True)
 

@@ -967,6 +967,8 @@ CACHE_FAULTS: dict[str, Callable[[Path], Any]] = {
     "no rows": lambda p: (p / "rows").unlink(),
     "no facts": lambda p: (p / "facts.json").unlink(),
     "other facts": lambda p: (p / "facts.json").write_text("[]"),
+    "deep facts": lambda p: (p / "facts.json").write_text("[" * 100_000),
+    "a pipe": lambda p: ((p / "facts.json").unlink(), os.mkfifo(p / "facts.json")),
     "no text": lambda p: (p / "facts.json").write_bytes(b"\xff\xfe"),
     "no list of broken files": lambda p: edit(p / "facts.json", lambda facts: facts.pop("broken")),
     "another broken file": lambda p: edit(p / "facts.json", lambda facts: facts.update(broken={"0": "why"})),

@@ -32,6 +32,7 @@ from spikerate.data import image_files as image_files_module
 from spikerate.data.class_folders import Listing, list_classes
 from spikerate.data.decode import SUFFIXES, _random_box, decode
 from spikerate.data.samples import Block, Samples, Stored
+from spikerate.runs.experiment import data_card
 
 CPU = torch.device("cpu")
 ROWS = 6
@@ -391,7 +392,7 @@ SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, str | None, str | None], str
     "train dev testing": (("train", "dev", "testing"), ("train", "dev", "testing"), None),
     "Training Testing": (("Training", "Testing"), ("Training", None, "Testing"), None),
     "TRAIN VALIDATION TEST": (("TRAIN", "VALIDATION", "TEST"), ("TRAIN", "VALIDATION", "TEST"), None),
-    "train val extra unlabelled": (
+    "train val test and others": (
         ("train", "val", "test", "extra", "new"),
         ("train", "val", "test"),
         ": the folders extra, new;",
@@ -473,7 +474,6 @@ def test_what_is_not_read_is_counted_by_its_kind(tmp_path: Path) -> None:
     for folder in ("__MACOSX", ".ipynb_checkpoints"):
         (inside / folder).mkdir()
         shutil.copy(inside / "0.png", inside / folder / "0-checkpoint.png")
-    (path / "__MACOSX").mkdir()
     (inside / "elsewhere").symlink_to(path / "val" / "c1")
     data = images(path)
     assert len(data.train) == 12
@@ -483,6 +483,10 @@ def test_what_is_not_read_is_counted_by_its_kind(tmp_path: Path) -> None:
         "images are files that end in .bmp, .gif, "
     )
     assert any(f"not read in {path}: {counted}" in note for note in data.notes)
+    assert data_card(data)["notes"] == list(data.notes)
+    files, notes = sample_files([inside], Data("images"))
+    assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
+    assert notes == [f"not read in {inside}: {counted.split(';')[0]}"]
 
 
 def test_a_folder_that_can_not_be_read_is_named(tmp_path: Path) -> None:

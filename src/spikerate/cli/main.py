@@ -649,8 +649,10 @@ def _fresh(command: Gradient) -> Run:
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
-    files = sample_files(command.files, folder.config().data)
+    files, notes = sample_files(command.files, folder.config().data)
     out = console()
+    for note in notes:
+        out.print(note)
     answers = predict(folder, files, command.weights, pick_device(command.device))
     done: list[Prediction] = []
     try:

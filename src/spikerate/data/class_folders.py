@@ -69,7 +69,7 @@ def list_classes(path: Path, suffixes: Set[str], what: str, validation_is_test: 
     if left_out:
         notes = (
             *notes,
-            f"not read in {path}: {_counted(left_out)}; {what} are files that end in {', '.join(sorted(suffixes))}",
+            f"not read in {path}: {counted(left_out)}; {what} are files that end in {', '.join(sorted(suffixes))}",
         )
     names = {"training": train, "held-out": held_out, "test": test}
     split = ", ".join(f"{name} samples are those of the folder {part.name}" for name, part in names.items() if part)
@@ -127,7 +127,7 @@ def _parts(path: Path, validation_is_test: bool) -> tuple[Path, Path | None, Pat
             raise ValueError(f"{path} has a folder {other.name}, but none named train: put the training samples there")
         return path, None, None, ()
     notes = []
-    unknown = [name for name in folders if path / name not in (train, held_out, test) and not _is_passed_over(name)]
+    unknown = [name for name in folders if path / name not in (train, held_out, test)]
     if unknown:
         known = f"{_TRAIN[0]}, {', '.join(_HELD_OUT)} and {_TEST[0]}"
         notes.append(f"not read in {path}: the folders {', '.join(unknown)}; parts are named {known}")
@@ -162,7 +162,7 @@ def _part(folder: Path, suffixes: Set[str], what: str, left_out: Counter[str]) -
         here: Counter[str] = Counter()
         found = files_below(folder / name, suffixes, here)
         if not found:
-            there = f"; there are {_counted(here)}" if here else ""
+            there = f"; there are {counted(here)}" if here else ""
             wanted = f"no {what} in {folder / name}: add some ({', '.join(sorted(suffixes))}){there}"
             raise ValueError(f"the class {name} has {wanted}")
         lower = Counter(file.lower() for file in found)
@@ -184,7 +184,8 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(n for n, is_folder in kinds if is_folder), sorted(n for n, is_folder in kinds if not is_folder)
 
 
-def _counted(kinds: Mapping[str, int]) -> str:
+def counted(kinds: Mapping[str, int]) -> str:
+    """Kinds of files and how many of each, in words."""
     return ", ".join(f"{kind} ({n:,})" for kind, n in sorted(kinds.items()))
 
 

@@ -139,8 +139,7 @@ def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 def n_mnist(raw: bytes, where: str, sensor: Sensor = (34, 34)) -> Events:
     """N-MNIST's `.bin` (Orchard et al., 2015): five bytes an event, x, y, and big-endian a bit of polarity and 23 of time.
 
-    An event of y = 240 is none, but says that the camera's clock of 13 bits ran over: 8,192 us are added to all times that
-    follow.
+    An event of y = 240 is none, but a mark that the camera's clock ran over: 2 ** 13 us are added to all times that follow.
 
     Raises:
         Broken: the file is cut or empty, or its events are impossible.

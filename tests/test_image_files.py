@@ -393,9 +393,9 @@ SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, str | None, str | None], str
     "Training Testing": (("Training", "Testing"), ("Training", None, "Testing"), None),
     "TRAIN VALIDATION TEST": (("TRAIN", "VALIDATION", "TEST"), ("TRAIN", "VALIDATION", "TEST"), None),
     "train val test and others": (
-        ("train", "val", "test", "extra", "new"),
+        ("train", "val", "test", "extra", "__MACOSX"),
         ("train", "val", "test"),
-        ": the folders extra, new;",
+        ": the folders __MACOSX, extra;",
     ),
     "train alone": (("train",), ("train", None, None), None),
 }

@@ -25,7 +25,7 @@ from spikerate.system.progress import Track
 _CHUNK = 2**24
 _SECONDS = 60
 """So long must nothing have been added to a cache that its writer has left."""
-_MADE_BY = 1
+_MADE_BY = 2
 """To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
 

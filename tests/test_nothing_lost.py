@@ -37,7 +37,7 @@ from spikerate.data.download import Source, fetch, unpack
 from spikerate.measure.health import NotFinite
 from spikerate.models import short_path
 from spikerate.runs.config import Model, Run
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.runs.record import RunFolder, SaveError
 from spikerate.runs.state import State
 from spikerate.runs.train import Trainer, build_network
@@ -618,9 +618,9 @@ def test_optimizer_state_comes_back_in_its_memory_format(digits: DataSet, tmp_pa
     folder = RunFolder.create(tmp_path / "run", TINY, {})
     state = Trainer(replace(TINY, epochs=1), digits, folder, Silent()).train()
     network = build_network(TINY, 10, (1, 8, 8), torch.device("cpu"))
-    again = State(network, Optim().build(network))
+    again = State(network, SGD().build(network))
     folder.restore(again)
     for a, b in zip(state.network.parameters(), network.parameters(), strict=True):
-        one, other = state.optimizer.state[a]["momentum_buffer"], again.optimizer.state[b]["momentum_buffer"]
+        one, other = state.optimizers[0].state[a]["momentum_buffer"], again.optimizers[0].state[b]["momentum_buffer"]
         assert torch.equal(one, other)
         assert other.stride() == b.stride()

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -87,15 +87,17 @@ def assert_same(a: Path, b: Path) -> None:
 # stopped at any moment --------------------------------------------------------------------------------------------------
 
 
-def until_finished(processes: Processes, run: Path, kill: signal.Signals, times: int) -> list[int]:
+def until_finished(
+    processes: Processes, run: Path, kill: signal.Signals, times: int, arguments: Sequence[str] = ARGUMENTS
+) -> list[int]:
     """Start a run, stop it `times` times at random moments, resume it each time, and let it end; the exit statuses."""
     draw, statuses = random.Random(0), []
     for k in range(times + 1):
-        begin = [*ARGUMENTS, "--out", str(run), "--save-minutes", "0"]
+        begin = [*arguments, "--out", str(run), "--save-minutes", "0"]
         resume = ["train", "--resume", str(run), "--save-minutes", "0"]
-        arguments = resume if (run / "run.json").exists() else begin
+        command = resume if (run / "run.json").exists() else begin
         moment = functools.partial(time.sleep, draw.uniform(0, 0.6))
-        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, when=moment)
+        done = processes.run(*command, cwd=run.parent, kill=kill if k < times else None, when=moment)
         statuses.append(done.returncode)
         if (run / "last.safetensors").exists():
             read_tensors(run / "last.safetensors")

@@ -28,7 +28,7 @@ class OptimizerFactory(ABC):
                 return [torch.optim.RMSprop(network.parameters(), lr=self.lr)]
 
     Its optimisers may be any of PyTorch's kind whose `step()` takes no closure, and whose `state_dict()` holds tensors,
-    numbers, strings, None, and lists, tuples and dicts of them: that is what a checkpoint keeps.
+    numbers, None, and lists, tuples and dicts of them, in the groups' settings strings too: that is what a checkpoint keeps.
     """
 
     lr: float

@@ -76,10 +76,13 @@ class State:
     def _optimizers(self) -> tuple[list[Any], dict[str, Tensor]]:
         """What the optimisers keep, and its tensors, by the names that they have in it."""
         tensors: dict[str, Tensor] = {}
-        kept = [
-            {"type": type(optimizer).__name__, "state": _pack(optimizer.state_dict(), f"optimizer.{k}", tensors)}
-            for k, optimizer in enumerate(self.optimizers)
-        ]
+        kept = []
+        for k, optimizer in enumerate(self.optimizers):
+            packed = {
+                name: _pack(value, f"optimizer.{k}.{name}", tensors, texts=name == "param_groups")
+                for name, value in optimizer.state_dict().items()
+            }
+            kept.append({"type": type(optimizer).__name__, **packed})
         return kept, tensors
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], where: str) -> None:
@@ -113,7 +116,7 @@ class State:
             if found != names:
                 raise ValueError(f"it is of {', '.join(found)}, and the run of {', '.join(names)}")
             for optimizer, one in zip(self.optimizers, kept, strict=True):
-                state = _unpack(one["state"], tensors)
+                state = {name: _unpack(value, tensors) for name, value in one.items() if name != "type"}
                 _check_keys(optimizer, state)
                 _match_memory(optimizer, state["state"])
                 optimizer.load_state_dict(state)
@@ -121,8 +124,11 @@ class State:
             raise ValueError(f"{where} has the state of another optimiser than run.json says ({error})") from error
 
 
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, name: str, tensors: dict[str, Tensor], texts: bool) -> Any:
     """A value as JSON types, its tensors put aside under names that begin with `name`.
+
+    Args:
+        texts: whether there may be strings in it: torch's `load_state_dict` spoils those of a parameter's state.
 
     Raises:
         ValueError: there is something in it that a file can't hold.
@@ -132,12 +138,14 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             tensors[name] = value
             return {"tensor": name}
         case dict():
-            return {"dict": [[key, _pack(v, f"{name}.{key}", tensors)] for key, v in value.items()]}
+            return {"dict": [[key, _pack(v, f"{name}.{key}", tensors, texts)] for key, v in value.items()]}
         case tuple():
-            return {"tuple": [_pack(v, f"{name}.{k}", tensors) for k, v in enumerate(value)]}
+            return {"tuple": [_pack(v, f"{name}.{k}", tensors, texts) for k, v in enumerate(value)]}
         case list():
-            return [_pack(v, f"{name}.{k}", tensors) for k, v in enumerate(value)]
-        case None | bool() | int() | float() | str():
+            return [_pack(v, f"{name}.{k}", tensors, texts) for k, v in enumerate(value)]
+        case None | bool() | int() | float():
+            return value
+        case str() if texts:
             return value
     raise ValueError(f"the optimiser's state has {name}, of type {type(value).__name__}, which a checkpoint can't hold")
 

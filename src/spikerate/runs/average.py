@@ -17,7 +17,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), 0)
 
 
-def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterable[Tensor]) -> None:
+def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterable[Tensor], precision: str = "fp32") -> None:
     """Give `average` the batch-norm statistics that its own weights lead to, in place.
 
     They are the means over the batches of what each batch has. An average of the running statistics that the network went
@@ -27,6 +27,7 @@ def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterabl
     Args:
         average: a copy of the network with other weights; it is left in training mode.
         batches: inputs [T, B, ...], of the kind that the network is trained on.
+        precision: that of the run, fp32 or bf16.
     """
     norms = [m for m in average.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | Synchronized)]
     momenta = [norm.momentum for norm in norms]
@@ -38,7 +39,8 @@ def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterabl
             for norm in norms:
                 norm.train()
                 norm.momentum = 1 / (k + 1)  # which makes the running statistics the mean over all batches so far
-            BPTT()(average, x)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                BPTT()(average, x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     average.train()

@@ -242,8 +242,7 @@ class Trainer:
         if state.average is not None:
             batches = epoch_batches(data, run.batch, run.data.augment, run.seed, state.epoch, device=device)
             few = (over_time(part.x, run.T) for (part,) in itertools.islice(batches, -(-_ESTIMATE // run.batch)))
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-                estimate_statistics(state.average, network, few)
+            estimate_statistics(state.average, network, few, run.precision)
             ranks.align(state.average)
         if len(data.held_out):
             row["held_out"] = self._held_out(state.trained, data, device, ready.look).value

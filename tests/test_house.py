@@ -101,9 +101,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{page}.md" for page in ("method", "data", "energy", "export", "howto/optimiser"))]
-)
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("method", "data", "energy", "export"))])
 def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
     for k, block in enumerate(blocks(document, "python")):
         file = tmp_path / f"example{k}.py"

@@ -159,7 +159,7 @@ def event_folder(path: Path, sensor: Sensor) -> Recordings:
 
 
 def read(recordings: Sequence[Recording], sensor: Sensor) -> list[Events | str]:
-    """Read recordings; neighbours in one file open it once, and spans of one file are cut out of one reading.
+    """Read recordings; a file is opened once for all that stand next to each other, and its spans are cut from one reading.
 
     Returns:
         for each recording its events, or the sentence that says why it is broken.

@@ -39,7 +39,7 @@ from spikerate.models import (
 )
 from spikerate.neuron import LIF, Rectifier
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.runs.optim import SGD, AdamW, Muon, OptimizerFactory
+from spikerate.runs.optim import SGD, Optim, OptimizerFactory
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
 
 _WITH_STEM = {
@@ -193,7 +193,7 @@ class Run:
     neuron: Neuron | Rectified = Neuron()
     rule: BPTT | RateBP | SLTT | OTTT = RateBP()
     loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
-    optim: SGD | AdamW | Muon = SGD()
+    optim: Optim = SGD()
     search: Search | None = None
     T: int = 4
     """time steps; recordings are cut into so many frames"""

@@ -93,7 +93,7 @@ class State:
             where: what to call the file in an error.
 
         Raises:
-            ValueError: the file is of another network or optimiser, or of another version of spikerate, or its facts can't be.
+            ValueError: the file is of another network, optimiser or version of spikerate, or its facts can't be.
         """
         parts = parts_of(tensors, facts, where)
         load_weights(self.network, parts["network"], where)

@@ -132,9 +132,10 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
     constant = is_constant(x)
     tape = Tape(len(x), whole=len(parts) == 1)
     for k, part in enumerate(parts):
-        tape.rewind(last=k == len(parts) - 1)
+        if k > 0:
+            tape = tape.following(last=k == len(parts) - 1)
         yield part[:1] if constant else part, constant, len(part), tape
-    tape.close()
+        tape.close()
 
 
 def _join(outputs: list[Signal], T: int) -> Signal:

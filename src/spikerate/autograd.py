@@ -20,13 +20,23 @@ Total = Callable[[Tensor], Tensor]
 """Sums a tensor over the processes that share a batch."""
 
 
-class _Last(Function):
+class _Known(Function):
+    """What all functions here have in common: `vmap` goes through them, derivatives in forward mode do not."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "spikerate has no derivatives in forward mode (torch.func.jvp, jacfwd, hessian): use grad, vjp or jacrev"
+        )
+
+
+class _Last(_Known):
     """Hands gradients on, of which no other gradient can be taken.
 
     Called with the gradients, then with all that they depend on, so that no way back leads past this.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(number: int, *grads_and_origins: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -54,26 +64,24 @@ def _last(grads: tuple[Tensor | None, ...], *origins: Tensor | None) -> tuple[Te
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return grads
-    if not _transformed():
+    if not transformed():
         raise RuntimeError(_NO_SECOND)
     return _Last.apply(len(grads), *grads, *origins)  # type: ignore[no-untyped-call]
 
 
 def _apply(kind: type[Function], *inputs: Any) -> Tensor:
     """`kind.apply`, which looks for default arguments each time, and takes longer for it than for all else."""
-    if torch.compiler.is_compiling() or _transformed():
-        return kind.apply(*inputs)  # type: ignore[no-untyped-call]
-    return super(Function, kind).apply(*inputs)
+    if torch.compiler.is_compiling() or transformed():
+        return kind.apply(*inputs)
+    return super(Function, kind).apply(*inputs)  # type: ignore[misc]
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a transformation of `torch.func` is at work."""
     return torch._C._are_functorch_transforms_active()
 
 
-class _Scale(Function):
-    generate_vmap_rule = True
-
+class _Scale(_Known):
     @staticmethod
     def forward(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
         return value.view_as(value)
@@ -83,7 +91,7 @@ class _Scale(Function):
         _, input, gain = inputs
         ctx.dtype = input.dtype
         # The input is kept only where a second derivative could be asked for without create_graph=True.
-        ctx.save_for_backward(gain, *[input] * _transformed())
+        ctx.save_for_backward(gain, *[input] * transformed())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -92,9 +100,7 @@ class _Scale(Function):
         return None, result, None
 
 
-class _Linear(Function):
-    generate_vmap_rule = True
-
+class _Linear(_Known):
     @staticmethod
     def forward(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return value.view_as(value)
@@ -116,9 +122,7 @@ class _Linear(Function):
         return None, *_last(grads, grad, input, weight)
 
 
-class _Convolution(Function):
-    generate_vmap_rule = True
-
+class _Convolution(_Known):
     @staticmethod
     def forward(
         value: Tensor,
@@ -157,9 +161,7 @@ class _Convolution(Function):
         return None, *_last(grads, grad, input, weight), None, None, None, None
 
 
-class _Normalize(Function):
-    generate_vmap_rule = True
-
+class _Normalize(_Known):
     @staticmethod
     def forward(
         value: Tensor,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import FrameType, FunctionType
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +172,10 @@ class Signal(ABC):
         T: the number of time steps in this chunk.
         tape: what the layers remember from chunk to chunk.
         exits: logits [B, K] of the early exits, first to last; only on the output of a `Branched` in training.
+        plain: names of the fields without tensors in them.
     """
+
+    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape")
 
     train: Tensor
     constant: bool
@@ -277,17 +280,14 @@ class Signal(ABC):
         return verb(*args, **(kwargs or {}))
 
 
-def _leaves(x: Signal) -> tuple[list[Any], tuple[Any, ...]]:
-    """The tensors of a signal, and what else it is made of."""
-    values = {f.name: getattr(x, f.name) for f in fields(x)}
-    names = tuple(name for name, value in values.items() if isinstance(value, Tensor | tuple | Signal))
-    rest = tuple((name, value) for name, value in values.items() if name not in names)
-    return [values[name] for name in names], (names, rest)
+def _leaves(x: Signal) -> tuple[list[Any], dict[str, Any]]:
+    """The fields of a signal that have tensors in them, and the others by name."""
+    return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], {name: getattr(x, name) for name in x.plain}
 
 
-def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[Any, ...]) -> Signal:
-    names, rest = context
-    return kind(**dict(zip(names, leaves, strict=True)), **dict(rest))
+def _grown(kind: type[Signal], leaves: Iterable[Any], plain: dict[str, Any]) -> Signal:
+    names = (f.name for f in fields(kind) if f.name not in kind.plain)
+    return kind(**dict(zip(names, leaves, strict=True)), **plain)
 
 
 def _in_a_function() -> bool:
@@ -363,6 +363,8 @@ class Traced(Stepwise):
     The trace of an input is `a[t] = decay a[t-1] + input[t]`: all that a leaky membrane has had of it by then.
     """
 
+    plain = (*Signal.plain, "decay")
+
     decay: float = field(kw_only=True)
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Traced:
@@ -399,6 +401,7 @@ class RateCoded(Signal):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
+        _check_together(signals)
         self.tape.meet(*_described(f, at_rate))
         with torch.no_grad():
             train = mapped(f, signals)
@@ -477,6 +480,11 @@ class Normalization:
         if n < 2:
             raise ValueError(f"batch norm in training needs more than one value per channel, got {list(train.shape)}")
         if self.running_mean is not None and self.running_var is not None:
+            if autograd.transformed():
+                raise ValueError(
+                    "batch norm in training changes its running statistics, which torch.func (vmap, grad) can't follow: "
+                    "call eval(), or take them away by torch.func.replace_all_batch_norm_modules_"
+                )
             with torch.no_grad():
                 variance = invstd.pow(-2) - self.eps
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -507,9 +515,17 @@ def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
 
-def _described(f: PerStep, layer: known.Layer | None) -> tuple[Any, ...]:
+def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
     """What tells a layer from others."""
     return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
+
+
+def _check_together(signals: Sequence[Signal]) -> None:
+    if any(s.tape is not signals[0].tape for s in signals):
+        raise ValueError(
+            "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
+            "so take all from the same call of a rule"
+        )
 
 
 def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
@@ -518,11 +534,7 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     Raises:
         ValueError: they are not all of one chunk of one forward pass.
     """
-    if any(s.tape is not signals[0].tape for s in signals):
-        raise ValueError(
-            "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
-            "so take all from the same call of a rule"
-        )
+    _check_together(signals)
     if not all(s.constant for s in signals):
         return _per_step(f, *(s.steps for s in signals))
     # Computed in the first chunk, and shared by the others.

@@ -280,14 +280,21 @@ class Signal(ABC):
         return verb(*args, **(kwargs or {}))
 
 
-def _leaves(x: Signal) -> tuple[list[Any], dict[str, Any]]:
-    """The fields of a signal that have tensors in them, and the others by name."""
-    return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], {name: getattr(x, name) for name in x.plain}
+def _leaves(x: Signal) -> tuple[list[Any], tuple[dict[str, Any], int]]:
+    """The fields of a signal that have tensors in them; the others by name, and the axes of its train."""
+    axes = x.train.dim() if isinstance(x.train, Tensor) else 0
+    plain = {name: getattr(x, name) for name in x.plain}
+    return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], (plain, axes)
 
 
-def _grown(kind: type[Signal], leaves: Iterable[Any], plain: dict[str, Any]) -> Signal:
+def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[dict[str, Any], int]) -> Signal:
+    """The signal of these fields; where others than tensors stand in for them, so they do in it."""
+    plain, axes = context
     names = (f.name for f in fields(kind) if f.name not in kind.plain)
-    return kind(**dict(zip(names, leaves, strict=True)), **plain)
+    values = dict(zip(names, leaves, strict=True))
+    if axes and isinstance(values["train"], Tensor) and values["train"].dim() != axes:
+        raise ValueError("a signal can't go into or out of torch.vmap, whose axis would be taken for time: return its .rate")
+    return kind(**values, **plain)
 
 
 def _in_a_function() -> bool:

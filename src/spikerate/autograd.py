@@ -20,23 +20,13 @@ Total = Callable[[Tensor], Tensor]
 """Sums a tensor over the processes that share a batch."""
 
 
-class _Known(Function):
-    """What all functions here have in common: `vmap` goes through them, derivatives in forward mode do not."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(
-            "spikerate has no derivatives in forward mode (torch.func.jvp, jacfwd, hessian): use grad, vjp or jacrev"
-        )
-
-
-class _Last(_Known):
+class _Last(Function):
     """Hands gradients on, of which no other gradient can be taken.
 
     Called with the gradients, then with all that they depend on, so that no way back leads past this.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(number: int, *grads_and_origins: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -71,9 +61,14 @@ def _last(grads: tuple[Tensor | None, ...], *origins: Tensor | None) -> tuple[Te
 
 def _apply(kind: type[Function], *inputs: Any) -> Tensor:
     """`kind.apply`, which looks for default arguments each time, and takes longer for it than for all else."""
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling():
         return kind.apply(*inputs)
-    return super(Function, kind).apply(*inputs)  # type: ignore[misc]
+    try:
+        return kind.apply(*inputs) if transformed() else super(Function, kind).apply(*inputs)  # type: ignore[misc]
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            "spikerate has no derivatives in forward mode (torch.func.jvp, jacfwd, hessian): use grad, vjp or jacrev"
+        ) from error
 
 
 def transformed() -> bool:
@@ -81,7 +76,9 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-class _Scale(_Known):
+class _Scale(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
         return value.view_as(value)
@@ -100,7 +97,9 @@ class _Scale(_Known):
         return None, result, None
 
 
-class _Linear(_Known):
+class _Linear(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return value.view_as(value)
@@ -122,7 +121,9 @@ class _Linear(_Known):
         return None, *_last(grads, grad, input, weight)
 
 
-class _Convolution(_Known):
+class _Convolution(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         value: Tensor,
@@ -161,7 +162,9 @@ class _Convolution(_Known):
         return None, *_last(grads, grad, input, weight), None, None, None, None
 
 
-class _Normalize(_Known):
+class _Normalize(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         value: Tensor,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
@@ -133,7 +134,11 @@ def _run(
     try:
         for train, constant, T, tape in _chunks(x, chunk):
             with torch.set_grad_enabled((tape.last or graphs == "all") and torch.is_grad_enabled()):
-                outputs.append(network(kind(train, constant, T, tape)))
+                output = network(kind(train, constant, T, tape))
+            if not (tape.whole or torch.compiler.is_compiling()):
+                signals = pytree.tree_leaves(output, is_leaf=lambda y: isinstance(y, Signal))
+                tape.meet("the output", [y.number for y in signals if isinstance(y, Signal)])
+            outputs.append(output)
     finally:
         for watch in watches:
             watch.remove()

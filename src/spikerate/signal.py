@@ -172,16 +172,18 @@ class Signal(ABC):
         T: the number of time steps in this chunk.
         tape: what the layers remember from chunk to chunk.
         exits: logits [B, K] of the early exits, first to last; only on the output of a `Branched` in training.
+        number: of the layer that gave it, on its tape, where the same one must give it in every chunk.
         plain: names of the fields without tensors in them.
     """
 
-    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape")
+    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape", "number")
 
     train: Tensor
     constant: bool
     T: int
     tape: Tape
     exits: tuple[Tensor, ...] = field(default=(), kw_only=True)
+    number: int = field(default=0, kw_only=True)
 
     def __init_subclass__(cls) -> None:
         pytree.register_pytree_node(cls, _leaves, partial(_grown, cls))
@@ -409,7 +411,7 @@ class RateCoded(Signal):
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
         _check_together(signals)
-        self.tape.meet(*_described(f, at_rate))
+        self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
         if at_rate is None:
@@ -418,17 +420,17 @@ class RateCoded(Signal):
             with torch.no_grad():
                 value = self.tape.mean(train.mean(0), self.T)
             average = at_rate(value, self.average)
-        return replace(self, train=train, constant=all(s.constant for s in signals), average=average)
+        return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
-        self.tape.meet("a nonlinear layer", f)
+        self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
             value = self.tape.mean(train.mean(0), self.T)
-        return replace(self, train=train, average=_anchor(value, f(self.average)))
+        return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
-        self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean)
+        self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
             value = self.tape.mean(train.mean(0), self.T)
@@ -437,15 +439,17 @@ class RateCoded(Signal):
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
         average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average)
+        return replace(self, train=train, average=average, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
-        self.tape.meet("a neuron", neuron)
+        self.tape.meet("a neuron", neuron, self.number)
         spikes, state = neuron.trace(self.steps, self.tape.recall())
         self.tape.keep(state)
         gain = (state[-1] / self.tape.T).to(spikes.dtype)
         value = self.tape.mean(spikes.mean(0), self.T)
-        return replace(self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain))
+        return replace(
+            self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
+        )
 
     def tap(self) -> Tensor:
         return self.average

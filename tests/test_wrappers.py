@@ -164,7 +164,7 @@ def test_batch_norm_in_training_under_vmap(rule: Any) -> None:
     replace_all_batch_norm_modules_(network)
     found = vmap(lambda x: rule(network, x).rate)(x)
     torch.testing.assert_close(found, torch.stack([rule(network, one).rate for one in x]))
-    with pytest.raises(ValueError, match=r"out of torch.vmap.*return its \.rate"):
+    with pytest.raises(ValueError, match=r"torch\.vmap.* return the signal's \.rate"):
         vmap(lambda x: rule(network, x))(x)
 
 

@@ -1,4 +1,4 @@
-"""Wrappers of torch around a network that gives a `Signal`, in as many processes as torchrun starts: they average gradients."""
+"""Wrappers of torch around a network that gives a `Signal`, in several processes of torchrun: they average the gradients."""
 
 from __future__ import annotations
 

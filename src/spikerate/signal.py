@@ -282,21 +282,28 @@ class Signal(ABC):
         return verb(*args, **(kwargs or {}))
 
 
-def _leaves(x: Signal) -> tuple[list[Any], tuple[dict[str, Any], int]]:
-    """The fields of a signal that have tensors in them; the others by name, and the axes of its train."""
-    axes = x.train.dim() if isinstance(x.train, Tensor) else 0
+def _leaves(x: Signal) -> tuple[list[Any], tuple[dict[str, Any], tuple[int, int] | None]]:
+    """The fields of a signal that have tensors in them; the others by name, and what is known of the train's axes."""
+    axes = _axes(x.train) if isinstance(x.train, Tensor) else None
     plain = {name: getattr(x, name) for name in x.plain}
     return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], (plain, axes)
 
 
-def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[dict[str, Any], int]) -> Signal:
+def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[dict[str, Any], tuple[int, int] | None]) -> Signal:
     """The signal of these fields; where others than tensors stand in for them, so they do in it."""
     plain, axes = context
     names = (f.name for f in fields(kind) if f.name not in kind.plain)
     values = dict(zip(names, leaves, strict=True))
-    if axes and isinstance(values["train"], Tensor) and values["train"].dim() != axes:
-        raise ValueError("a signal can't go into or out of torch.vmap, whose axis would be taken for time: return its .rate")
+    if axes is not None and isinstance(values["train"], Tensor) and _axes(values["train"]) != axes:
+        raise ValueError(
+            "the first axis of a signal's train is time: it can't be cut, and torch.vmap can't take it for one of its own, "
+            "so let the function under vmap return the signal's .rate"
+        )
     return kind(**values, **plain)
+
+
+def _axes(train: Tensor) -> tuple[int, int]:
+    return train.dim(), len(train)
 
 
 def _in_a_function() -> bool:

@@ -457,6 +457,8 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     data = load(run.data, run.T, WaitingBar(out))
     if ranks.first:
         ranks.tell("")
+    for note in data.notes:
+        out.print(note)
     for reason in data.skipped[:3]:
         out.print(f"left out: {reason}")
     if data.skipped:
@@ -647,8 +649,10 @@ def _fresh(command: Gradient) -> Run:
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
-    files = sample_files(command.files, folder.config().data)
+    files, notes = sample_files(command.files, folder.config().data)
     out = console()
+    for note in notes:
+        out.print(note)
     answers = predict(folder, files, command.weights, pick_device(command.device))
     done: list[Prediction] = []
     try:

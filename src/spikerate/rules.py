@@ -158,7 +158,7 @@ def _refuse_signal(module: nn.Module, inputs: Any, output: Any) -> None:
     if isinstance(output, Signal):
         raise ValueError(
             f"there is a backward hook on a {type(module).__name__} that gives a signal, and torch calls it for tensors "
-            "only: register a forward hook, and in it output.rate.register_hook(...) under RateBP, "
+            "only: register a forward hook, and in it output.tap().register_hook(...) under RateBP, "
             "output.train.register_hook(...) under other rules"
         )
 

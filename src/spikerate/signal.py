@@ -144,7 +144,8 @@ def _other_layers(found: str) -> str:
 def _alike(a: Any, b: Any) -> bool:
     """Whether two descriptions of a layer are of the same one; tensors that are computed anew each time may be."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter))
+        computed = a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter)
+        return a is b or (computed and (a.is_floating_point() or torch.equal(a, b)))  # indices are compared
     if isinstance(a, FunctionType) and isinstance(b, FunctionType):
         # The compiler can't look into functions; but what it makes one graph of has no draw that could differ in a chunk.
         return torch.compiler.is_compiling() or (a.__code__ is b.__code__ and _alike(_enclosed(a), _enclosed(b)))

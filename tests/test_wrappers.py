@@ -224,7 +224,7 @@ def test_layers_skipped_or_reordered_in_a_chunk_are_right_or_refused(plan: list[
         out = rule(network, x)
         assert torch.allclose(out.rate, out.steps.mean(0))
     else:
-        with pytest.raises(RuntimeError, match="other layers in this chunk"):
+        with pytest.raises(ValueError, match="other layers in this chunk"):
             rule(network, x)
 
 
@@ -249,7 +249,7 @@ def test_other_operands_in_a_chunk_are_refused_under_rates(choose: Callable[[lis
             out = rule(network, torch.rand(3, 2, 5))
             torch.testing.assert_close(out.rate, out.steps.mean(0))
         else:
-            with pytest.raises(RuntimeError, match="other layers in this chunk"):
+            with pytest.raises(ValueError, match="other layers in this chunk"):
                 rule(network, torch.rand(3, 2, 5))
 
 

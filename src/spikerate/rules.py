@@ -29,8 +29,10 @@ class BPTT:
     `steps` [T, B, K] and `rate` [B, K].
 
     Raises:
-        ValueError: `chunk` is less than 1, or x is not [T, B, ...].
+        ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
+            another.
         TypeError: the network has an operation without a rule.
+        RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
     """
 
     chunk: int | None = None

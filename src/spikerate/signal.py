@@ -75,8 +75,8 @@ class Tape:
             layer: the kind of layer and what tells it from others: its parameters, settings, functions.
 
         Raises:
-            RuntimeError: in the first chunk there was another one here; or a layer runs again after its chunk, as
-                activation checkpointing makes it do.
+            ValueError: in the first chunk there was another one here.
+            RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
         """
         if self.whole:
             return
@@ -84,18 +84,18 @@ class Tape:
         if self.first:
             self.layers.append(layer)
         elif self.met == len(self.layers) or not _alike(layer, self.layers[self.met]):
-            raise RuntimeError(_other_layers(f"{layer[0]} is number {self.met + 1} of the layers"))
+            raise ValueError(_other_layers(f"{layer[0]} is number {self.met + 1} of the layers"))
         self.met += 1
 
     def close(self) -> None:
         """The chunk is over: no layer may run on this tape again, unless it holds nothing.
 
         Raises:
-            RuntimeError: fewer layers ran than in the first chunk.
+            ValueError: fewer layers ran than in the first chunk.
         """
         self.closed = not self.whole
         if self.met < len(self.layers):
-            raise RuntimeError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
+            raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
         """What this layer kept in the chunk before; None in the first one.

@@ -25,7 +25,7 @@ from spikerate.bench.compare import measure as measure_cells
 from spikerate.bench.roofline import roofline
 from spikerate.bench.worker import Setting
 from spikerate.cli import tensorboard, views
-from spikerate.cli.console import TransferBar, WaitingBar, console
+from spikerate.cli.console import Output, OutputLost, TransferBar, WaitingBar, complain, console
 from spikerate.cli.live import TrainingView, Watches
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.exchange.export import check_target, export
@@ -42,7 +42,8 @@ from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.system.files import write_json
-from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
+from spikerate.system.memory import ADVICE, is_out_of_memory
 
 Command = TypeVar("Command")
 
@@ -253,38 +254,51 @@ class Bare:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 after bad input, 130 and 143 when stopped, 1 when training fails."""
+    """Run a command; returns the exit status.
+
+    0; 1 where training fails; 2 after bad input; 130 after Control-C and 143 after another signal that asks to stop; 141
+    where the reader of the output has closed it, as shells have it.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        with ended_by_signals():
+            return _dispatch(args)
     except Interrupted as stopped:
         return stopped.status
+    except OutputLost as lost:
+        if lost.closed:
+            return 141
+        complain(str(lost))
+        return 2
     except (NotFinite, LostRank) as error:
-        print(f"spikerate: {error}", file=sys.stderr)
+        complain(str(error))
         return 1
     except (ValueError, SaveError) as error:
-        print(f"spikerate: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except OSError as error:
-        print(f"spikerate: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        complain(f"{error.filename or 'a file'}: {error.strerror}")
         return 2
-    except RuntimeError as error:
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        print("spikerate: there is not enough memory: a smaller --batch, --width or --T takes less", file=sys.stderr)
+        complain(ADVICE)
         return 1
     except KeyboardInterrupt:
-        print("spikerate: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
+    except Ended as signal:
+        complain(f"ended by {signal}")
+        return 143
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(_USAGE)
+        console().print(_USAGE)
         return 0
     name, rest = args[0], args[1:]
     if name == "--version":
-        print(f"spikerate {version('spikerate')}")
+        console().print(f"spikerate {version('spikerate')}")
     elif name == "train" and any(word.partition("=")[0] == "--resume" for word in rest):
         _resume(rest)
     elif name == "train":
@@ -324,13 +338,15 @@ def _dispatch(args: list[str]) -> int:
 
 def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
-    told = io.StringIO()
+    told, out = io.StringIO(), Output(needed=True)
+    shown: Any = out
     given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
             return tyro.cli(kind, prog=prog, args=args, default=given, config=(AvoidSubcommands,))
     except SystemExit as stop:
         if stop.code in (0, None):
+            out.flush()
             raise
         raise ValueError(_sentence(told.getvalue(), prog)) from None
 
@@ -383,7 +399,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
         _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
-        views.show_seeds(console(), results, base)
+        views.show_seeds(console(needed=False), results, base)
 
 
 def _resume(rest: list[str]) -> None:
@@ -424,7 +440,7 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         if not ranks.first:
             return 0
         pairs = zip(original.rounds(run), again.rounds(run), strict=True)
-        agree = [views.show_comparison(console(), then, now) for (_, then), (_, now) in pairs]
+        agree = [views.show_comparison(console(needed=False), then, now) for (_, then), (_, now) in pairs]
         return int(not all(agree))
 
 
@@ -451,7 +467,7 @@ def _joined(run: Run) -> AbstractContextManager[Ranks]:
 
 def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     """Rank 0 reads first: it makes the cache that the others find."""
-    out = console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first, needed=False)
     if not ranks.first:
         ranks.tell("")
     data = load(run.data, run.T, WaitingBar(out))
@@ -481,7 +497,7 @@ def _perform(
     name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
 ) -> None:
     """All rounds of a run, from where their folders stand; `data` are cut for its last one."""
-    out = console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first, needed=False)
     out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
@@ -521,7 +537,7 @@ def _perform_round(
     last: bool,
 ) -> Interrupt:
     """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
-    out = console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first, needed=False)
     out.print(
         f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
         f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
@@ -675,7 +691,7 @@ def _bench(command: Bench, args: list[str]) -> int:
     device = pick_device(setting.device)
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    out = console()
+    out = console(needed=False)
     out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
     peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
@@ -704,7 +720,7 @@ def _tell_dead(outcomes: Sequence[Outcome]) -> int:
     """The exit status: whether a cell died."""
     dead = [outcome for outcome in outcomes if outcome.died]
     for outcome in dead:
-        print(f"spikerate: {outcome.cell} died: {outcome.died}", file=sys.stderr)
+        complain(f"{outcome.cell} died: {outcome.died}")
     return int(len(dead) > 0)
 
 

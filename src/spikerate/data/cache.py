@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
+_LEFT_SECONDS = 86_400
 _MADE_BY = 1
 """To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
@@ -84,6 +86,7 @@ def _stop_unless(skip: bool, reason: str) -> None:
 
 def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], skip: bool) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(place)
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
     try:
         broken: dict[int, str] = {}
@@ -109,6 +112,14 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what processes that were killed have left of this cache: nobody has written to it for a day."""
+    for half in place.parent.glob(f".{place.name}-*"):
+        newest = max(file.stat().st_mtime for file in [half, *half.iterdir()])
+        if time.time() - newest > _LEFT_SECONDS:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:

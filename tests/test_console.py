@@ -298,16 +298,21 @@ def test_a_run_whose_output_is_lost_goes_on(processes: Processes, tmp_path: Path
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"]], ids=" ".join)
-def test_a_command_whose_output_is_lost_ends(processes: Processes, tmp_path: Path, arguments: list[str]) -> None:
-    err = tmp_path / "err"
-    err.touch()
-    processes.start(*arguments, cwd=tmp_path, out="/dev/full", err=str(err))
-    assert (processes.wait(), err.read_text()) == (2, "spikerate: the output can't be written: No space left on device\n")
-    read, write = os.pipe()
-    os.close(read)
-    processes.start(*arguments, cwd=tmp_path, out=f"/proc/{os.getpid()}/fd/{write}", err=str(err))
-    assert (processes.wait(), err.read_text()) == (141, "spikerate: the output can't be written: No space left on device\n")
-    os.close(write)
+@pytest.mark.parametrize("closed", [True, False], ids=["a closed pipe", "a full disk"])
+def test_a_command_whose_output_is_lost_ends(
+    arguments: list[str], closed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if closed:
+        read, write = os.pipe()
+        os.close(read)
+    with os.fdopen(write, "w") if closed else Path("/dev/full").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        try:
+            status = main(arguments)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    said = "" if closed else "spikerate: the output can't be written: No space left on device\n"
+    assert (status, capsys.readouterr().err) == (141 if closed else 2, said)
 
 
 # TensorBoard ------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,16 @@ from spikerate.gradients.agreement import Comparison
 from spikerate.measure.health import NotFinite
 from spikerate.models import fold_batch_norm
 from spikerate.runs.config import Run, encode
-from spikerate.runs.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
+from spikerate.runs.experiment import (
+    begin,
+    check_shared,
+    data_card,
+    different_spikes,
+    measure,
+    measure_gradients,
+    perform,
+    use_threads_of,
+)
 from spikerate.runs.presets import headline, preset
 from spikerate.runs.record import RunFolder, SaveError, check_free
 from spikerate.runs.train import build_network, pick_device
@@ -413,8 +422,11 @@ def _resume(rest: list[str]) -> None:
         use_threads_of(folder)
         data = _load_again(run, folder, ranks)
         about = folder.about()
-        if ranks.first:
-            folder.amend(resumed=[*about.get("resumed", []), {"at": environment.now(), "environment": environment.card()}])
+        with ranks.waited_for():
+            if ranks.first:
+                now = {"at": environment.now(), "environment": environment.card()}
+                folder.amend(resumed=[*about.get("resumed", []), now])
+        check_shared(folder.path, ranks)
         _log(folder, command.tensorboard, ranks)
         _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
 
@@ -455,24 +467,30 @@ def _whole(folder: RunFolder) -> RunFolder:
     return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
 
 
-def _joined(run: Run) -> AbstractContextManager[Ranks]:
+@contextlib.contextmanager
+def _joined(run: Run) -> Iterator[Ranks]:
+    """The ranks, connected, which have the same settings and the same code."""
     launched_here = of_launcher()
     if run.batch // run.accumulate < 2 * launched_here.n:
         raise ValueError(
             f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
             "batch norm needs two images at least in each part on each rank"
         )
-    return joined(pick_device(run.device, launched_here.local).type == "cuda", slow_start=run.compile)
+    gpu = pick_device(run.device, launched_here.local).type == "cuda"
+    with joined(gpu, slow_start=run.compile) as ranks:
+        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
+        ranks.agree({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
+        yield ranks
 
 
 def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
-    """Rank 0 reads first: it makes the cache that the others find."""
+    """Rank 0 reads first: it makes the cache that the others find. All have read the same."""
     out = console(quiet=not ranks.first, needed=False)
-    if not ranks.first:
-        ranks.tell("")
-    data = load(run.data, run.T, WaitingBar(out))
-    if ranks.first:
-        ranks.tell("")
+    with ranks.waited_for():
+        found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
+    with ranks.waited_for():
+        data = found or load(run.data, run.T, WaitingBar(out))
+    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped)}})  # its sentences name places
     for reason in data.skipped[:3]:
         out.print(f"left out: {reason}")
     if data.skipped:

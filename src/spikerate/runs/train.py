@@ -157,7 +157,6 @@ class Trainer:
             ValueError: the checkpoint is broken or of another network.
         """
         run, ranks = self.run, self.ranks
-        ranks.meet()  # one may have read the data for longer
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
@@ -183,10 +182,10 @@ class Trainer:
     def _begin(self, state: State) -> None:
         # As rank 0 sees it: the others may look when it has written one.
         if self.ranks.tell("resume" if self.folder.has_state else ""):
-            self.folder.restore(state)
-            if self.ranks.first:
-                self.folder.publish(state)
-            self.ranks.meet()
+            with self.ranks.waited_for():
+                self.folder.restore(state)
+                if self.ranks.first:
+                    self.folder.publish(state)
         else:
             if self.start:
                 self.start.hand_on(state.network)
@@ -330,9 +329,9 @@ class Trainer:
         return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
 
     def _save(self, state: State) -> None:
-        if self.ranks.first:
-            self.folder.save(state)
-        self.ranks.tell("")
+        with self.ranks.waited_for():
+            if self.ranks.first:
+                self.folder.save(state)
 
 
 @contextmanager

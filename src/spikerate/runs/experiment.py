@@ -169,8 +169,9 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
 def check_shared(path: Path, ranks: Ranks) -> None:
     """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
     end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
-    while not record.is_file() and time.monotonic() < end:
-        time.sleep(0.1)  # a file system over the network may show a new file a little later
+    with ranks.waited_for():
+        while not record.is_file() and time.monotonic() < end:
+            time.sleep(0.1)  # a file system over the network may show a new file a little later
     content = record.read_bytes() if record.is_file() else b""
     seen = ranks.each((platform.node(), hashlib.sha256(content).hexdigest()))
     for rank, (host, digest) in enumerate(seen):

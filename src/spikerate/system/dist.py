@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -147,7 +146,7 @@ class Ranks:
         for rank, (host, other) in enumerate(known):
             differs = [name for name in {**first, **other} if first.get(name) != other.get(name)]
             if differs:
-                its, ours = (shorten(str(of.get(differs[0])), 60, placeholder=" ...") for of in (other, first))
+                its, ours = (str(of.get(differs[0]))[:64] for of in (other, first))
                 more = f", and {len(differs) - 1} more" if len(differs) > 1 else ""
                 raise ValueError(
                     f"rank {rank} on {host} differs from rank 0 on {first_host}: its {differs[0]} is {its}, and not {ours}"

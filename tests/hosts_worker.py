@@ -79,7 +79,7 @@ def be_a_host(host: int, hosts: int, folder: str, arguments: list[str], where: s
         run_id="test",
         rdzv_backend="c10d",
         rdzv_endpoint=f"{address(0)}:{PORT}",
-        rdzv_configs={"is_host": host == 0},
+        rdzv_configs={"is_host": host == 0, "read_timeout": SILENT_SECONDS},
         max_restarts=0,
         start_method="fork",
         local_addr=address(host),

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -261,6 +261,9 @@ def test_bad_input_is_one_sentence(spikerate: Spikerate, tmp_path: Path, argumen
 
 
 def test_started_as_a_script_and_as_a_module() -> None:
-    for command in (["spikerate"], [sys.executable, "-m", "spikerate"]):
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    """The script is what its entry point says, wherever pip has put it."""
+    (script,) = entry_points(group="console_scripts", name="spikerate")
+    module, _, function = script.value.partition(":")
+    for command in (["-c", f"import sys; from {module} import {function}; sys.exit({function}())"], ["-m", "spikerate"]):
+        done = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True)
         assert done.stdout == f"spikerate {version('spikerate')}\n", done.stderr

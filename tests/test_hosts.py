@@ -48,6 +48,7 @@ class Cluster:
     def start(self, host: int, *arguments: str, cut: tuple[str, int] = ("", 0), folder: Path | None = None) -> None:
         """torchrun's agent with `spikerate ARGUMENTS` on a host; `cut` is where its cable is pulled."""
         assert self.server.stdin is not None and self.server.stdout is not None
+        self.log(host).write_text("")
         task = [host, HOSTS, str(folder or self.folder), arguments, *cut, str(self.log(host))]
         print(json.dumps(task), file=self.server.stdin, flush=True)
         self.pids.append(int(self.server.stdout.readline()))
@@ -59,7 +60,8 @@ class Cluster:
         """What was said on each host, once all have ended, which they do within a minute."""
         end = time.monotonic() + 60
         while any(alive(pid) for pid in self.pids):
-            assert time.monotonic() < end, "\n".join(self.log(host).read_text() for host in range(HOSTS))
+            said = "\n".join(self.log(host).read_text() for host in range(HOSTS))
+            assert time.monotonic() < end, said
             time.sleep(0.05)
         self.pids.clear()
         return [self.log(host).read_text() for host in range(HOSTS)]
@@ -118,6 +120,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 ip("-n", names[0], "link", "add", "name", f"port{host}", *cable)
                 ip("-n", namespace(host), "addr", "add", f"{address(host)}/24", "dev", "eth0")
                 ip("-n", namespace(host), "link", "set", "eth0", "up")
+                # torchrun's own agent waits for an answer of the lost host for as long as TCP repeats a packet.
+                ip("netns", "exec", namespace(host), "sh", "-c", "echo 3 > /proc/sys/net/ipv4/tcp_retries2")
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no right to make network namespaces here: {error.stderr}")
         made = Cluster(tmp_path_factory.mktemp("cluster"))
@@ -198,7 +202,10 @@ def test_ranks_that_differ_are_named_at_the_start(cluster: Cluster, tmp_path: Pa
         setting = ["--optim.lr", "0.3"] if other == "a setting" and host == 1 else []
         plug(host)
         cluster.start(host, *small, "--data", str(data), *setting, "--out", "differs")
-    names = {"a setting": r"run\.optim\.lr is 0\.3, and not 0\.1;", "labels": r"data\.sha256\.data_batch_2 is \w+, and not \w+;"}
+    names = {
+        "a setting": r"run\.optim\.lr is 0\.3, and not 0\.1;",
+        "labels": r"data\.sha256\.data_batch_2 is \w+, and not \w+;",
+    }
     for said in cluster.said():
         assert re.search(rf"spikerate: rank 1 on \S+ differs from rank 0 on \S+: its {names[other]}", said), said
         assert "status 2" in said

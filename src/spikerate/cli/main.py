@@ -491,6 +491,8 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     with ranks.waited_for():
         data = found or load(run.data, run.T, WaitingBar(out))
     ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped)}})  # its sentences name places
+    for note in data.notes:
+        out.print(note)
     for reason in data.skipped[:3]:
         out.print(f"left out: {reason}")
     if data.skipped:
@@ -681,8 +683,10 @@ def _fresh(command: Gradient) -> Run:
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
-    files = sample_files(command.files, folder.config().data)
+    files, notes = sample_files(command.files, folder.config().data)
     out = console()
+    for note in notes:
+        out.print(note)
     answers = predict(folder, files, command.weights, pick_device(command.device))
     done: list[Prediction] = []
     try:

@@ -29,7 +29,8 @@ SILENT_SECONDS = 4
 
 
 def namespace(host: int) -> str:
-    return f"spikerate-test-{host}"
+    """Of a host, -1 for the switch, in the cluster of the test process, which the server inherits."""
+    return f"spikerate-{os.environ.setdefault('SPIKERATE_CLUSTER', str(os.getpid()))}-{host}"
 
 
 def address(host: int) -> str:

@@ -490,7 +490,7 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
         found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
     with ranks.waited_for():
         data = found or load(run.data, run.T, WaitingBar(out))
-    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped)}})  # its sentences name places
+    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}})  # these name places
     for note in data.notes:
         out.print(note)
     for reason in data.skipped[:3]:

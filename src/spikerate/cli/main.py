@@ -753,8 +753,3 @@ def _fetch(command: Fetch) -> None:
     with TransferBar(out) as bar:
         folder = fetch(source, command.to, bar)
     out.print(f"checked and whole: {folder}")
-
-
-def entry() -> None:
-    """The `spikerate` script."""
-    sys.exit(main())

@@ -45,6 +45,7 @@ from spikerate.runs.experiment import (
     perform,
     use_threads_of,
 )
+from spikerate.runs.kinds import in_words, take_kinds, with_kinds
 from spikerate.runs.presets import headline, preset
 from spikerate.runs.record import RunFolder, SaveError, check_free
 from spikerate.runs.train import build_network, pick_device
@@ -345,14 +346,16 @@ def _dispatch(args: list[str]) -> int:
     return 0
 
 
-def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
+def _parse(
+    kind: type[Command], args: list[str], prog: str, default: Command | None = None, description: str | None = None
+) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
     told, out = io.StringIO(), Output(needed=True)
     shown: Any = out
     given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
-            return tyro.cli(kind, prog=prog, args=args, default=given, config=(AvoidSubcommands,))
+            return tyro.cli(kind, prog=prog, args=args, default=given, description=description, config=(AvoidSubcommands,))
     except SystemExit as stop:
         if stop.code in (0, None):
             out.flush()
@@ -376,7 +379,9 @@ def _sentence(box: str, prog: str) -> str:
 
 
 def _train(name: str, rest: list[str], args: list[str]) -> None:
-    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
+    chosen, rest = take_kinds(rest)
+    run = with_kinds(preset(name).run, chosen)
+    command = _parse(Train, rest, f"spikerate train {name}", Train(run), f"{Train.__doc__} {in_words()}")
     about = {"preset": name, "command": shlex.join(["spikerate", *args])}
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")

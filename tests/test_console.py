@@ -285,9 +285,10 @@ def test_a_run_whose_output_is_lost_goes_on(processes: Processes, tmp_path: Path
     else:
         ours, theirs = pty.openpty()
         pid = processes.start(*TINY, "--epochs", "500", "--out", "run", cwd=tmp_path, out=os.ttyname(theirs), err=str(err))
-        os.close(theirs)
-        while b"firing rate" not in os.read(ours, 10_000):
-            pass
+        screen = os.read(ours, 10_000)
+        os.close(theirs)  # which the run has open by now
+        while b"firing rate" not in screen:
+            screen += os.read(ours, 10_000)
         os.close(ours)
         os.kill(pid, signal.SIGHUP)
     assert processes.wait() == (143 if out == "a closed terminal" else 0), err.read_text()

@@ -25,7 +25,7 @@ from spikerate.bench import Outcome, cells, peer_cells
 from spikerate.bench import measure as measure_cells
 from spikerate.cell import Setting
 from spikerate.config import Run, encode
-from spikerate.console import TransferBar, WaitingBar, console
+from spikerate.console import TransferBar, WaitingBar, complain, console
 from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
 from spikerate.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
@@ -38,6 +38,7 @@ from spikerate.live import TrainingView, Watches
 from spikerate.models import fold_batch_norm
 from spikerate.predict import Prediction, predict
 from spikerate.presets import headline, preset
+from spikerate.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
 from spikerate.record import RunFolder, SaveError, check_free
 from spikerate.roofline import roofline
 from spikerate.train import build_network, pick_device
@@ -68,6 +69,9 @@ _USAGE = """usage: spikerate COMMAND ...
 
 spikerate COMMAND --help tells more."""
 
+_MOST_RUNS = 10_000
+"""One for each seed."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -84,8 +88,8 @@ class Train:
     """keep a log for TensorBoard in RUN/tensorboard, too; a run that is resumed goes on with it"""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}: give a number of runs >= 1")
+        check_count("seeds", self.seeds, "a number of runs", _MOST_RUNS)
+        check_number("save_minutes", self.save_minutes, 0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ class Resume:
     """a checkpoint at least so often; there is one after every epoch"""
     tensorboard: bool = False
     """keep a log for TensorBoard in RUN/tensorboard from now on, too; one that is there goes on without"""
+
+    def __post_init__(self) -> None:
+        check_number("save_minutes", self.save_minutes, 0)
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,8 @@ class Eval:
     """auto, cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.T is not None and self.T < 1:
-            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -201,8 +208,8 @@ class Gradient:
     """auto, cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.T is not None and self.T < 1:
-            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -222,8 +229,9 @@ class Bench:
     """folder of figures and picture; runs/bench-DATE-HOST by default, with a number behind where that is taken"""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: give a number >= 1")
+        check_count("steps", self.steps, "a number", MOST_SAMPLES)
+        for t in self.T:
+            check_count("T", t, "a number of time steps", MOST_STEPS)
         if not (self.methods or self.peers) or not self.T:
             raise ValueError("bench got no methods or no T: give one of each at least")
 
@@ -259,21 +267,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stopped:
         return stopped.status
     except (NotFinite, LostRank) as error:
-        print(f"spikerate: {error}", file=sys.stderr)
+        complain(str(error))
         return 1
     except (ValueError, SaveError) as error:
-        print(f"spikerate: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except OSError as error:
-        print(f"spikerate: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        complain(f"{error.filename or 'a file'}: {error.strerror}")
         return 2
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        print("spikerate: there is not enough memory: a smaller --batch, --width or --T takes less", file=sys.stderr)
+        complain("there is not enough memory: a smaller --batch, --width or --T takes less")
         return 1
     except KeyboardInterrupt:
-        print("spikerate: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
 
 
@@ -323,6 +331,8 @@ def _dispatch(args: list[str]) -> int:
 
 def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
+    if any(word == "" or re.fullmatch(r"--[\w.-]+=", word) for word in args):
+        raise ValueError(f"{prog} was given an empty word, as of a variable that is not set: give a value, or leave it out")
     told = io.StringIO()
     given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
@@ -703,7 +713,7 @@ def _tell_dead(outcomes: Sequence[Outcome]) -> int:
     """The exit status: whether a cell died."""
     dead = [outcome for outcome in outcomes if outcome.died]
     for outcome in dead:
-        print(f"spikerate: {outcome.cell} died: {outcome.died}", file=sys.stderr)
+        complain(f"{outcome.cell} died: {outcome.died}")
     return int(len(dead) > 0)
 
 

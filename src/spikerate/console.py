@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -17,11 +18,29 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from spikerate.escape import escaped
+
+
+class PlainConsole(Console):
+    """A console that shows every string as it is, in one line: what a file or a folder is called can't steer the terminal.
+
+    All strings that rich shows, cells of tables too, are made texts by `render_str`.
+    """
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(escaped(text), **how)
 
 
 def console(quiet: bool = False) -> Console:
-    """Where everything is printed as it is: a path or a class may hold what rich would take for markup."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+    """Where everything is printed: a path or a class may hold what rich would take for markup, or a terminal for orders."""
+    return PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+
+
+def complain(sentence: str) -> None:
+    """Say on the standard error what is wrong, in one line."""
+    print(f"spikerate: {escaped(sentence)}", file=sys.stderr)
 
 
 class TransferBar:

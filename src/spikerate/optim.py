@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from spikerate.ranges import check_number, check_positive, check_share
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -24,14 +26,11 @@ class Optim:
     """factor on the gradient of the loss: the authors of RateBP and ESD divide it by T; the loss shown is never scaled"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"optim.lr is {self.lr}: give a positive number")
+        check_positive("optim.lr", self.lr)
         if self.loss_scale not in ("1/T", "1"):
             raise ValueError(f"optim.loss_scale is {self.loss_scale!r}: give '1/T' or '1'")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optim.momentum is {self.momentum}: give a number in [0, 1)")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optim.weight_decay is {self.weight_decay}: give a number >= 0")
+        check_share("optim.momentum", self.momentum)
+        check_number("optim.weight_decay", self.weight_decay, 0)
 
     def build(self, network: nn.Module) -> torch.optim.SGD:
         """The optimiser of all parameters of a network, in two groups: matrices and kernels, and vectors."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spikerate.ranges import MOST_STEPS
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 
 Network = Callable[[Signal], Signal]
@@ -145,8 +146,10 @@ def _join(outputs: list[Signal], T: int) -> Signal:
 
 
 def _check_chunk(rule: str, chunk: int | None) -> None:
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"{rule}.chunk is {chunk}: give a number of steps >= 1, or None for all T at once")
+    if chunk is not None and not 1 <= chunk <= MOST_STEPS:
+        raise ValueError(
+            f"{rule}.chunk is {chunk}: give a number of steps >= 1, and {MOST_STEPS:,} at most, or None for all T at once"
+        )
 
 
 def _check_input(x: Tensor) -> None:

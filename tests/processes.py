@@ -15,8 +15,8 @@ from pathlib import Path
 
 _SERVER = """
 import json, os, sys
-from spikerate.cli import main
-import kornia.augmentation.auto, spikerate.plots
+from spikerate.cli.main import main
+import kornia.augmentation.auto, spikerate.cli.plots
 for line in sys.stdin:
     arguments, cwd, out, err = json.loads(line)
     pid = os.fork()

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from spikerate import BPTT, Dspike, RateBP, Search, SelfDistillation, adapt
-from spikerate.config import Model, Neuron, Run
 from spikerate.data import Data, Part, load
-from spikerate.dist import joined
-from spikerate.experiment import measure
 from spikerate.models import synchronize_batch_norm
-from spikerate.record import RunFolder
-from spikerate.state import State
-from spikerate.train import Outputs, Trainer, build_network
+from spikerate.runs.config import Model, Neuron, Run
+from spikerate.runs.experiment import measure
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import State
+from spikerate.runs.train import Outputs, Trainer, build_network
+from spikerate.system.dist import joined
 
 CPU = torch.device("cpu")
 RULES = [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]

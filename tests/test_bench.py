@@ -15,12 +15,23 @@ import torch
 from conftest import ROOT
 
 from spikerate import BPTT, LIF, CrossEntropy, RateBP, SelfDistillation, macs
-from spikerate.bench import Outcome, cells, measure, peer_cells
-from spikerate.cell import CHECKPOINTED, MIB, Cell, Memory, Setting, Step, checkpointed_bptt, counted, timed, training_step
-from spikerate.config import Model, Rectified, decode, encode
+from spikerate.bench.compare import Outcome, cells, measure, peer_cells
+from spikerate.bench.worker import (
+    CHECKPOINTED,
+    MIB,
+    Cell,
+    Memory,
+    Setting,
+    Step,
+    checkpointed_bptt,
+    counted,
+    timed,
+    training_step,
+)
+from spikerate.cli.plots import draw_bench
 from spikerate.models import Staged
-from spikerate.plots import draw_bench
-from spikerate.train import build_network
+from spikerate.runs.config import Model, Rectified, decode, encode
+from spikerate.runs.train import build_network
 
 Spikerate = Callable[..., CompletedProcess[str]]
 TINY = Setting(model=Model(width=2), side=8, batch=4, device="cpu")

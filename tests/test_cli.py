@@ -17,8 +17,8 @@ from PIL import Image
 from test_data import truncate, write_cifar
 from test_events import write_folder
 
-from spikerate.cli import main
-from spikerate.presets import PRESETS
+from spikerate.cli.main import main
+from spikerate.runs.presets import PRESETS
 
 Spikerate = Callable[..., CompletedProcess[str]]
 TINY = ["--epochs", "1", "--width", "2", "--batch", "400", "--T", "2"]

@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from processes import Processes
 from rich.console import Console
 
-from spikerate import board, views
-from spikerate.cli import main
-from spikerate.config import Rectified, Run
-from spikerate.files import write_json
-from spikerate.live import TrainingView, grouped
-from spikerate.presets import preset
-from spikerate.record import RunFolder
+from spikerate.cli import tensorboard, views
+from spikerate.cli.live import TrainingView, grouped
+from spikerate.cli.main import main
+from spikerate.runs.config import Rectified, Run
+from spikerate.runs.presets import preset
+from spikerate.runs.record import RunFolder
+from spikerate.system.files import write_json
 
 TINY = ["train", "digits-esd", "--width", "2", "--subset", "60", "--batch", "20", "--T", "2", "--epochs", "3"]
 STEPS = 3
@@ -292,14 +292,14 @@ def assert_logged(run: Path) -> None:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, how: Callable[[], object]) -> None:
-    real = board.Board.step
+    real = tensorboard.Board.step
 
-    def step(self: board.Board, step: int, terms: Any) -> None:
+    def step(self: tensorboard.Board, step: int, terms: Any) -> None:
         real(self, step, terms)
         if step == steps:
             how()
 
-    monkeypatch.setattr(board.Board, "step", step)
+    monkeypatch.setattr(tensorboard.Board, "step", step)
 
 
 def die() -> None:
@@ -315,7 +315,7 @@ def test_a_resumed_run_goes_on_with_its_log(
     how: Callable[[], None], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(board, "_SECONDS", 0)
+    monkeypatch.setattr(tensorboard, "_SECONDS", 0)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, STEPS + 2, how)
@@ -372,4 +372,4 @@ def test_without_tensorboard_there_is_one_sentence_and_nothing_written(
     assert {file: file.read_bytes() for file in run.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
     with pytest.raises(ValueError, match="TensorBoard, which is missing"):
-        board.Board(run / "tensorboard", STEPS)
+        tensorboard.Board(run / "tensorboard", STEPS)

@@ -29,7 +29,7 @@ from spikerate.data import (
     steps_per_epoch,
 )
 from spikerate.data.samples import Block, Stored, Units, divide
-from spikerate.dist import Ranks
+from spikerate.system.dist import Ranks
 
 CPU = torch.device("cpu")
 FILES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"]

@@ -20,16 +20,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from spikerate import BPTT, LIF, preact_resnet18, resnet18, sew_resnet18, spiking, vggsnn
-from spikerate.config import Model, Rectified, Run
+from spikerate.cli.views import show_energy
 from spikerate.data import Data, load, plain_batches
-from spikerate.energy import Energy, Operations, joules_in_words, nanojoules
-from spikerate.evaluate import over_time
-from spikerate.experiment import measure
-from spikerate.meter import Ledger, Meter, Tally
+from spikerate.measure.energy import Energy, Operations, joules_in_words, nanojoules
+from spikerate.measure.evaluate import over_time
+from spikerate.measure.meter import Ledger, Meter, Tally
 from spikerate.models import short_path
 from spikerate.neuron import Rectifier
-from spikerate.train import build_network
-from spikerate.views import show_energy
+from spikerate.runs.config import Model, Rectified, Run
+from spikerate.runs.experiment import measure
+from spikerate.runs.train import build_network
 
 
 def metered(network: Any, x: Tensor) -> Energy:

@@ -27,22 +27,22 @@ from torch import Tensor, nn
 
 import spikerate as library
 from spikerate import BPTT, IF, LIF, AdaptiveDspike, Staged, preact_resnet18, resnet18, sew_resnet18, vggsnn
-from spikerate.cli import main
-from spikerate.config import Model, Neuron, Run
+from spikerate.cli.main import main
 from spikerate.data import Units, load
-from spikerate.evaluate import over_time
-from spikerate.experiment import begin
-from spikerate.export import Inference, as_program, export
-from spikerate.files import pack_tensors, read_tensors
+from spikerate.exchange.export import Inference, as_program, export
+from spikerate.exchange.trained import Card, Trained, read_trained
+from spikerate.gradients.temperature import temperatures
+from spikerate.measure.evaluate import over_time
 from spikerate.models.fold import fold_batch_norm
 from spikerate.neuron import Rectifier
-from spikerate.presets import preset
-from spikerate.record import RunFolder
-from spikerate.temperature import temperatures
-from spikerate.trained import Card, Trained, read_trained
+from spikerate.runs.config import Model, Neuron, Run
+from spikerate.runs.experiment import begin
+from spikerate.runs.presets import preset
+from spikerate.runs.record import RunFolder
+from spikerate.system.files import pack_tensors, read_tensors
 
 nir = pytest.importorskip("nir")
-from spikerate.nir_graph import DT, from_nir, pack_nir, read_nir, to_nir  # noqa: E402
+from spikerate.exchange.nir import DT, from_nir, pack_nir, read_nir, to_nir  # noqa: E402
 
 Spikerate = Callable[..., CompletedProcess[str]]
 HARD = partial(LIF, decay=0.5, threshold=0.3, v_reset=0.0)
@@ -500,7 +500,7 @@ def test_without_its_package_an_export_says_what_to_install(
     suffix: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "spikerate.nir_graph")
+    monkeypatch.delitem(sys.modules, "spikerate.exchange.nir")
     with pytest.raises(ValueError, match=rf"takes the package {package}: pip install 'spikerate\[{suffix}\]'"):
         export(tiny(), tmp_path / f"net.{suffix}")
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from networks import small_network
 from torch import Tensor, nn
 
 from spikerate import BPTT, LIF, Dspike, resnet18
-from spikerate.finite_difference import Elements, Few, derivatives, untouched, variant_rates, weights
+from spikerate.gradients.finite_difference import Elements, Few, derivatives, untouched, variant_rates, weights
 from spikerate.neuron import Rectifier
 
 LABELS = torch.tensor([0, 1, 2, 0, 1])

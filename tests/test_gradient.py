@@ -18,12 +18,12 @@ from networks import golden_branched, small_network
 from torch import Tensor, nn
 
 from spikerate import BPTT, RateBP
+from spikerate.cli.plots import draw_gradients
 from spikerate.data.digits import digits
-from spikerate.experiment import begin
-from spikerate.finite_difference import weights
-from spikerate.gradients import Agreement, Comparison, Fidelity
-from spikerate.plots import draw_gradients
-from spikerate.presets import PRESETS
+from spikerate.gradients.agreement import Agreement, Comparison, Fidelity
+from spikerate.gradients.finite_difference import weights
+from spikerate.runs.experiment import begin
+from spikerate.runs.presets import PRESETS
 
 Spikerate = Callable[..., subprocess.CompletedProcess[str]]
 LABELS = torch.tensor([0, 1, 2, 0, 1])

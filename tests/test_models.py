@@ -36,7 +36,7 @@ from spikerate import (
     vgg16,
     vggsnn,
 )
-from spikerate.meter import Meter, Trains
+from spikerate.measure.meter import Meter, Trains
 from spikerate.models import stage_shapes
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.preact import PreActBlock

@@ -17,11 +17,11 @@ from networks import golden_branched, small_network
 from torch import Tensor, nn
 
 from spikerate import BPTT, IF, LIF, resnet18, sew_resnet18, vgg11
-from spikerate.meter import Ledger, Meter
-from spikerate.neighbours import from_spikingjelly, neurobench_model, to_spikingjelly
+from spikerate.exchange.spikingjelly import from_spikingjelly, neurobench_model, to_spikingjelly
+from spikerate.gradients.temperature import adapt
+from spikerate.measure.meter import Ledger, Meter
 from spikerate.neuron import Rectifier
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
-from spikerate.temperature import adapt
 
 T = 5
 

@@ -31,18 +31,18 @@ from processes import Processes, wait_for
 from torch import nn
 
 from spikerate import LIF, SelfDistillation
-from spikerate.cli import main
-from spikerate.config import Model, Run
+from spikerate.cli.main import main
 from spikerate.data import Data, DataSet, load
 from spikerate.data.download import Source, fetch, unpack
-from spikerate.files import pack_tensors, read_tensors, write_whole
-from spikerate.guard import NotFinite
-from spikerate.interrupt import Interrupt, Interrupted
+from spikerate.measure.health import NotFinite
 from spikerate.models import short_path
-from spikerate.optim import Optim
-from spikerate.record import RunFolder, SaveError
-from spikerate.state import State
-from spikerate.train import Trainer, build_network
+from spikerate.runs.config import Model, Run
+from spikerate.runs.optim import Optim
+from spikerate.runs.record import RunFolder, SaveError
+from spikerate.runs.state import State
+from spikerate.runs.train import Trainer, build_network
+from spikerate.system.files import pack_tensors, read_tensors, write_whole
+from spikerate.system.interrupt import Interrupt, Interrupted
 
 TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation())
 ARGUMENTS = ["train", "digits-esd", "--width", "2", "--T", "2", "--batch", "100", "--epochs", "3"]
@@ -276,7 +276,7 @@ def trainer(digits: DataSet, path: Path, spoil: Callable[[nn.Module], None], mon
         spoil(network)
         return network
 
-    monkeypatch.setattr("spikerate.train.build_network", build)
+    monkeypatch.setattr("spikerate.runs.train.build_network", build)
     return Trainer(TINY, digits, RunFolder.create(path, TINY, {}), Silent())
 
 

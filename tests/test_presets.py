@@ -16,13 +16,13 @@ import torch
 from test_events import write_cifar10_dvs, write_gestures
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Search, SelfDistillation
-from spikerate.config import Model, Neuron, Rectified, Run, decode, encode
 from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
-from spikerate.estimate import in_words, least_seconds, training_flops
-from spikerate.presets import ESD, PRESETS, RATE, headline, preset
-from spikerate.record import RunFolder
-from spikerate.state import Row
-from spikerate.train import Terms, Trainer
+from spikerate.runs.config import Model, Neuron, Rectified, Run, decode, encode
+from spikerate.runs.estimate import in_words, least_seconds, training_flops
+from spikerate.runs.presets import ESD, PRESETS, RATE, headline, preset
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import Row
+from spikerate.runs.train import Terms, Trainer
 
 CIFAR = Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
 IMAGENET = Augment(resized_crop=True, flip=True)

@@ -18,19 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spikerate import BPTT, OTTT, SLTT, TET, RateBP, SelfDistillation, charts
-from spikerate.charts import Series, Stat
-from spikerate.config import Model, Neuron, Rectified, Round, Run
+from spikerate import BPTT, OTTT, SLTT, TET, RateBP, SelfDistillation
 from spikerate.data import Data, DataSet, load
-from spikerate.evaluate import Answers, answers
-from spikerate.examples import Examples
-from spikerate.files import write_json
-from spikerate.findings import Finding
-from spikerate.questions import references, seven_questions
-from spikerate.record import RunFolder
-from spikerate.report import check_place, gather, write
+from spikerate.measure.evaluate import Answers, answers
+from spikerate.report import charts
+from spikerate.report.charts import Series, Stat
+from spikerate.report.folders import Finding
+from spikerate.report.gather import check_place, gather, write
+from spikerate.report.reproducibility import references, seven_questions
+from spikerate.runs.config import Model, Neuron, Rectified, Round, Run
+from spikerate.runs.examples import Examples
+from spikerate.runs.record import RunFolder
+from spikerate.runs.train import build_network
 from spikerate.surrogate import Dspike
-from spikerate.train import build_network
+from spikerate.system.files import write_json
 
 RUN = Run(model=Model(width=2), T=2, epochs=3, loss=SelfDistillation())
 ABOUT: dict[str, Any] = {
@@ -204,7 +205,7 @@ def test_examples_are_what_the_network_does(run: Run, digits: DataSet, tmp_path:
 
 
 def test_recordings_and_large_images_become_small_pictures() -> None:
-    from spikerate.examples import _pictures
+    from spikerate.runs.examples import _pictures
 
     events = torch.zeros(1, 3, 2, 8, 8)
     events[0, 0, 1, 2, 3] = 4.0

@@ -20,21 +20,21 @@ from test_nothing_lost import assert_same
 from torch import Tensor, nn
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, RateBP, resnet18
-from spikerate.cli import main
-from spikerate.config import Model, Rectified, Round, Run, decode, encode
+from spikerate.cli.live import TrainingView
+from spikerate.cli.main import main
 from spikerate.data import load
-from spikerate.estimate import training_flops
-from spikerate.files import read_tensors
-from spikerate.guard import stuck
-from spikerate.live import TrainingView
 from spikerate.losses import SelfDistillation
-from spikerate.meter import Ledger, Meter
+from spikerate.measure.health import stuck
+from spikerate.measure.meter import Ledger, Meter
 from spikerate.neuron import Rectifier
-from spikerate.optim import Optim
-from spikerate.presets import preset
-from spikerate.record import RunFolder
-from spikerate.state import State
-from spikerate.train import Outputs
+from spikerate.runs.config import Model, Rectified, Round, Run, decode, encode
+from spikerate.runs.estimate import training_flops
+from spikerate.runs.optim import Optim
+from spikerate.runs.presets import preset
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import State
+from spikerate.runs.train import Outputs
+from spikerate.system.files import read_tensors
 
 Spikerate = Callable[..., CompletedProcess[str]]
 ANN = Run(model=Model(width=2), neuron=Rectified(), rule=BPTT(), T=1)
@@ -258,7 +258,7 @@ def test_a_round_starts_from_the_best_weights_of_the_one_before(
     real = RunFolder.save
     monkeypatch.setattr(RunFolder, "save", save)
     asked: list[int] = []
-    monkeypatch.setattr("spikerate.cli.load", lambda data, T, track: asked.append(T) or load(data, T, track))
+    monkeypatch.setattr("spikerate.cli.main.load", lambda data, T, track: asked.append(T) or load(data, T, track))
     assert main([*TINY, *ROUNDS, "--out", str(tmp_path / "run")]) == 0
     assert asked == [2], "images are read once"
     assert len(starts) == 3

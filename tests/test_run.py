@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged, card
-from spikerate.config import Model, Neuron, Run, decode, encode
+from spikerate import BPTT, LIF, OTTT, TET, RateBP, SelfDistillation, Staged
 from spikerate.data import Augment, Data, DataSet, load, plain_batches
-from spikerate.evaluate import Accuracy, answers, over_time
-from spikerate.guard import firing
 from spikerate.losses import Terms
-from spikerate.meter import Ledger, Meter
+from spikerate.measure.evaluate import Accuracy, answers, over_time
+from spikerate.measure.health import firing
+from spikerate.measure.meter import Ledger, Meter
 from spikerate.models import resnet18
-from spikerate.optim import Optim
-from spikerate.presets import preset
-from spikerate.record import RunFolder
-from spikerate.state import State
+from spikerate.runs.config import Model, Neuron, Run, decode, encode
+from spikerate.runs.optim import Optim
+from spikerate.runs.presets import preset
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import State
+from spikerate.runs.train import Trainer, build_network, pick_device
 from spikerate.surrogate import Dspike
-from spikerate.train import Trainer, build_network, pick_device
+from spikerate.system import environment
 
 TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation(), optim=Optim(loss_scale="1/T"))
 
@@ -312,7 +313,7 @@ def small_staged(in_channels: int, num_classes: int) -> Staged:
 def test_a_compiled_run_is_announced_and_learns_the_same(
     digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if card.compiler_problem(torch.device("cpu")):
+    if environment.compiler_problem(torch.device("cpu")):
         pytest.skip("no compiler here")
     torch.compiler.reset()
     monkeypatch.setattr(Run, "build", lambda self, num_classes, in_shape: small_staged(in_shape[0], num_classes))
@@ -424,8 +425,8 @@ def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_the_environment_card_names_what_matters() -> None:
-    env = card.environment()
+    env = environment.card()
     assert env["packages"]["torch"] == torch.__version__
     assert env["cores"] >= 1
-    assert isinstance(card.cpu_flags(), set)
+    assert isinstance(environment.cpu_flags(), set)
     json.dumps(env)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate import BPTT, IF, LIF, Dspike, RateBP, Sigmoid, Signal
-from spikerate.meter import Ledger, Meter
+from spikerate.measure.meter import Ledger, Meter
 
 RULES = [BPTT(), BPTT(chunk=1), BPTT(chunk=2), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
 

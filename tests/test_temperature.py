@@ -32,14 +32,14 @@ from spikerate import (
     SelfDistillation,
     adapt,
 )
-from spikerate.config import Model, Neuron, Run, decode, encode
 from spikerate.data import Data, DataSet, load
-from spikerate.finite_difference import Elements, cosine, derivatives, weights
-from spikerate.interrupt import Interrupt, Interrupted
-from spikerate.presets import PRESETS, preset
-from spikerate.record import RunFolder
-from spikerate.temperature import temperatures
-from spikerate.train import Trainer
+from spikerate.gradients.finite_difference import Elements, cosine, derivatives, weights
+from spikerate.gradients.temperature import temperatures
+from spikerate.runs.config import Model, Neuron, Run, decode, encode
+from spikerate.runs.presets import PRESETS, preset
+from spikerate.runs.record import RunFolder
+from spikerate.runs.train import Trainer
+from spikerate.system.interrupt import Interrupt, Interrupted
 
 Spikerate = Callable[..., CompletedProcess[str]]
 TEMPERATURES = [10.0**k for k in range(-3, 4)] + [0.5, 3.0, 30.0]

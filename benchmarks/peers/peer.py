@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikerate.cell import Cell, Step
-from spikerate.optim import Optim
-from spikerate.train import pick_device, place
+from spikerate.bench.worker import Cell, Step
+from spikerate.runs.optim import Optim
+from spikerate.runs.train import pick_device, place
 
 
 class OverTime(nn.Module):
@@ -34,7 +34,7 @@ class OverTime(nn.Module):
 
 @dataclass(frozen=True)
 class _Neurons:
-    """In the place of `spikerate.config.Neuron`."""
+    """In the place of `spikerate.runs.config.Neuron`."""
 
     T: int
     batch: int

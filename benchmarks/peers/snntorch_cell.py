@@ -8,7 +8,7 @@ from peer import bptt_step
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from spikerate.cell import Cell, Step, serve
+from spikerate.bench.worker import Cell, Step, serve
 
 
 class Leaky(nn.Module):

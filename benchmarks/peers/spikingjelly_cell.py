@@ -5,7 +5,7 @@ from __future__ import annotations
 from peer import bptt_step
 from spikingjelly.activation_based import functional, neuron, surrogate
 
-from spikerate.cell import Cell, Step, serve
+from spikerate.bench.worker import Cell, Step, serve
 
 
 def lif() -> neuron.LIFNode:

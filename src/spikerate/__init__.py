@@ -1,5 +1,7 @@
 """spikerate: deep spiking neural networks, trained for about the price of an ordinary network."""
 
+from spikerate.exchange.trained import load
+from spikerate.gradients.temperature import Search, adapt
 from spikerate.losses import TET, CrossEntropy, SelfDistillation
 from spikerate.models import (
     Branched,
@@ -25,8 +27,6 @@ from spikerate.neuron import IF, LIF
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
 from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
-from spikerate.temperature import Search, adapt
-from spikerate.trained import load
 
 __all__ = [
     "BPTT",

@@ -1,5 +1,5 @@
 """`python -m spikerate`."""
 
-from spikerate.cli import entry
+from spikerate.cli.main import entry
 
 entry()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikerate.ranges import check_number, check_positive, check_share
+from spikerate.system.ranges import check_number, check_positive, check_share
 
 Terms = dict[str, Tensor]
 

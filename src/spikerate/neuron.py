@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikerate.ranges import check_number, check_positive
 from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.system.ranges import check_number, check_positive
 
 State = tuple[Any, ...]
 """What a neuron keeps from chunk to chunk: tensors [B, ...], or a number for all neurons."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spikerate.ranges import MOST_STEPS
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
+from spikerate.system.ranges import MOST_STEPS
 
 Network = Callable[[Signal], Signal]
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikerate import known
+from spikerate import autograd
 
 PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
@@ -123,7 +123,7 @@ class Signal(ABC):
         """[B, ...], the mean over the steps."""
 
     @abstractmethod
-    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Signal:
+    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Signal:
         """Apply a function that commutes with the mean over time.
 
         Args:
@@ -222,14 +222,14 @@ class Stepwise(Signal):
         inputs = self.steps
         spikes, slopes, state = neuron.slopes(inputs, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=known.scale(spikes, inputs, slopes), constant=False)
+        return replace(self, train=autograd.scale(spikes, inputs, slopes), constant=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Unrolled(Stepwise):
     """The gradient goes through every step: backpropagation through time, and inference."""
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Unrolled:
+    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Unrolled:
         return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Unrolled:
@@ -244,7 +244,7 @@ class Unrolled(Stepwise):
 class Spatial(Stepwise):
     """The gradient goes through the layers at each step, and not through time: spatial learning through time (SLTT)."""
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Spatial:
+    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Spatial:
         return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
 
     def fire(self, neuron: Neuron) -> Spatial:
@@ -260,7 +260,7 @@ class Traced(Stepwise):
 
     decay: float = field(kw_only=True)
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> Traced:
+    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Traced:
         if at_rate is None:
             return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
         with torch.no_grad():
@@ -291,7 +291,7 @@ class RateCoded(Signal):
     def rate(self) -> Tensor:
         return self.average
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: known.Layer | None = None) -> RateCoded:
+    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
         with torch.no_grad():
             train = mapped(f, signals)
@@ -317,7 +317,7 @@ class RateCoded(Signal):
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
-        average = known.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
+        average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
         return replace(self, train=train, average=average)
 
     def fire(self, neuron: Neuron) -> RateCoded:
@@ -325,7 +325,7 @@ class RateCoded(Signal):
         self.tape.keep(state)
         gain = (state[-1] / self.tape.T).to(spikes.dtype)
         value = self.tape.mean(spikes.mean(0), self.T)
-        return replace(self, train=spikes, constant=False, average=known.scale(value, self.average, gain))
+        return replace(self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain))
 
     def tap(self) -> Tensor:
         return self.average
@@ -349,7 +349,7 @@ class Normalization:
     running_var: Tensor | None
     momentum: float
     eps: float
-    total: known.Total | None = None
+    total: autograd.Total | None = None
 
     def __call__(self, train: Tensor, T: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise [T or 1, B, C, ...] by its statistics over all axes but C.
@@ -373,7 +373,7 @@ class Normalization:
                 self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var.dtype), self.momentum)
         return y.unflatten(0, train.shape[:2]), mean, invstd
 
-    def _of_all(self, x: Tensor, total: known.Total) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_all(self, x: Tensor, total: autograd.Total) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise [N, C, ...] by the statistics over all processes."""
         kept, others = (1, -1, *[1] * (x.dim() - 2)), [0, *range(2, x.dim())]
         with torch.no_grad():
@@ -384,7 +384,7 @@ class Normalization:
             variance = total((wide - mean.view(kept)).square().sum(others)) / size
             invstd = (variance + self.eps).rsqrt()
             y = F.batch_norm(wide, mean, variance, self.weight, self.bias, False, 0.0, self.eps).to(x.dtype)
-        return known.normalize(y, x, self.weight, self.bias, mean, invstd, self.eps, total), mean, invstd
+        return autograd.normalize(y, x, self.weight, self.bias, mean, invstd, self.eps, total), mean, invstd
 
 
 def is_constant(x: Tensor) -> bool:
@@ -453,13 +453,13 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         # "same" has a zero more at the end of an uneven axis; F.pad takes the last axis first.
         uneven = [reach % 2 for reach in reversed(reaches)] if padding == "same" else []
         border = [zeros for more in uneven for zeros in (0, more)] if any(uneven) else []
-        return x.affine(conv, at_rate=known.Convolution(weight, bias, strides, paddings, dilations, groups, border))
+        return x.affine(conv, at_rate=autograd.Convolution(weight, bias, strides, paddings, dilations, groups, border))
 
     return verb
 
 
 def _linear(x: Signal, weight: Tensor, bias: Tensor | None = None) -> Signal:
-    return x.affine(lambda t: F.linear(t, weight, bias), at_rate=known.Linear(weight, bias))
+    return x.affine(lambda t: F.linear(t, weight, bias), at_rate=autograd.Linear(weight, bias))
 
 
 def _pool(f: Callable[..., Tensor]) -> Callable[..., Signal]:

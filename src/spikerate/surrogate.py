@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spikerate import known
-from spikerate.ranges import check_positive
+from spikerate import autograd
+from spikerate.system.ranges import check_positive
 
 
 class Surrogate(ABC):
@@ -30,7 +30,7 @@ class Surrogate(ABC):
     def spike(self, x: Tensor) -> Tensor:
         """`H(x)`, 1 where `x >= 0` and 0 elsewhere, with the gradient `slope(x)`."""
         constant = x.detach()
-        return known.scale((constant >= 0).to(x.dtype), x, self.slope(constant))
+        return autograd.scale((constant >= 0).to(x.dtype), x, self.slope(constant))
 
 
 @dataclass(frozen=True)

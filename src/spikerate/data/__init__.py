@@ -4,11 +4,10 @@ from spikerate.data.augment import Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch
 from spikerate.data.catalogue import SETS, check, input_shape, load
 from spikerate.data.download import SOURCES, fetch
+from spikerate.data.sample_files import read_sample, sample_files
 from spikerate.data.samples import Block, DataSet, Samples, Units
 from spikerate.data.settings import LARGEST_SIDE, Data
-from spikerate.data.single import read_sample, sample_files
 from spikerate.data.streams import stream
-from spikerate.data.workers import Track, untracked
 
 __all__ = [
     "LARGEST_SIDE",
@@ -20,7 +19,6 @@ __all__ = [
     "DataSet",
     "Part",
     "Samples",
-    "Track",
     "Units",
     "check",
     "epoch_batches",
@@ -32,5 +30,4 @@ __all__ = [
     "sample_files",
     "steps_per_epoch",
     "stream",
-    "untracked",
 ]

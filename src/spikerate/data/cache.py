@@ -18,7 +18,7 @@ import pooch
 import torch
 from torch import Tensor
 
-from spikerate.data.workers import Track
+from spikerate.system.progress import Track
 
 _CHUNK = 2**24
 _MADE_BY = 1

@@ -11,13 +11,13 @@ from spikerate.data.cifar import cifar10, cifar100
 from spikerate.data.digits import digits
 from spikerate.data.download import SOURCES
 from spikerate.data.event_sets import digits_dvs, recorded
-from spikerate.data.fit import Resize
 from spikerate.data.idx import fashion_mnist, mnist
 from spikerate.data.image_files import image_files
 from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
+from spikerate.data.resize import Resize
 from spikerate.data.samples import DataSet, divide, fitted
 from spikerate.data.settings import Data
-from spikerate.data.workers import Track, untracked
+from spikerate.system.progress import Track, untracked
 
 Loader = Callable[[Data, int, Track], DataSet]
 

@@ -17,12 +17,13 @@ from spikerate.data.cache import Cached, cached
 from spikerate.data.camera import saccades
 from spikerate.data.digits import digits
 from spikerate.data.events import Events
-from spikerate.data.fit import Resize
 from spikerate.data.frames import frames
 from spikerate.data.recordings import Recording, Recordings, read
+from spikerate.data.resize import Resize
 from spikerate.data.samples import Block, DataSet, Stored, Units, fitted
 from spikerate.data.settings import Data
-from spikerate.data.workers import Track, parallel
+from spikerate.data.workers import parallel
+from spikerate.system.progress import Track
 
 _CAMERA = (16, 16)
 """(H, W) of the camera that sees the digits."""

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from spikerate.data.cache import cached
-from spikerate.data.fit import MARGIN, Crop
 from spikerate.data.folder import decode, list_images
+from spikerate.data.resize import MARGIN, Crop
 from spikerate.data.samples import Block, DataSet, Samples, Stored, Units, fitted
 from spikerate.data.settings import Data
 from spikerate.data.streams import stream
-from spikerate.data.workers import Track, parallel
+from spikerate.data.workers import parallel
+from spikerate.system.progress import Track
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 _ENDED = "a process that reads files was ended, perhaps for lack of memory"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Track = Callable[[Iterator[Any], str, int], Iterator[Any]]
-"""Hands items on, and shows somebody who waits how many of so many are done: (items, what is done, how many)."""
-
-
-def untracked(items: Iterator[Item], what: str, total: int) -> Iterator[Item]:
-    """Nobody waits."""
-    return items
 
 
 def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikerate.known import Total
+from spikerate.autograd import Total
 from spikerate.signal import Normalization, Signal
 
 

@@ -1,0 +1,327 @@
+"""One training setting in a process of its own: it does a step when it is told to, and says what that took."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from spikerate.data import LARGEST_SIDE
+from spikerate.models import Staged
+from spikerate.rules import BPTT, RateBP
+from spikerate.runs.config import Model, Run, decode
+from spikerate.runs.optim import Optim
+from spikerate.runs.presets import METHODS, by_method
+from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
+from spikerate.signal import Signal, Tape, Unrolled
+from spikerate.system.ranges import MOST_SAMPLES, check_count
+
+CHECKPOINTED = "bptt-checkpointed"
+BENCHED = (*METHODS, CHECKPOINTED)
+PARTS = ("forward", "backward", "optimizer")
+"""Of a step, in order."""
+MIB = 2**20
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cells of a bench have in common."""
+
+    model: Model = Model()
+    side: int = 32
+    """height and width of the images, in pixels"""
+    classes: int = 10
+    """number of classes"""
+    batch: int = 32
+    """images in a batch"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: convolutions in bfloat16 by autocast; membranes, statistics and weights stay in float32"""
+    compile: bool = False
+    """compile the network by torch.compile"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """threads of the processor; None for as many as PyTorch takes"""
+
+    def __post_init__(self) -> None:
+        check_count("side", self.side, "a number of pixels", LARGEST_SIDE)
+        check_count("classes", self.classes, "a number of classes", MOST_SAMPLES)
+        check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
+        if self.threads is not None:
+            check_count("threads", self.threads, "a number", _MOST_THREADS)
+        self.model.check(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, [C, H, W]."""
+        return 3, self.side, self.side
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at T time steps in a setting."""
+
+    method: str
+    T: int
+    setting: Setting
+
+    def __str__(self) -> str:
+        return self.method if self.method == "ann" else f"{self.method}, T = {self.T}"
+
+    @property
+    def floor(self) -> float:
+        """The least that a rate-based step can cost in steps of an ANN: T + 2 passes through the network instead of 3."""
+        return (self.T + 2) / 3
+
+    def run(self) -> Run:
+        """The settings of a run whose steps are like the cell's.
+
+        Raises:
+            ValueError: the method is unknown, or a number is out of its range.
+        """
+        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]{0,8})", self.method)
+        if self.method not in BENCHED and not chunked:
+            raise ValueError(
+                f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, rate-chunk2, ..."
+            )
+        of = self.setting
+        run = Run(model=of.model, T=self.T, batch=of.batch, precision=of.precision, compile=of.compile, device=of.device)
+        method = {CHECKPOINTED: "bptt"}.get(self.method, "rate" if chunked else self.method)
+        # The weights stay where they are, so that all steps cost the same.
+        made = by_method(replace(run, optim=Optim(lr=1e-9)), method)
+        return replace(made, rule=RateBP(int(chunked[1]))) if chunked else made
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A training step on one batch, in its parts.
+
+    Attributes:
+        loss: the forward pass to what is differentiated.
+        eager: the same, not compiled, whose operations are counted.
+        optimizer: of the network's parameters.
+        device: where all is.
+        compiled: whether `loss` is.
+        note: what else there is to say of the cell.
+    """
+
+    loss: Callable[[], Tensor]
+    eager: Callable[[], Tensor]
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    compiled: bool
+    note: str = ""
+
+
+def training_step(cell: Cell) -> Step:
+    """The step that `train` does, without its check for numbers that are not finite, on random images shown T times."""
+    run, of = cell.run(), cell.setting
+    device = pick_device(of.device)
+    torch.manual_seed(0)
+    network = build_network(run, of.classes, of.shape, device)
+    x = torch.randn(of.batch, *of.shape, device=device)
+    labels = torch.randint(of.classes, (of.batch,), device=device)
+    rules: dict[str, Callable[..., Signal]] = {"ann": ordinary, CHECKPOINTED: checkpointed_bptt}
+    rule = rules.get(cell.method, run.rule)
+    said: list[str] = []
+    ready = compiler(run, device, said.append)(rule)
+
+    def loss(of_rule: Callable[..., Signal]) -> Callable[[], Tensor]:
+        outputs, scale = Outputs(network, of_rule, run.loss.per_step), run.optim.scale(run.T)
+        return lambda: run.loss(forward_pass(run, outputs, x), labels)["loss"] * scale
+
+    compiled = ready is not rule
+    return Step(loss(ready), loss(rule), run.optim.build(network), device, compiled, "" if compiled else " ".join(said))
+
+
+def ordinary(network: nn.Module, x: Tensor) -> Signal:
+    """An ANN as torch runs it, on plain tensors: no rule makes the price of an ordinary network higher than it is."""
+    return Unrolled(network(x[0]).unsqueeze(0), False, 1, Tape(1))
+
+
+def checkpointed_bptt(network: Staged, x: Tensor) -> Signal:
+    """`BPTT()`, of which each stage keeps its input only, and runs again in the backward pass."""
+
+    def through(x: Signal) -> Signal:
+        x = network.stem(x)
+        for stage in network.stages.values():
+            train = checkpoint(partial(_train_of, stage, x), x.train, use_reentrant=False)
+            x = replace(x, train=train, constant=False)
+        return network.head(x)
+
+    return BPTT()(through, x)
+
+
+def _train_of(stage: Callable[[Signal], Signal], like: Signal, train: Tensor) -> Tensor:
+    return stage(replace(like, train=train)).train
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+
+
+def timed(step: Step) -> dict[str, float]:
+    """Do a step: the seconds of each of its parts."""
+    marks = [_mark(step.device)]
+    loss = step.loss()
+    marks.append(_mark(step.device))
+    loss.backward()
+    marks.append(_mark(step.device))
+    step.optimizer.step()
+    step.optimizer.zero_grad()
+    marks.append(_mark(step.device))
+    if step.device.type == "cpu":
+        seconds = [end - start for start, end in pairwise(marks)]
+    else:
+        marks[-1].synchronize()
+        seconds = [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
+    return dict(zip(PARTS, seconds, strict=True))
+
+
+def _mark(device: torch.device) -> Any:
+    """This moment: on a GPU an event in its queue, since waiting at every border would leave it idle there."""
+    if device.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def counted(step: Step) -> dict[str, float]:
+    """The operations of a step, and the MiB that its forward pass saves for the backward pass, without the parameters.
+
+    An operation is a floating-point one of a convolution or a matrix product; a tensor's memory counts once, however often
+    it is saved. The step is not compiled.
+    """
+    parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = step.eager()
+        loss.backward()
+    step.optimizer.zero_grad()
+    return {
+        "flops": counter.get_total_flops(),
+        "saved_mib": sum(size for place, size in saved.items() if place not in own) / MIB,
+    }
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The highest use of memory from a moment between two steps on.
+
+    On a GPU it is that of all tensors. On a CPU it is the resident set, over that of the process at rest: with libraries,
+    network and compiler, but without the optimiser's state; only Linux with glibc tells it, and not in every container.
+    """
+
+    device: torch.device
+    rest: int | None
+
+    @classmethod
+    def from_now_on(cls, step: Step) -> Memory:
+        if step.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            return cls(step.device, 0)
+        if platform.libc_ver()[0] != "glibc":
+            return cls(step.device, None)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory would count as resident
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        except OSError:
+            return cls(step.device, None)
+        states = [value for state in step.optimizer.state.values() for value in state.values()]
+        return cls(step.device, _resident("VmRSS") - sum(v.nbytes for v in states if isinstance(v, Tensor)))
+
+    def peak(self) -> dict[str, float | None]:
+        """In MiB; None where nothing tells."""
+        if self.device.type == "cuda":
+            peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            return {"peak_mib": peaks[0] / MIB, "reserved_mib": peaks[1] / MIB}
+        return {"peak_mib": None if self.rest is None else (_resident("VmHWM") - self.rest) / MIB, "reserved_mib": None}
+
+
+def _resident(entry: str) -> int:
+    """The resident set in bytes: VmRSS now, VmHWM at its peak."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    return int(line.split()[1]) * 1024
+
+
+# How it talks ---------------------------------------------------------------------------------------------------------
+
+
+def serve(build: Callable[[Cell], Step]) -> None:
+    """Be a cell: answer what stands in the lines of standard input, in lines of JSON on standard output, until they end.
+
+    First the `Cell` in JSON: builds it and warms it up. Then "step": does a step, and tells the seconds of its parts. Last
+    "count": tells the peak of memory over all such steps, and the operations and saved bytes of one. A cell that can't go
+    on says of what it died, in one sentence.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    try:
+        for answer in _answers(build, sys.stdin):
+            print(json.dumps(answer), file=answers, flush=True)
+    except Exception as error:
+        print(json.dumps({"died": _in_words(error)}), file=answers, flush=True)
+        sys.exit(1)
+
+
+def _answers(build: Callable[[Cell], Step], lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    cell = decode(Cell, json.loads(next(lines)), "cell")
+    if cell.setting.threads:
+        torch.set_num_threads(cell.setting.threads)
+    step = build(cell)
+    gpu = step.device.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(step.device.index or 0)
+    start = time.perf_counter()
+    timed(step)
+    first = time.perf_counter() - start
+    timed(step)
+    memory = Memory.from_now_on(step)
+    yield {"first": first, "compiled": step.compiled, "note": step.note}
+    for line in lines:
+        if line.strip() == "count":
+            yield memory.peak() | counted(step)
+            continue
+        if gpu:
+            timed(step)  # since the memory of the turn before was given back, so that all cells find room
+        yield timed(step)
+        if gpu:
+            torch.cuda.empty_cache()
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return "there is not enough memory: a smaller --batch, --width or --T takes less"
+    sentence = str(error).split("\n")[0]
+    return sentence if isinstance(error, ValueError) else f"{type(error).__name__}: {sentence}"
+
+
+if __name__ == "__main__":
+    serve(training_step)

@@ -1,0 +1,732 @@
+"""The command line: `spikerate train | eval | report | predict | export | gradient | bench | reproduce | fetch | ...`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+import tyro
+from tyro.conf import AvoidSubcommands, Positional, arg
+
+from spikerate.bench.compare import Outcome, cells, peer_cells
+from spikerate.bench.compare import measure as measure_cells
+from spikerate.bench.roofline import roofline
+from spikerate.bench.worker import Setting
+from spikerate.cli import tensorboard, views
+from spikerate.cli.console import TransferBar, WaitingBar, complain, console
+from spikerate.cli.live import TrainingView, Watches
+from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
+from spikerate.exchange.export import check_target, export
+from spikerate.exchange.predict import Prediction, predict
+from spikerate.exchange.trained import read_trained
+from spikerate.gradients.agreement import Comparison
+from spikerate.measure.health import NotFinite
+from spikerate.models import fold_batch_norm
+from spikerate.runs.config import Run, encode
+from spikerate.runs.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
+from spikerate.runs.presets import headline, preset
+from spikerate.runs.record import RunFolder, SaveError, check_free
+from spikerate.runs.train import build_network, pick_device
+from spikerate.system import environment
+from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
+from spikerate.system.files import write_json
+from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
+
+Command = TypeVar("Command")
+
+_COMMANDS = (
+    *("train", "eval", "report", "predict", "export", "gradient"),
+    *("bench", "reproduce", "fetch", "list", "show", "doctor"),
+)
+
+_USAGE = """usage: spikerate COMMAND ...
+
+  train [PRESET] [--field value ...]   train a network; without a preset, digits-esd (built-in data, under two minutes)
+  train --resume RUN                   continue a run that was stopped
+  eval RUN                             accuracy, also against time steps, and firing rates on the test set
+  report RUN ...                       one HTML page of a run, or of several side by side
+  predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
+  export RUN FILE                      the trained network as .nir, .pt2, .onnx, or its weights alone as .safetensors
+  gradient RUN|PRESET                  how well gradients agree in each layer, trained or fresh, and a figure of it
+  bench                                what a training step costs here, by method and time steps
+  reproduce RUN                        run it again, and say whether every metric agrees
+  fetch DATA FOLDER                    download a data set, check it, and unpack it there
+  list                                 the presets
+  show PRESET                          a preset's settings and network
+  doctor                               what is installed here, and what it can do
+
+spikerate COMMAND --help tells more."""
+
+_MOST_RUNS = 10_000
+"""One for each seed."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network by the settings of a preset, and keep the run in a folder."""
+
+    run: Annotated[Run, arg(name="")]
+    out: Path | None = None
+    """folder of the run; runs/PRESET-seedN by default, with a number behind where that is taken"""
+    seeds: int = 1
+    """run so many seeds, from run.seed on, and report mean and deviation; the same command again goes on where it stopped"""
+    save_minutes: float = 10
+    """a checkpoint at least so often; there is one after every epoch"""
+    tensorboard: bool = False
+    """keep a log for TensorBoard in RUN/tensorboard, too; a run that is resumed goes on with it"""
+
+    def __post_init__(self) -> None:
+        check_count("seeds", self.seeds, "a number of runs", _MOST_RUNS)
+        check_number("save_minutes", self.save_minutes, 0)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run that was stopped, from its last checkpoint."""
+
+    resume: Path
+    """folder of the run"""
+    data: Path | None = None
+    """folder of the data set, where it has moved"""
+    device: str | None = None
+    """another device than before"""
+    save_minutes: float = 10
+    """a checkpoint at least so often; there is one after every epoch"""
+    tensorboard: bool = False
+    """keep a log for TensorBoard in RUN/tensorboard from now on, too; one that is there goes on without"""
+
+    def __post_init__(self) -> None:
+        check_number("save_minutes", self.save_minutes, 0)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a finished run again, and say whether every metric agrees."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    data: Path | None = None
+    """folder of the data set, where it has moved"""
+    out: Path | None = None
+    """folder of the new run; RUN-again by default"""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Accuracy, also against time steps, and firing rates of a trained network on the test set."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    weights: Literal["best", "last"] = "best"
+    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    T: int | None = None
+    """so many time steps instead of the run's; recordings are cut for the run's"""
+    fold: bool = False
+    """fold batch norm into the layers before it, and count the spikes that differ by that"""
+    data: Path | None = None
+    """folder of the data set, where it has moved"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One HTML page of runs, from their folders alone: curves, rates, confusions, examples, energy, reproducibility."""
+
+    runs: Positional[tuple[Path, ...]]
+    """folders of runs, or folders of such folders as --seeds makes them; runs that differ in the seed only are one group"""
+    out: Path | None = None
+    """the file; report.html in the folder by default, and in the current folder where several are given"""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("report got no runs: spikerate report RUN ...")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classes of images or recordings by a trained network, with confidences."""
+
+    run: Positional[Path]
+    """folder of the run"""
+    files: Positional[tuple[Path, ...]]
+    """files like the samples of its data set (digits of MNIST are white on black, for instance), or folders of them"""
+    weights: Literal["best", "last"] = "best"
+    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("predict got no files: spikerate predict RUN FILE|FOLDER ...")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network to a file for the world outside; the suffix says the kind."""
+
+    run: Positional[Path]
+    """folder of the run, or a .safetensors file of an export"""
+    file: Positional[Path]
+    """.nir: for other simulators and neuromorphic hardware; .pt2: a PyTorch program; .onnx; .safetensors: weights alone"""
+    weights: Literal["best", "last"] = "best"
+    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """How well the gradients of RateBP, BPTT and finite differences agree in each layer of a network, and a figure of it."""
+
+    network: Positional[str]
+    """folder of a run; or, where there is no such folder, the name of a preset, for fresh weights"""
+    weights: Literal["best", "last"] = "best"
+    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    T: int | None = None
+    """so many time steps instead of the run's; recordings are cut for the run's"""
+    how: Annotated[Comparison, arg(name="")] = Comparison()
+    data: Path | None = None
+    """folder of the data set; of a run, where it has moved"""
+    out: Path | None = None
+    """folder of figures and picture; RUN/gradient or runs/PRESET-gradient by default, with a number behind where taken"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a training step costs by each method, side by side: a process for each method and T, which take turns."""
+
+    methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
+    """ann, rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
+    T: tuple[int, ...] = (1, 2, 4)
+    """time steps"""
+    of: Annotated[Setting, arg(name="")] = Setting()
+    steps: int = 7
+    """steps to time of each, after two to warm up"""
+    peers: tuple[tuple[str, Path], ...] = ()
+    """other libraries: for each a Python that has it, and a script (benchmarks/peers)"""
+    out: Path | None = None
+    """folder of figures and picture; runs/bench-DATE-HOST by default, with a number behind where that is taken"""
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps, "a number", MOST_SAMPLES)
+        for t in self.T:
+            check_count("T", t, "a number of time steps", MOST_STEPS)
+        if not (self.methods or self.peers) or not self.T:
+            raise ValueError("bench got no methods or no T: give one of each at least")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download a data set's official archive, check its checksum, and unpack it; goes on where a transfer broke."""
+
+    name: Positional[Literal["cifar10", "cifar100", "mnist", "fashion-mnist"]]
+    """the data set"""
+    to: Positional[Path]
+    """the folder to put it in"""
+
+
+@dataclass(frozen=True)
+class Show:
+    """A preset's settings and network."""
+
+    preset: Positional[str]
+    """name of the preset"""
+
+
+@dataclass(frozen=True)
+class Bare:
+    """No options."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 after bad input, 130 and 143 when stopped, 1 when training fails."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except Interrupted as stopped:
+        return stopped.status
+    except (NotFinite, LostRank) as error:
+        complain(str(error))
+        return 1
+    except (ValueError, SaveError) as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        complain(f"{error.filename or 'a file'}: {error.strerror}")
+        return 2
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        complain("there is not enough memory: a smaller --batch, --width or --T takes less")
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    name, rest = args[0], args[1:]
+    if name == "--version":
+        print(f"spikerate {version('spikerate')}")
+    elif name == "train" and any(word.partition("=")[0] == "--resume" for word in rest):
+        _resume(rest)
+    elif name == "train":
+        chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "digits-esd"
+        _train(chosen, rest, args)
+    elif name == "reproduce":
+        return _reproduce(rest, args)
+    elif name == "eval":
+        _eval(_parse(Eval, rest, "spikerate eval"))
+    elif name == "report":
+        _report(_parse(Report, rest, "spikerate report"))
+    elif name == "predict":
+        _predict(_parse(Predict, rest, "spikerate predict"))
+    elif name == "export":
+        _export(_parse(Export, rest, "spikerate export"))
+    elif name == "gradient":
+        _gradient(_parse(Gradient, rest, "spikerate gradient"), args)
+    elif name == "bench":
+        return _bench(_parse(Bench, rest, "spikerate bench"), args)
+    elif name == "fetch":
+        _fetch(_parse(Fetch, rest, "spikerate fetch"))
+    elif name == "show":
+        chosen = _parse(Show, rest, "spikerate show").preset
+        views.show_preset(console(), chosen, preset(chosen))
+    elif name == "list":
+        _parse(Bare, rest, "spikerate list")
+        views.show_presets(console())
+    elif name == "doctor":
+        _parse(Bare, rest, "spikerate doctor")
+        views.show_machine(console(), pick_device("auto"))
+    else:
+        near = difflib.get_close_matches(name, _COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(_COMMANDS)}"
+        raise ValueError(f"there is no command {name!r}: {hint}")
+    return 0
+
+
+def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
+    """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
+    if any(word == "" or re.fullmatch(r"--[\w.-]+=", word) for word in args):
+        raise ValueError(f"{prog} was given an empty word, as of a variable that is not set: give a value, or leave it out")
+    told = io.StringIO()
+    given: Any = tyro.MISSING_NONPROP if default is None else default
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(kind, prog=prog, args=args, default=given, config=(AvoidSubcommands,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(_sentence(told.getvalue(), prog)) from None
+
+
+def _sentence(box: str, prog: str) -> str:
+    """What tyro says in a box, as one sentence."""
+    words = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()[1:]]
+    kept: list[str] = []
+    for line in words:
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        kept += [line] if line.strip("-") else []
+    sentence = " ".join(kept).replace(" Perhaps you meant:", "; perhaps you meant")
+    return re.sub(r"^Error parsing [\w.]+: ", "", sentence) + f" ({prog} --help shows all)"
+
+
+# train, reproduce ------------------------------------------------------------------------------------------------------
+
+
+def _train(name: str, rest: list[str], args: list[str]) -> None:
+    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
+    about = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    if command.tensorboard:
+        tensorboard.check_installed("leave --tensorboard out")
+    if command.seeds > 1:
+        return _train_seeds(name, command, about)
+    path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
+    _check_free(path)
+    with _joined(command.run) as ranks:
+        data = _load(command.run, ranks)
+        folder = begin(path, command.run, data, about, ranks)
+        _log(folder, command.tensorboard, ranks)
+        _perform(name, command.run, data, folder, command.save_minutes, ranks)
+
+
+def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
+    """One run for each seed, in turn; each process that torchrun has started takes its share of them."""
+    ranks, first = of_launcher(), command.run.seed
+    seeds = range(first, first + command.seeds)
+    base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
+    for seed in seeds[ranks.rank :: ranks.n]:
+        run, path = replace(command.run, seed=seed), base / f"seed{seed}"
+        if (path / "run.json").is_file() and RunFolder.open(path).config() != run:
+            raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
+        if RunFolder(path).result():
+            continue
+        data = _load(run)
+        folder = RunFolder.open(path) if (path / "run.json").is_file() else begin(path, run, data, about)
+        _log(folder, command.tensorboard)
+        _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
+    results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
+    if all(results.values()):
+        views.show_seeds(console(), results, base)
+
+
+def _resume(rest: list[str]) -> None:
+    command = _parse(Resume, rest, "spikerate train --resume")
+    folder = _whole(RunFolder.open(command.resume))
+    run = _moved(folder.config(), command.data, command.device)
+    log = folder.path / tensorboard.FOLDER
+    if command.tensorboard or log.is_dir():
+        tensorboard.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
+    with _joined(run) as ranks:
+        use_threads_of(folder)
+        data = _load_again(run, folder, ranks)
+        about = folder.about()
+        if ranks.first:
+            folder.amend(resumed=[*about.get("resumed", []), {"at": environment.now(), "environment": environment.card()}])
+        _log(folder, command.tensorboard, ranks)
+        _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
+
+
+def _reproduce(rest: list[str], args: list[str]) -> int:
+    command = _parse(Reproduce, rest, "spikerate reproduce")
+    original = RunFolder.open(command.run)
+    if _whole(original) != original:
+        raise ValueError(f"{command.run} is one round of a run: give the folder of the run, {_whole(original).path}")
+    if not original.result():
+        raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
+    run = _moved(original.config(), command.data, None)
+    path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
+    _check_free(path)
+    then = original.about()
+    about = {"preset": then.get("preset"), "command": shlex.join(["spikerate", *args])}
+    about["repeats"] = then.get("repeats") or then.get("command")
+    with _joined(run) as ranks:
+        use_threads_of(original)
+        data = _load_again(run, original, ranks)
+        again = begin(path, run, data, about, ranks)
+        _perform(f"{command.run} again", run, data, again, 10, ranks)
+        if not ranks.first:
+            return 0
+        pairs = zip(original.rounds(run), again.rounds(run), strict=True)
+        agree = [views.show_comparison(console(), then, now) for (_, then), (_, now) in pairs]
+        return int(not all(agree))
+
+
+def _log(folder: RunFolder, wanted: bool, ranks: Ranks = Ranks()) -> None:
+    """Have a run log for TensorBoard: one that has the folder for it does, in all of its rounds."""
+    if wanted and ranks.first:
+        (folder.path / tensorboard.FOLDER).mkdir(exist_ok=True)
+
+
+def _whole(folder: RunFolder) -> RunFolder:
+    """The folder of the whole run, given that or one of its rounds'."""
+    return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
+
+
+def _joined(run: Run) -> AbstractContextManager[Ranks]:
+    launched_here = of_launcher()
+    if run.batch // run.accumulate < 2 * launched_here.n:
+        raise ValueError(
+            f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
+            "batch norm needs two images at least in each part on each rank"
+        )
+    return joined(pick_device(run.device, launched_here.local).type == "cuda", slow_start=run.compile)
+
+
+def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
+    """Rank 0 reads first: it makes the cache that the others find."""
+    out = console(quiet=not ranks.first)
+    if not ranks.first:
+        ranks.tell("")
+    data = load(run.data, run.T, WaitingBar(out))
+    if ranks.first:
+        ranks.tell("")
+    for reason in data.skipped[:3]:
+        out.print(f"left out: {reason}")
+    if data.skipped:
+        out.print(f"{len(data.skipped)} broken files in all were left out")
+    return data
+
+
+def _load_again(run: Run, folder: RunFolder, ranks: Ranks = Ranks()) -> DataSet:
+    """The data of a run that there is already: the same files, or the parts would be others."""
+    data = _load(run, ranks)
+    if data_card(data)["sha256"] != folder.about()["data"].get("sha256"):
+        raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
+    return data
+
+
+def _moved(run: Run, data: Path | None, device: str | None) -> Run:
+    run = replace(run, data=replace(run.data, path=data)) if data else run
+    return replace(run, device=device) if device else run
+
+
+def _perform(
+    name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
+) -> None:
+    """All rounds of a run, from where their folders stand; `data` are cut for its last one."""
+    out = console(quiet=not ranks.first)
+    out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
+    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
+    about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
+    rounds, start, frames = folder.rounds(run), None, run.T
+    logged = (folder.path / tensorboard.FOLDER).is_dir() and ranks.first
+    try:
+        for k, (own, place) in enumerate(rounds, 1):
+            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
+            over = stands == "finished" and place != folder
+            if title:
+                out.print(f"{title}: {own.in_words}{', finished' if over else ''}", style="bold")
+            if not over:
+                if SETS[run.data.name].kind == "events" and frames != own.T:
+                    data, frames = _load(own, ranks), own.T
+                if not stands:
+                    begin(place.path, own, data, about | {"round": title}, ranks)
+                stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged, place == folder)
+                if place != folder and ranks.most(int(stop.asked)):
+                    raise Interrupted(stop.signal)
+            start = place
+    except Interrupted as stopped:
+        out.print(f"stopped ({stopped}), and saved; go on by: {again}")
+        raise
+    if run.before and ranks.first:
+        views.show_rounds(out, rounds)
+
+
+def _perform_round(
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    save_minutes: float,
+    ranks: Ranks,
+    start: RunFolder | None,
+    title: str,
+    logged: bool,
+    last: bool,
+) -> Interrupt:
+    """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
+    out = console(quiet=not ranks.first)
+    out.print(
+        f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
+        f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
+        + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
+    )
+    steps, rows = steps_per_epoch(data.train, run.batch), folder.metrics() if folder.has_epochs else []
+    view = TrainingView(out, run, steps, title, rows)
+    with Interrupt() as stop, view, ExitStack() as files:
+        log = [files.enter_context(tensorboard.Board(folder.path / tensorboard.FOLDER, steps, rows))] if logged else []
+        state, measured = perform(run, data, folder, Watches([view, *log]), ranks, stop, save_minutes, view.wait, start)
+    views.show_result(out, run, folder, state, measured, last)
+    return stop
+
+
+def _free_folder(path: Path) -> Path:
+    """The path, or with a number behind; the last one taken where torchrun has started the same command again."""
+    k, free, taken = 1, path, path
+    while free.exists():
+        k, taken = k + 1, free
+        free = path.with_name(f"{path.name}-{k}")
+    return taken if restarted() else free
+
+
+def _check_free(path: Path) -> None:
+    """Before the data is read; the other ranks may come when rank 0 has made the folder."""
+    if of_launcher().first and not restarted():
+        check_free(path)
+
+
+# eval, report, gradient, predict, export, bench, fetch -----------------------------------------------------------------
+
+
+def _eval(command: Eval) -> None:
+    folder = RunFolder.open(command.run)
+    run, T = _moved(folder.config(), command.data, None), command.T
+    device = pick_device(command.device)
+    data = _load_again(run, folder)
+    _check_steps(run, T)
+    network = build_network(run, len(data.classes), data.shape, device)
+    folder.load_weights(command.weights, network)
+    out = console()
+    if command.fold:
+        whole, network = network.eval(), fold_batch_norm(network)
+        differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
+        out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
+    measured = measure(network, data, run, T=T, track=WaitingBar(out))
+    out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
+    views.show_measured(out, network, measured, run)
+
+
+def _report(command: Report) -> None:
+    from spikerate.report.gather import check_place, gather, write  # here, since matplotlib takes half a second to import
+
+    file = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "report.html"
+    check_place(file)
+    report = gather(command.runs)
+    write(report, file)
+    out = console()
+    for note in report.notes:
+        out.print(note)
+    out.print(f"the report is {file}: open it in a browser")
+
+
+def _check_steps(run: Run, T: int | None) -> None:
+    if T is not None and T > 1 and not run.spiking:
+        raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
+    if T is not None and T > run.T and SETS[run.data.name].kind == "events":
+        raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
+
+
+def _gradient(command: Gradient, args: list[str]) -> None:
+    from spikerate.cli.plots import draw_gradients  # here, since matplotlib takes half a second to import
+
+    name, place = command.network, Path(command.network)
+    folder = RunFolder.open(place) if place.is_dir() else None
+    run = _moved(folder.config() if folder else _fresh(command), command.data, None)
+    if not run.spiking:
+        raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
+    _check_steps(run, command.T)
+    path = command.out or _free_folder(place / "gradient" if folder else Path("runs") / f"{name}-gradient")
+    _check_free(path)
+    device, T = pick_device(command.device), command.T or run.T
+    data = _load_again(run, folder) if folder else _load(run)
+    torch.manual_seed(run.seed)
+    network = build_network(run, len(data.classes), data.shape, device)
+    if folder:
+        folder.load_weights(command.weights, network)
+    out = console()
+    found = measure_gradients(network, data, run, command.how, T, WaitingBar(out))
+    weights = command.weights if folder else "fresh"
+    record = {
+        "network": name,
+        "weights": weights,
+        "T": T,
+        **asdict(command.how),
+        "layers": [asdict(layer) for layer in found],
+        "command": shlex.join(["spikerate", *args]),
+        "made": environment.now(),
+        "device": str(device),
+        "run": encode(run),
+        "data": {"sha256": data_card(data)["sha256"]},
+        "source": environment.source(),
+        "environment": environment.card(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "gradient.json", record)
+        draw_gradients(found, path / "gradient.svg")
+    finally:
+        out.print(f"{name}, {weights} weights, {command.how.samples} samples of {data.name}, T = {T}")
+        views.show_gradients(out, found)
+    out.print(f"figure and numbers are in {path}")
+
+
+def _fresh(command: Gradient) -> Run:
+    """The run of a preset, for so many time steps as are asked for."""
+    try:
+        run = preset(command.network).run
+    except ValueError as error:
+        raise ValueError(f"{command.network} is no folder, and {error}") from None
+    return replace(run, T=command.T or run.T)
+
+
+def _predict(command: Predict) -> None:
+    folder = RunFolder.open(command.run)
+    files = sample_files(command.files, folder.config().data)
+    out = console()
+    answers = predict(folder, files, command.weights, pick_device(command.device))
+    done: list[Prediction] = []
+    try:
+        for answer in WaitingBar(out)(answers, "looking at files", len(files)):
+            done.append(answer)
+    finally:
+        views.show_predictions(out, done)
+
+
+def _export(command: Export) -> None:
+    check_target(command.file)
+    trained = read_trained(command.run, command.weights)
+    export(trained, command.file)
+    views.show_export(console(), trained, command.file)
+
+
+def _bench(command: Bench, args: list[str]) -> int:
+    from spikerate.cli.plots import draw_bench  # here, since matplotlib takes half a second to import
+
+    setting = command.of
+    commands = cells(command.methods, command.T, setting) | peer_cells(command.peers, command.T, setting)
+    path = command.out or _free_folder(Path("runs") / f"bench-{environment.now()[:10]}-{platform.node()}")
+    _check_free(path)
+    device = pick_device(setting.device)
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    out = console()
+    out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
+    peak = roofline(device, setting.precision)
+    outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
+    record = {
+        "command": shlex.join(["spikerate", *args]),
+        "made": environment.now(),
+        "device": str(device),
+        "steps": command.steps,
+        "setting": encode(setting),
+        "roofline": asdict(peak),
+        "cells": [outcome.record() for outcome in outcomes],
+        "source": environment.source(),
+        "environment": environment.card(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "bench.json", record)
+        draw_bench(outcomes, path / "bench.svg")
+    finally:
+        views.show_bench(out, outcomes, peak)
+    out.print(f"figure and numbers are in {path}")
+    return _tell_dead(outcomes)
+
+
+def _tell_dead(outcomes: Sequence[Outcome]) -> int:
+    """The exit status: whether a cell died."""
+    dead = [outcome for outcome in outcomes if outcome.died]
+    for outcome in dead:
+        complain(f"{outcome.cell} died: {outcome.died}")
+    return int(len(dead) > 0)
+
+
+def _fetch(command: Fetch) -> None:
+    out, source = console(), SOURCES[command.name]
+    for url in source.files:
+        out.print(f"{url} -> {command.to}")
+    with TransferBar(out) as bar:
+        folder = fetch(source, command.to, bar)
+    out.print(f"checked and whole: {folder}")
+
+
+def entry() -> None:
+    """The `spikerate` script."""
+    sys.exit(main())

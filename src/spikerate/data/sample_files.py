@@ -1,0 +1,66 @@
+"""Single files that a trained network is asked about, read as the samples of its data set were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikerate.data.catalogue import SETS, input_shape
+from spikerate.data.folder import SUFFIXES as IMAGES
+from spikerate.data.folder import decode
+from spikerate.data.frames import frames
+from spikerate.data.recordings import Recording, read
+from spikerate.data.resize import MARGIN, Resize
+from spikerate.data.settings import Data
+
+RECORDINGS = frozenset({".aedat", ".aedat4", ".bin", ".npz"})
+_GREY = (0.299, 0.587, 0.114)
+
+
+def sample_files(paths: Iterable[Path], data: Data) -> list[Path]:
+    """The files among `paths`, and those of the right kind in the folders among them and below, in order.
+
+    Raises:
+        ValueError: a path does not exist, or a folder holds no such file.
+    """
+    suffixes = RECORDINGS if SETS[data.name].kind == "events" else IMAGES
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            right = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            inside = sorted(p for p in right if p.is_file())
+            if not inside:
+                raise ValueError(f"the folder {path} holds no file that ends in {', '.join(sorted(suffixes))}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ValueError(f"{path} does not exist: give files or folders")
+    return found
+
+
+def read_sample(file: Path, data: Data, T: int) -> Tensor:
+    """[C, H, W], or [T, 2, H, W] for a recording, of the size and in the units of the data set's samples.
+
+    Raises:
+        ValueError: the file is broken, or of another kind; the sentence names it.
+    """
+    channels, side, _ = input_shape(data)
+    kind = SETS[data.name].kind
+    if kind == "events":
+        sensor = data.sensor or SETS[data.name].shape[1:]
+        (events,) = read([Recording(file, 0)], sensor)
+        if isinstance(events, str):
+            raise ValueError(events)
+        try:
+            cut = torch.from_numpy(frames(events, T, sensor, data.frames))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        return Resize(data.size)(cut.float(), None) if data.size else cut
+    image = torch.from_numpy(decode(file, side, None, MARGIN if kind == "files" else 1.0))
+    if channels == 1:
+        image = torch.tensordot(torch.tensor(_GREY), image.float(), dims=1).round().unsqueeze(0)
+    return image

@@ -1,0 +1,1 @@
+"""Trained networks for the world outside: loading, predicting, exporting, other libraries."""

@@ -1,0 +1,44 @@
+"""Classes of images and recordings by a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spikerate.data import read_sample
+from spikerate.exchange.trained import read_trained
+from spikerate.measure.evaluate import over_time
+from spikerate.rules import BPTT
+from spikerate.runs.record import RunFolder
+from spikerate.runs.train import place
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of a file: classes and their confidences, the likeliest first."""
+
+    file: Path
+    ranking: list[tuple[str, float]]
+
+
+def predict(folder: RunFolder, files: Sequence[Path], weights: str, device: torch.device) -> Iterator[Prediction]:
+    """The network of a run on files that are like the samples it was trained on, one after the other.
+
+    A confidence is the softmax of the mean logits over all time steps; it is not calibrated.
+
+    Raises:
+        ValueError: the run has no weights, or does not say what its data were, or a file is broken.
+    """
+    run = folder.config()
+    trained = read_trained(folder.path, weights)
+    network, classes, units = place(trained.network, device), trained.card.classes, trained.card.units
+    for file in files:
+        x = units.normalize(units.scale(read_sample(file, run.data, run.T).unsqueeze(0).to(device)))
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            logits = BPTT()(network, over_time(x, run.T)).rate[0]
+        confidence, order = logits.float().softmax(0).sort(descending=True)
+        names = [classes[k] for k in order.tolist()]
+        yield Prediction(file, list(zip(names, confidence.tolist(), strict=True)))

@@ -1,0 +1,211 @@
+"""Networks of other libraries: to SpikingJelly and from it, with equal spikes, and into NeuroBench."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spikerate.measure.evaluate import over_time
+from spikerate.models import Branched
+from spikerate.neuron import IF, LIF, Rectifier
+from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangular
+
+if TYPE_CHECKING:
+    from neurobench.models import NeuroBenchModel
+
+
+def to_spikingjelly(network: nn.Module) -> nn.Module:
+    """A copy of a network for SpikingJelly 2, whose neurons fire as its `LIF` do.
+
+    `LIF` becomes `LIFNode(decay_input=False)`, without leak `IFNode`, in single-step mode: run the copy on x [T, B, ...] by
+    `functional.multi_step_forward(x, copy)`, after `functional.reset_net(copy)`. The other layers stay as they are; of a
+    `Branched` there are those of its body. A surrogate that SpikingJelly does not have is carried along.
+
+    Raises:
+        ValueError: a layer has no counterpart there; the sentence names it.
+        ImportError: SpikingJelly is not installed.
+    """
+    from spikingjelly.activation_based import neuron
+
+    body = network.body if isinstance(network, Branched) else network
+    replaced: dict[int, Any] = {}
+    for path, module in body.named_modules():
+        if isinstance(module, Rectifier):
+            raise ValueError(f"{_at(path)} is a rectifier, so the network is an ANN: give one with LIF")
+        if isinstance(module, LIF):
+            if module.v_reset:
+                raise ValueError(
+                    f"{_at(path)} is reset to {module.v_reset:g} and leaks to 0, which no neuron of SpikingJelly does: "
+                    "its LIFNode leaks to v_reset, so train with v_reset=0, or None for the soft reset"
+                )
+            reset = None if module.v_reset is None else 0.0
+            rest = (float(module.threshold), reset, _surrogate_there(module.surrogate), module.detach_reset)
+            leaky = module.decay < 1
+            replaced[id(module)] = neuron.LIFNode(1 / (1 - module.decay), False, *rest) if leaky else neuron.IFNode(*rest)
+    return copy.deepcopy(body, replaced)
+
+
+def from_spikingjelly(network: nn.Module) -> nn.Module:
+    """A copy of a network of SpikingJelly 2 whose `LIF` fire as its `LIFNode` and `IFNode` do.
+
+    With `decay_input=True` the membrane is 1 / tau of that of a `LIF`, so threshold and surrogate are made tau times as
+    wide; with a hard reset it is counted from `v_reset`, where it starts and whereto it leaks. The containers for several
+    steps become `nn.Sequential`, and other layers of SpikingJelly stay, in single-step mode: a `Signal` hides the time.
+
+    Raises:
+        ValueError: a layer has no counterpart here; the sentence names it.
+        ImportError: SpikingJelly is not installed.
+    """
+    from spikingjelly.activation_based import base, layer, neuron
+
+    replaced: dict[int, Any] = {}
+    for path, module in reversed(list(network.named_modules())):  # children before the container that holds them
+        if type(module) in (neuron.LIFNode, neuron.IFNode):
+            replaced[id(module)] = _neuron_here(path, module)
+        elif type(module) in (layer.Dropout, layer.Dropout2d):
+            like = nn.Dropout if type(module) is layer.Dropout else nn.Dropout2d
+            replaced[id(module)] = like(module.p).train(module.training)
+        elif isinstance(module, layer.MultiStepContainer | layer.SeqToANNContainer | layer.StepModeContainer):
+            children = ((name, copy.deepcopy(child, replaced)) for name, child in module.named_children())
+            replaced[id(module)] = nn.Sequential(OrderedDict(children))
+        elif isinstance(module, base.MemoryModule | base.MultiStepModule):
+            raise ValueError(
+                f"{_at(path)} is a {type(module).__name__} of SpikingJelly, which has no counterpart here: "
+                "LIFNode, IFNode, Dropout and layers without memory have one"
+            )
+    made: nn.Module = copy.deepcopy(network, replaced)
+    for module in made.modules():
+        if isinstance(module, base.StepModule):
+            module.step_mode = "s"
+    return made
+
+
+def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
+    """A copy of a network as a model of NeuroBench 2: images [B, C, H, W] or frames [B, T, C, H, W] -> classes [B].
+
+    NeuroBench hooks on to each layer at each time step, so that the copy's neurons are `Stepping`, and an ANN's `nn.ReLU`.
+    Its membrane updates are counted for snnTorch's neurons only, and so are 0.
+
+    Args:
+        network: a spiking network, or an ANN with `Rectifier`; of a `Branched` the body is taken.
+        T: time steps, at most those of the frames.
+
+    Raises:
+        ValueError: T is less than 1.
+        ImportError: NeuroBench is not installed.
+    """
+    from neurobench.models import NeuroBenchModel
+
+    if T < 1:
+        raise ValueError(f"T is {T}: give a number of time steps >= 1")
+    body = network.body if isinstance(network, Branched) else network
+    replaced: dict[int, Any] = {id(m): Stepping(copy.deepcopy(m)) for m in body.modules() if isinstance(m, LIF)}
+    replaced |= {id(m): nn.ReLU() for m in body.modules() if isinstance(m, Rectifier)}
+    stepping = copy.deepcopy(body, replaced).eval()
+
+    class Model(NeuroBenchModel):  # type: ignore[misc]  # in here, since its base may not be installed
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_activation_module(Stepping)
+
+        @torch.no_grad()
+        def __call__(self, batch: Tensor) -> Tensor:
+            for module in stepping.modules():
+                if isinstance(module, Stepping):
+                    module.membrane = None
+            return torch.stack([stepping(x) for x in over_time(batch, T)]).mean(0).argmax(-1)
+
+        def __net__(self) -> nn.Module:
+            return stepping
+
+    return Model()
+
+
+class Stepping(nn.Module):
+    """A `LIF` that takes its input currents [B, ...] step by step, as other libraries hand them over.
+
+    It keeps its membrane from call to call; set it to None before the first step.
+    """
+
+    def __init__(self, neuron: LIF) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self.membrane: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        spikes, self.membrane = self.neuron.unroll(current.unsqueeze(0), self.membrane)
+        return spikes[0]
+
+
+class Spike(nn.Module):
+    """The spike of a surrogate as a module, which SpikingJelly's neurons take: `x = v - threshold` -> H(x)."""
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.surrogate.spike(x)
+
+
+def _neuron_here(path: str, node: Any) -> LIF:
+    """`LIF` that fires as a `LIFNode` or `IFNode` does."""
+    from spikingjelly.activation_based import neuron
+
+    leaky = isinstance(node, neuron.LIFNode)
+    widened = node.tau if leaky and node.decay_input else 1.0
+    surrogate = _surrogate_here(path, node.surrogate_function, widened)
+    hard = node.v_reset is not None
+    threshold = widened * (node.v_threshold - (node.v_reset if hard else 0.0))
+    try:
+        if leaky:
+            return LIF(None, node.tau, threshold, 0.0 if hard else None, node.detach_reset, surrogate)
+        return IF(threshold, 0.0 if hard else None, node.detach_reset, surrogate)
+    except ValueError as error:
+        raise ValueError(f"{_at(path)} can't be taken over: {error}") from error
+
+
+def _surrogate_there(surrogate: Surrogate) -> nn.Module:
+    from spikingjelly.activation_based import surrogate as there
+
+    match surrogate:
+        case Sigmoid(alpha):
+            return there.Sigmoid(alpha)
+        case ATan(alpha):
+            return there.ATan(alpha)
+        case Triangular(width):
+            return there.PiecewiseQuadratic(1 / width)
+        case Rectangular(width):
+            return there.Rect(1 / width)
+        case _:
+            return Spike(copy.deepcopy(surrogate))
+
+
+def _surrogate_here(path: str, surrogate: Any, widened: float) -> Surrogate:
+    """The surrogate of membranes that are `widened` times as wide as those that it was meant for."""
+    from spikingjelly.activation_based import surrogate as there
+
+    match surrogate:
+        case there.Sigmoid(spiking=True, alpha=alpha):
+            return Sigmoid(alpha / widened)
+        case there.ATan(spiking=True, alpha=alpha):
+            return ATan(alpha / widened)
+        case there.PiecewiseQuadratic(spiking=True, alpha=alpha):
+            return Triangular(widened / alpha)
+        case there.Rect(spiking=True, alpha=alpha):
+            return Rectangular(widened / alpha)
+        case Spike(surrogate=own) if widened == 1:
+            return copy.deepcopy(own)
+        case _:
+            raise ValueError(
+                f"{_at(path)} has the surrogate {surrogate}, which has no counterpart here: "
+                "give Sigmoid, ATan, PiecewiseQuadratic or Rect, with spiking=True"
+            )
+
+
+def _at(path: str) -> str:
+    return path or "the network"

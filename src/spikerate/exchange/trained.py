@@ -1,0 +1,150 @@
+"""A trained network and what one must know to ask it: from its run folder, or from one file without the training's state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikerate.data import LARGEST_SIDE, SETS, Units
+from spikerate.gradients.temperature import adapt
+from spikerate.models import Branched, Staged
+from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import load_weights
+from spikerate.system.files import pack_tensors, read_tensors
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one must know to build a trained network and to ask it.
+
+    Attributes:
+        adaptive: whether the temperature of its surrogates is state.
+        T: time steps.
+        shape: (C, H, W) of a sample.
+        recorded: whether samples are recordings cut into T frames, and not still images.
+        classes: K names, in the order of the logits.
+        units: what the numbers of samples mean.
+    """
+
+    model: Model
+    neuron: Neuron | Rectified
+    adaptive: bool
+    T: int
+    shape: tuple[int, int, int]
+    recorded: bool
+    classes: tuple[str, ...]
+    units: Units
+
+    def __post_init__(self) -> None:
+        mean, std, unit = self.units.mean, self.units.std, self.units.unit
+        counts = self.T >= 1 and min(self.shape) >= 1 and max(self.shape[1:]) <= LARGEST_SIDE
+        finite = all(map(math.isfinite, (*mean, *std, unit)))
+        if not (counts and finite and len(mean) == len(std) == self.shape[0] and min((*std, unit)) > 0):
+            raise ValueError("the numbers do not go together")
+
+    @classmethod
+    def of_run(cls, folder: RunFolder) -> Card:
+        """What the record of a run says.
+
+        Raises:
+            ValueError: it is broken, of another version, or does not say what the samples were.
+        """
+        run = folder.config()
+        try:
+            data = folder.about()["data"]
+            c, h, w = map(int, data["shape"])
+            units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
+            recorded, classes = SETS[run.data.name].kind == "events", tuple(map(str, data["classes"]))
+            return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            file = folder.path / "run.json"
+            raise ValueError(
+                f"{file} does not say what its samples are ({error!r}): it is altered, or of another version"
+            ) from error
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """[C, H, W] of an image, [T, C, H, W] of a recording."""
+        return (self.T, *self.shape) if self.recorded else self.shape
+
+    def build(self) -> Staged:
+        """The network with fresh weights, for evaluation and without branches; the global generator is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            body = self.model.build(len(self.classes), self.shape, self.neuron)
+        return (adapt(body) if self.adaptive else body).eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network, in evaluation mode and without its branches."""
+
+    network: Staged
+    card: Card
+
+    def facts(self) -> dict[str, Any]:
+        """The card with its format and version, as JSON types: what stands in every exported file."""
+        return {"format": FORMAT, "spikerate": version("spikerate"), "network": encode(self.card)}
+
+    def pack(self) -> bytes:
+        """A safetensors file of the weights, with the facts in its metadata; `load` reads it."""
+        return pack_tensors(self.network.state_dict(), self.facts())
+
+
+def load(path: str | Path) -> Staged:
+    """The network of a run folder (its best weights), or of a file that `spikerate export` has written.
+
+    It is in evaluation mode, on the CPU, and knows nothing of its training: [B, C, H, W] -> [B, K] by any rule, for
+    instance `BPTT()(load(path), x)` with normalised samples x [T, B, C, H, W]. `read_trained` tells their units, the
+    classes and T as well.
+
+    Raises:
+        ValueError: the file or the folder is missing, broken, of another kind, or of another version.
+    """
+    return read_trained(Path(path)).network
+
+
+def read_trained(path: Path, weights: str = "best") -> Trained:
+    """The network and its card, from a run folder or from a file that `Trained.pack` has made.
+
+    Args:
+        weights: of a run, "best" or "last"; a file has one set.
+
+    Raises:
+        ValueError: as `load`, or the last weights are asked of a file.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
+    if not path.is_dir() and weights != "best":
+        raise ValueError(f"{path} is a file, which has one set of weights: the {weights} ones are in the folder of the run")
+    return _of_run(RunFolder.open(path), weights) if path.is_dir() else _of_file(path)
+
+
+def _of_run(folder: RunFolder, weights: str) -> Trained:
+    card, run = Card.of_run(folder), folder.config()
+    with torch.random.fork_rng(devices=[]):
+        whole = run.build(len(card.classes), card.shape)
+    folder.load_weights(weights, whole)
+    return Trained((whole.body if isinstance(whole, Branched) else whole).eval(), card)
+
+
+def _of_file(path: Path) -> Trained:
+    tensors, facts = read_tensors(path)
+    if "network" not in facts:
+        raise ValueError(f"{path} holds weights without their network: give the run folder, or what spikerate export wrote")
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}: spikerate {facts.get('spikerate')} has written it")
+    try:
+        card: Card = decode(Card, facts["network"], "network")
+        network = card.build()
+    except ValueError as error:
+        raise ValueError(f"{path} does not say what its network is: {error}") from error
+    load_weights(network, tensors, str(path))
+    return Trained(network, card)

@@ -1,0 +1,112 @@
+"""What a trained network answers, and how often it is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikerate.data import DataSet, Samples, plain_batches
+from spikerate.rules import BPTT
+from spikerate.signal import Signal
+from spikerate.system.progress import Track, untracked
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """So many right of n."""
+
+    right: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share that is right."""
+        return self.right / self.n
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the share: what another test set of this size could have given."""
+        z, p, n = 1.959964, self.value, self.n
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return middle - half, middle + half
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The classes that a network finds for samples.
+
+    Attributes:
+        found: [N, T] int64, after each step: those of the highest mean logit over the steps so far.
+        labels: [N] int64, the true ones.
+        num_classes: K.
+    """
+
+    found: Tensor
+    labels: Tensor
+    num_classes: int
+
+    @property
+    def at_step(self) -> list[Accuracy]:
+        """After 1, 2, ..., T steps: what the network knows by then."""
+        right = (self.found == self.labels.unsqueeze(1)).sum(0)
+        return [Accuracy(n, len(self.labels)) for n in right.tolist()]
+
+    def confusion(self) -> Tensor:
+        """[K, K] int64, after all steps: how many samples of the row's class were taken for the column's."""
+        K = self.num_classes
+        return torch.bincount(self.labels * K + self.found[:, -1], minlength=K * K).view(K, K)
+
+    def some(self, n: int) -> Tensor:
+        """Indices of n samples: half of them right at the end and half wrong, as far as there are so many.
+
+        Right ones first. Each half is spread evenly over the samples, which may be sorted by class.
+        """
+        right = self.found[:, -1] == self.labels
+        good, bad = right.nonzero()[:, 0], (~right).nonzero()[:, 0]
+        wrong = min(len(bad), max(n // 2, n - len(good)))
+        return torch.cat([_spread(good, n - wrong), _spread(bad, wrong)])
+
+
+def _spread(index: Tensor, n: int) -> Tensor:
+    n = min(n, len(index))
+    return index[torch.arange(n, device=index.device) * len(index) // max(1, n)]
+
+
+def over_time(x: Tensor, T: int) -> Tensor:
+    """What a rule takes, [T, B, C, H, W]: images [B, C, H, W] shown T times as a view, or the frames of [B, T, C, H, W]."""
+    return x.expand(T, *x.shape) if x.dim() == 4 else x.transpose(0, 1)[:T]
+
+
+def answers(
+    network: nn.Module,
+    data: DataSet,
+    samples: Samples,
+    T: int,
+    precision: str = "fp32",
+    rule: Callable[[Any, Tensor], Signal] = BPTT(),
+    batch: int = 256,
+    device: torch.device | None = None,
+    track: Track = untracked,
+) -> Answers:
+    """Run a spiking network in evaluation mode on all `samples`, each for T steps.
+
+    The network is left in the mode it was in, which is on `device`; by default, where the labels are. `track` shows who
+    waits how far it is.
+    """
+    was_training = network.training
+    network.eval()
+    device = device or samples.labels.device
+    found: list[Tensor] = []
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            batches = plain_batches(data, samples, batch, device)
+            for x, _ in track(batches, "testing", -(-len(samples) // batch)):
+                found.append(rule(network, over_time(x, T)).steps.cumsum(0, dtype=torch.float64).argmax(-1).T)
+    finally:
+        network.train(was_training)
+    return Answers(torch.cat(found), samples.labels.to(device), len(data.classes))

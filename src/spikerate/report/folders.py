@@ -1,0 +1,166 @@
+"""What the folder of a run tells, checked: the folder may be of another version, half-written or altered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikerate.measure.energy import Energy, Operations
+from spikerate.runs.config import Run
+from spikerate.runs.examples import Examples
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import Row
+
+_LARGEST = 1e15
+"""Below it, a whole number is exact as a float too; what is larger, or not finite, is no figure of a run."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The content of `result.json`; what an earlier version did not write is empty."""
+
+    epoch: int
+    test: float
+    interval: tuple[float, float]
+    images: int
+    held_out: float | None
+    at_step: list[float]
+    rate: float
+    rates: dict[str, float]
+    rates_at_step: dict[str, list[float]]
+    confusion: list[list[int]]
+    energy: Energy | None
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any], T: int) -> Result:
+        """The result of a run of T steps.
+
+        Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form.
+        """
+        low, high = map(_share, record["test_interval_95"])
+        held_out, operations = record.get("held_out_accuracy"), record.get("operations", {})
+        at_step = record.get("firing_rates_at_step", {})
+        return cls(
+            epoch=int(record["epoch"]),
+            test=_share(record["test_accuracy"]),
+            interval=(low, high),
+            images=int(record["test_images"]),
+            held_out=None if held_out is None else _share(held_out),
+            at_step=[_share(share) for share in record.get("test_accuracy_at_step", [])],
+            rate=_share(record["firing_rate"]),
+            rates={layer: _share(rate) for layer, rate in record["firing_rates"].items()},
+            rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
+            confusion=_counts(record.get("confusion", [])),
+            energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a run folder tells.
+
+    Attributes:
+        result: None while the run is not finished.
+        rounds: before the run's own, and what the folders of those tell that have begun.
+    """
+
+    path: Path
+    run: Run
+    about: Mapping[str, Any]
+    rows: list[Row]
+    result: Result | None
+    examples: Examples | None
+    rounds: list[tuple[Run, Finding | None]]
+
+    @classmethod
+    def read(cls, path: Path) -> Finding:
+        """Read a run folder.
+
+        Raises:
+            ValueError: it holds no run, or a file of it is broken.
+        """
+        folder = RunFolder.open(path)
+        about, run = folder.about(), folder.config()
+        _check_about(about, path)
+        before = folder.rounds(run)[:-1]
+        return cls(
+            path,
+            run,
+            about,
+            [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
+            _result(folder, run.T),
+            Examples.read(path),
+            [(of, cls.read(place.path) if place.stands else None) for of, place in before],
+        )
+
+    @property
+    def seconds(self) -> float:
+        """The training time, with that of the rounds before."""
+        before = sum(found.seconds for _, found in self.rounds if found)
+        return before + float(sum(row.get("seconds", 0.0) for row in self.rows))
+
+
+def _check_about(about: Mapping[str, Any], path: Path) -> None:
+    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
+    data, environment = about["data"], about["environment"]
+    entries: tuple[tuple[str, Any, type], ...] = (
+        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
+        ("ranks", about.get("ranks"), int),
+        ("source", about.get("source"), dict),
+        ("resumed", about.get("resumed"), list),
+        ("data.sizes", data.get("sizes"), dict),
+        ("data.sha256", data.get("sha256"), dict),
+        ("data.classes", data.get("classes"), list),
+        ("data.skipped", data.get("skipped"), list),
+        ("environment.gpus", environment.get("gpus"), list),
+        ("environment.packages", environment.get("packages"), dict),
+    )
+    for name, value, kind in entries:
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{path / 'run.json'} has an entry {name} that is no {kind.__name__}: it was altered")
+
+
+def _result(folder: RunFolder, T: int) -> Result | None:
+    record = folder.result()
+    try:
+        return Result.parse(record, T) if record else None
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+        raise ValueError(
+            f"{folder.path / 'result.json'} is no result ({error!r}): it is altered, or of another version"
+        ) from error
+
+
+def _finite(row: Row, path: Path) -> Row:
+    """The numbers of a line of `metrics.jsonl` that can be drawn."""
+    kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
+    if "epoch" not in kept:
+        raise ValueError(f"{path / 'metrics.jsonl'} has a line without an epoch: it is altered, or of another version")
+    return kept
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not abs(number) < _LARGEST:
+        raise ValueError(f"{value} is no number to show")
+    return number
+
+
+def _share(value: Any) -> float:
+    share = _number(value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value} is no share")
+    return share
+
+
+def _counts(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
+    counts = [[int(_number(n)) for n in row] for row in rows]
+    if any(len(row) != len(counts) or min(row) < 0 for row in counts):
+        raise ValueError("confusion is not square, or has a negative count")
+    return counts
+
+
+def _operations(of: Mapping[str, Any]) -> Operations:
+    binary = {"real": False, "binary": True}[of["input"]]
+    return Operations(_number(of["acs" if binary else "macs"]), int(_number(of["dense_macs"])), binary)

@@ -1,0 +1,485 @@
+"""A report of runs as one HTML file: gathered from their folders alone, compared where there are several."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from spikerate.measure.energy import AC_PJ, MAC_PJ, Energy
+from spikerate.measure.health import stuck
+from spikerate.models import short_path
+from spikerate.report import charts
+from spikerate.report.charts import Chart, Form, Series, Stat, Strips
+from spikerate.report.folders import Finding, Result
+from spikerate.report.reproducibility import Question, settings, seven_questions
+from spikerate.runs.config import Run
+from spikerate.runs.examples import Examples
+from spikerate.runs.presets import headline
+from spikerate.system import environment
+from spikerate.system.files import write_whole
+
+_MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
+"""How a report begins: a file that begins so may be written anew."""
+_LARGEST_MATRIX = 20
+"""With more classes, the most frequent confusions are listed instead."""
+_MOST_CONFUSIONS = 20
+_LIKELIEST = 3
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Metrics that belong into one chart: key in `metrics.jsonl` -> name; a key that ends with * stands for several."""
+
+    title: str
+    form: Form
+    names: Mapping[str, str]
+    zero: bool = False
+
+
+_FAMILIES = (
+    _Family("Loss", "number", {"loss": "total", "ce": "cross-entropy", "kl": "distillation", "mse": "pull"}, zero=True),
+    _Family("Accuracy", "share", {"held_out": "held out", "accuracy": "training"}),
+    _Family("Accuracy of the exits in training", "share", {"accuracy/exit*": "exit ", "accuracy": "final"}),
+    _Family("Reliable share", "share", {"reliable": "training samples that an exit gets right"}),
+    _Family("Firing rate", "number", {"firing_rate": "of all neurons"}, zero=True),
+    _Family("Gradient norm", "number", {"gradient_norm": "mean over the steps"}, zero=True),
+    _Family("Temperature of the surrogate", "number", {"temperature": "mean over the layers"}, zero=True),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of neurons: how often it fires, over all steps and at each, as the mean over the runs."""
+
+    name: str
+    rate: Stat
+    at_step: list[float]
+    stuck: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Test samples of all runs together by their class and by what they were taken for.
+
+    Attributes:
+        rows: class, and for each class the count and a shade in [0, 1]; empty where there are many classes.
+        often: class, what it was taken for, count, share of the class; the most frequent confusions first.
+    """
+
+    classes: list[str]
+    rows: list[tuple[str, list[tuple[int, float]]]]
+    often: list[tuple[str, str, int, float]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test sample, what the network answers, and which of its units fire when.
+
+    Attributes:
+        picture: as a data URI.
+        confidences: of the likeliest classes at the end, after each step.
+        spikes: SVG path in a box of T x (layers x units).
+        rates: of each layer, over all steps.
+    """
+
+    picture: str
+    place: int
+    label: str
+    answer: str
+    right: bool
+    confidences: list[tuple[str, list[float]]]
+    spikes: str
+    rates: list[tuple[str, float]]
+    T: int
+    units: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds only."""
+
+    name: str
+    runs: tuple[Finding, ...]
+
+    @property
+    def run(self) -> Run:
+        """The settings, up to the seed."""
+        return self.runs[0].run
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(found.run.seed for found in self.runs)
+
+    @property
+    def results(self) -> list[Result]:
+        """Of the runs that are finished."""
+        return [found.result for found in self.runs if found.result]
+
+    @property
+    def headline(self) -> str:
+        """What they are, in one line."""
+        return headline(str(self.runs[0].about.get("preset")), self.run)
+
+    @property
+    def card(self) -> tuple[Question, ...]:
+        """The reproducibility card."""
+        return seven_questions(self.run, self.runs[0].about, self.seeds)
+
+    @property
+    def commands(self) -> list[str]:
+        """What repeats the runs: of a run that has itself repeated another, the command of that one."""
+        return list(dict.fromkeys(command for found in self.runs if (command := _command(found.about))))
+
+    @property
+    def commit(self) -> str | None:
+        """That of the code, where it is known."""
+        return dict(self.runs[0].about.get("source") or {}).get("commit")
+
+    @property
+    def changed(self) -> bool:
+        """Whether the code was not that of the commit."""
+        return bool(dict(self.runs[0].about.get("source") or {}).get("diff"))
+
+    @property
+    def test(self) -> Stat | None:
+        """The test accuracy of the finished runs; None where none is finished."""
+        return _stat(result.test for result in self.results)
+
+    @property
+    def held_out(self) -> Stat | None:
+        """Their held-out accuracy; None where nothing is held out."""
+        return _stat(result.held_out for result in self.results)
+
+    @property
+    def rate(self) -> Stat | None:
+        """Their firing rate."""
+        return _stat(result.rate for result in self.results)
+
+    @property
+    def seconds(self) -> Stat | None:
+        """Their training time."""
+        return _stat(found.seconds for found in self.runs if found.result)
+
+    @property
+    def energy(self) -> Energy | None:
+        """The mean over the runs that say it."""
+        return Energy.mean(self._energies) if self._energies else None
+
+    @property
+    def joules(self) -> Stat | None:
+        """The estimate for an image."""
+        return _stat(1e-9 * energy.snn_nj for energy in self._energies)
+
+    @property
+    def synaptic_operations(self) -> Stat | None:
+        """Those of an image."""
+        return _stat(energy.synaptic_operations for energy in self._energies)
+
+    @property
+    def _energies(self) -> list[Energy]:
+        return [result.energy for result in self.results if result.energy]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Those of the network that fires, in the order of `result.json`."""
+        found = []
+        for name in self.results[0].rates if self.results else ():
+            rate = Stat.of([result.rates[name] for result in self.results if name in result.rates])
+            steps = [result.rates_at_step[name] for result in self.results if name in result.rates_at_step]
+            at_step = [sum(rates) / len(rates) for rates in zip(*steps, strict=False)]
+            found.append(Layer(short_path(name), rate, at_step, stuck({name: rate.mean}, self.run.spiking).get(name, "")))
+        return found
+
+    @property
+    def confusion(self) -> Confusion | None:
+        """None where no result has it."""
+        counts = [torch.tensor(result.confusion) for result in self.results if result.confusion]
+        total = sum((c for c in counts[1:] if c.shape == counts[0].shape), start=counts[0]) if counts else None
+        return None if total is None else _confusion(total, self._classes(len(total)))
+
+    @property
+    def shown(self) -> Finding | None:
+        """The first run that has examples."""
+        return next((found for found in self.runs if found.examples), None)
+
+    @property
+    def examples(self) -> list[Example]:
+        kept = self.shown.examples if self.shown else None
+        return list(_examples(kept, self._classes(kept.logits.shape[2]))) if kept else []
+
+    def _classes(self, num_classes: int) -> list[str]:
+        named = [str(name) for name in self.runs[0].about["data"].get("classes") or ()]
+        return named if len(named) == num_classes else [str(k) for k in range(num_classes)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows.
+
+    Attributes:
+        differing: settings that are not the same in all groups, with their values.
+        curves: of training; of one group a chart for each family of metrics, of several a chart for each metric.
+        over_time: test accuracy against T.
+        strips: test accuracy of every run, in a row for each group.
+        notes: what a reader has to know.
+    """
+
+    groups: tuple[Group, ...]
+    differing: list[tuple[str, list[str]]]
+    curves: list[Chart]
+    over_time: Chart | None
+    strips: Strips | None
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        """The names of the groups, or how many there are."""
+        names = [group.name for group in self.groups]
+        return ", ".join(names) if len(names) < 5 else f"{len(names)} settings compared"
+
+
+def gather(paths: Sequence[Path]) -> Report:
+    """Read run folders, or folders of such folders, and compare them.
+
+    Raises:
+        ValueError: a folder holds no run, is broken or given twice; or there is none.
+    """
+    folders = [folder for path in paths for folder in _runs_in(path)]
+    twice = {folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1}
+    if twice:
+        raise ValueError(f"{min(twice)} is given twice: give each run once")
+    groups = _grouped([Finding.read(folder) for folder in folders])
+    over_time = [
+        Series(g.name, {t: [r.at_step[t - 1] for r in g.results if len(r.at_step) >= t] for t in range(1, _longest(g) + 1)})
+        for g in groups
+    ]
+    rows = {g.name: {str(f.path): f.result.test for f in g.runs if f.result} for g in groups}
+    return Report(
+        groups,
+        _differing(groups) if len(groups) > 1 else [],
+        list(_curves(groups)),
+        charts.chart("Test accuracy against T", over_time, "share", "time steps"),
+        charts.strips(rows) if sum(map(len, rows.values())) > 1 else None,
+        list(_notes(groups)),
+    )
+
+
+def write(report: Report, file: Path) -> None:
+    """Write a report as one HTML file that needs nothing else.
+
+    Raises:
+        ValueError: there is something else in its place, or it can't be written.
+    """
+    check_place(file)
+    engine = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters |= {
+        "share": lambda value: charts.in_words(value, "share").replace(" %", "\N{NO-BREAK SPACE}%"),
+        "number": lambda value: charts.in_words(value, "number"),
+        "count": lambda value: charts.in_words(value, "count"),
+        "joules": lambda value: charts.in_words(value, "joules"),
+        "quoted": lambda path: shlex.quote(str(path)),
+        "short": short_path,
+        "breakable": lambda name: name.replace(".", ".\u200b"),
+    }
+    about = {"made": environment.now(), "version": version("spikerate"), "mac_pj": MAC_PJ, "ac_pj": AC_PJ}
+    page = engine.get_template("page.html.jinja").render(report=report, box=charts, len=len, **about)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, _MARK + page.encode())
+    except OSError as error:
+        raise ValueError(f"{file} can't be written ({error.strerror}): choose another by --out") from error
+
+
+def check_place(file: Path) -> None:
+    """Raise `ValueError` where a report can't be put: in the place of a folder or device, or of another file."""
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise ValueError(f"{file} is a {'folder' if file.is_dir() else 'device'}: give a file by --out")
+    with file.open("rb") as there:
+        if there.read(len(_MARK)) != _MARK:
+            raise ValueError(f"{file} is there already and is no report: choose another by --out")
+
+
+# groups -----------------------------------------------------------------------------------------------------------------
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs."""
+    if (path / "run.json").is_file():
+        return [path]
+    inside = sorted(file.parent for pattern in ("*/run.json", "*/*/run.json") for file in path.glob(pattern))
+    return [folder for folder in inside if not (folder.parent / "run.json").is_file()] or [path]
+
+
+def _grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
+    alike: dict[str, list[Finding]] = {}
+    for found in findings:
+        alike.setdefault(str((settings(found.run), _checksums(found))), []).append(found)
+    named: dict[str, int] = {}
+    groups = []
+    for runs in alike.values():
+        runs = sorted(runs, key=lambda found: found.run.seed)
+        name = str(runs[0].about.get("preset") or runs[0].path.name)
+        named[name] = named.get(name, 0) + 1
+        groups.append(Group(f"{name} ({named[name]})" if named[name] > 1 else name, tuple(runs)))
+    return tuple(groups)
+
+
+def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    of_groups = [settings(group.run) for group in groups]
+    names = dict.fromkeys(name for of in of_groups for name in of)
+    rows = [(name, [of.get(name, "-") for of in of_groups]) for name in names]
+    rows.append(("checksums of the data", [environment.fingerprint(_checksums(group.runs[0])) for group in groups]))
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _notes(groups: Sequence[Group]) -> Iterator[str]:
+    for group in groups:
+        for found in group.runs:
+            if not found.result:
+                yield f"{found.path} is not finished: {len(found.rows)} of {found.run.epochs} epochs, and not tested yet"
+        for seed in sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
+            yield f"{group.name} has seed {seed} more than once: its deviation is too small"
+        made_by = {
+            "code": [found.about.get("source") for found in group.runs],
+            "machines or software": [one for found in group.runs for one in _environments(found.about)],
+            "numbers of processes": [found.about.get("ranks") for found in group.runs],
+        }
+        for what, told in made_by.items():
+            if len(set(map(str, told))) > 1:
+                yield f"{group.name} was made by different {what}; the card has those of {group.runs[0].path}"
+
+
+def _environments(about: Mapping[str, Any]) -> list[Any]:
+    """Where a run was begun, and where it went on."""
+    return [
+        about["environment"],
+        *(again.get("environment") for again in about.get("resumed") or () if isinstance(again, dict)),
+    ]
+
+
+def _checksums(found: Finding) -> Any:
+    return found.about["data"].get("sha256")
+
+
+def _command(about: Mapping[str, Any]) -> str | None:
+    """What repeats a run; of one by several processes, as one machine would do it."""
+    command, ranks = about.get("repeats") or about.get("command"), about.get("ranks") or 1
+    if command is None or ranks == 1:
+        return command
+    return f"torchrun --nproc-per-node {ranks} -m {command}   # or on several machines, {ranks} processes in all"
+
+
+def _longest(group: Group) -> int:
+    """How many steps the results tell of."""
+    return max((len(result.at_step) for result in group.results), default=0)
+
+
+def _stat(values: Iterable[float | None]) -> Stat | None:
+    there = [value for value in values if value is not None]
+    return Stat.of(there) if there else None
+
+
+# charts -----------------------------------------------------------------------------------------------------------------
+
+
+def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
+    """A chart for each metric that several groups have, and of the others one for each family and group."""
+    keys = {group.name: {key for found in group.runs for row in found.rows for key in row} for group in groups}
+    seen: set[str] = set()
+    for family in _FAMILIES:
+        known = sorted(set().union(*keys.values()))
+        names = {key: says for pattern, start in family.names.items() for key, says in _matching(pattern, start, known)}
+        new = [key for key in names if key not in seen]
+        seen |= names.keys()
+        common = [key for key in new if sum(key in of for of in keys.values()) > 1]
+        drawn = []
+        for key in common:
+            title = f"{family.title}: {names[key]}" if len(family.names) > 1 else family.title
+            drawn.append((title, [_series(group.name, key, group) for group in groups]))
+        for group in groups:
+            own = [key for key in names if key in keys[group.name] and key not in common]
+            if any(key in new for key in own):
+                title = family.title if len(groups) == 1 else f"{family.title}, {group.name}"
+                drawn.append((title, [_series(names[key], key, group) for key in own]))
+        made = (charts.chart(title, series, family.form, "epoch", family.zero) for title, series in drawn)
+        yield from (one for one in made if one)
+
+
+def _matching(pattern: str, says: str, keys: Sequence[str]) -> list[tuple[str, str]]:
+    if not pattern.endswith("*"):
+        return [(pattern, says)] if pattern in keys else []
+    start = pattern.removesuffix("*")
+    return [(key, says + key.removeprefix(start)) for key in keys if key.startswith(start)]
+
+
+def _series(name: str, key: str, group: Group) -> Series:
+    values: dict[float, list[float]] = {}
+    for found in group.runs:
+        for row in found.rows:
+            if key in row:
+                values.setdefault(row["epoch"], []).append(row[key])
+    result = group.runs[0].result
+    return Series(name, values, result.epoch if result and len(group.runs) == 1 and key == "held_out" else None)
+
+
+# what the network does --------------------------------------------------------------------------------------------------
+
+
+def _confusion(counts: Tensor, classes: list[str]) -> Confusion:
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    wrong = counts.clone().fill_diagonal_(0).flatten()
+    order = wrong.argsort(descending=True, stable=True)[:_MOST_CONFUSIONS].tolist()
+    places = [(*divmod(k, len(classes)), int(wrong[k])) for k in order if wrong[k]]
+    often = [(classes[i], classes[j], n, float(shares[i, j])) for i, j, n in places]
+    if len(classes) > _LARGEST_MATRIX:
+        return Confusion(classes, [], often)
+    shades = shares.sqrt()  # or a confusion of a few per cent could not be seen
+    rows = [list(zip(n, s, strict=True)) for n, s in zip(counts.tolist(), shades.tolist(), strict=True)]
+    return Confusion(classes, list(zip(classes, rows, strict=True)), often)
+
+
+def _examples(kept: Examples, classes: list[str]) -> Iterator[Example]:
+    steps = torch.arange(1, kept.logits.shape[1] + 1).view(-1, 1)
+    for k, logits in enumerate(kept.logits):
+        confidences = (logits.cumsum(0) / steps).softmax(1)
+        likely = confidences[-1].argsort(descending=True, stable=True)[:_LIKELIEST].tolist()
+        _, units, T = kept.spikes[k].shape
+        fired = kept.spikes[k].flatten(0, 1).nonzero().tolist()
+        yield Example(
+            _data_uri(kept.pictures[k]),
+            int(kept.index[k]),
+            classes[int(kept.labels[k])],
+            classes[likely[0]],
+            likely[0] == int(kept.labels[k]),
+            [(classes[c], confidences[:, c].tolist()) for c in likely],
+            "".join(f"M{t + 0.06:.2f} {unit + 0.5}h.88" for unit, t in fired),
+            list(zip(map(short_path, kept.layers), kept.rates[k].mean(1).tolist(), strict=True)),
+            T,
+            units,
+        )
+
+
+def _data_uri(picture: Tensor) -> str:
+    """A picture [3, H, W] uint8 as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,132 @@
+"""The reproducibility card: seven questions that reviews of reproducibility ask, answered from what a run has recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spikerate.data import SETS
+from spikerate.losses import TET, SelfDistillation
+from spikerate.rules import BPTT, OTTT, SLTT, RateBP
+from spikerate.runs.config import Neuron, Run, encode, flat
+from spikerate.runs.presets import DSPIKE, ESD, PRESETS, RATE
+from spikerate.surrogate import Dspike
+
+_REFERENCES: dict[type, str] = {
+    RateBP: RATE,
+    BPTT: "Backpropagation through time with surrogate gradients: Neftci, Mostafa, Zenke; IEEE Signal Process. Mag. 2019",
+    SLTT: "Spatial learning through time: Meng et al.; ICCV 2023",
+    OTTT: "Online training through time: Xiao et al.; NeurIPS 2022",
+    SelfDistillation: ESD,
+    TET: "Temporal efficient training: Deng et al.; ICLR 2022",
+    Dspike: DSPIKE,
+}
+_CODE = "src/spikerate: rules.py and signal.py (where gradients go), neuron.py, losses.py; in formulas, docs/method.md"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and its answers as name and text."""
+
+    asks: str
+    answers: tuple[tuple[str, str], ...]
+
+
+def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Question, ...]:
+    """The card of runs that differ in their seeds only.
+
+    Args:
+        run: one of them.
+        about: the content of its `run.json`.
+        seeds: of all of them.
+    """
+    data, environment, source = about["data"], about["environment"], dict(about.get("source") or {})
+    packages = dict(environment.get("packages") or {})
+    sizes = dict(data.get("sizes") or {})
+    of_seeds = ", ".join(map(str, sorted(seeds)))
+    asked: dict[str, dict[str, Any]] = {
+        "What kind of research is it?": {"kind": _kind(run), "runs": f"{len(seeds)}, seed {of_seeds}"},
+        "Is there pseudocode, or a reference of the method?": {
+            **{f"reference {k}": text for k, text in enumerate(references(run), 1)},
+            "rule": run.rule,
+            "loss": run.loss,
+            "neuron": run.neuron,
+            "code": _CODE,
+        },
+        "Which version of the code?": {
+            "spikerate": packages.get("spikerate"),
+            "commit": source.get("commit") or "not from a git checkout",
+            "changes": f"not committed, sha256 of the diff {source['diff']}" if source.get("diff") else None,
+            "licence": "Apache-2.0",
+        },
+        "Which data sets, under which licences?": {
+            "data set": data.get("name"),
+            "licence": data.get("licence"),
+            "left out": f"{len(data['skipped'])} broken files" if data.get("skipped") else None,
+            **{f"sha256 of {name}": value for name, value in dict(data.get("sha256") or {}).items()},
+        },
+        "How are they split?": {
+            "split": data.get("split"),
+            **{name.replace("_", " "): f"{n} samples" for name, n in sizes.items()},
+            "choice": _choice(sizes),
+            "indices": "of every drawn sample, in run.json" if data.get("drawn") else None,
+        },
+        "On which hardware, with which software?": {
+            "processor": environment.get("cpu"),
+            "cores, threads in use": f"{environment.get('cores')}, {environment.get('threads')}",
+            "memory, GiB": environment.get("memory_gib"),
+            "GPUs": environment.get("gpus") or "none",
+            "processes": about.get("ranks"),
+            "system": environment.get("platform"),
+            "Python": environment.get("python"),
+            "CUDA, cuDNN": f"{environment['cuda']}, {environment.get('cudnn')}" if environment.get("cuda") else None,
+            "float32 products": environment.get("matmul_precision"),
+            **packages,
+        },
+        "With which set-up?": {**_preset(run, about.get("preset")), **settings(run), "seed": of_seeds},
+    }
+    return tuple(Question(asks, tuple(_texts(answers))) for asks, answers in asked.items())
+
+
+def settings(run: Run) -> dict[str, str]:
+    """All settings in words, but the seed and the place of the data."""
+    rows = flat(encode(run) | {"before": " ".join(map(str, run.before))})
+    return {name: str(value) for name, value in rows if name not in ("seed", "data.path")}
+
+
+def references(run: Run) -> list[str]:
+    """Where the parts of a run's method come from."""
+    if not isinstance(run.neuron, Neuron):
+        return ["Backpropagation in a network of rectified units (ANN)"]
+    return [_REFERENCES[type(part)] for part in (run.rule, run.loss, run.neuron.surrogate) if type(part) in _REFERENCES]
+
+
+def _kind(run: Run) -> str:
+    network = "a spiking neural network" if run.spiking else "an artificial neural network (ANN)"
+    samples = "event-camera recordings" if SETS[run.data.name].kind == "events" else "images"
+    return f"empirical, a computational experiment: {network} is trained to classify {samples}, and tested on others"
+
+
+def _choice(sizes: Mapping[str, Any]) -> str:
+    if sizes.get("held_out"):
+        return "the epoch with the highest held-out accuracy; training looks at the test set once, at its end"
+    return "the last epoch: no samples are held out; training looks at the test set once, at its end"
+
+
+def _preset(run: Run, name: Any) -> dict[str, Any]:
+    """What the preset is, and what was changed of it."""
+    if name not in PRESETS:
+        return {"preset": name}
+    preset = PRESETS[name]
+    its = settings(preset.run)
+    changed = [f"{field} {value}" for field, value in settings(run).items() if value != its.get(field)]
+    return {"preset": f"{name}: {preset.headline}. {preset.differs}", "changed from it": changed or "nothing"}
+
+
+def _texts(answers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _text(value)) for name, value in answers.items() if value not in (None, "", [], ())]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,46 @@
+"""What a run will cost, by counting its operations."""
+
+from __future__ import annotations
+
+from spikerate.rules import RateBP
+from spikerate.runs.config import Run
+
+MACHINE = "2 cores of an AMD EPYC (avx512_bf16)"
+_FAST, _PLAIN = 4.5e11, 1.8e11
+"""Operations a second measured there in bf16, compiled, and eager: ResNet-18 of width 64, 32 x 32, batch 32, T = 4, RateBP,
+471 and 1,190 ms a step (docs/results.md)."""
+
+
+def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
+    """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
+
+    A backward pass costs two forward passes: T + 2 of them a sample by rate-based backpropagation, 3 T by the others. What
+    the constant input saves in the first layer is left out. A search for the temperature takes two forward passes for each
+    finite difference in each epoch.
+
+    Args:
+        macs: of the network, for one step of one sample.
+        branch_macs: of all branches, for one sample.
+        samples: to train on.
+        differences: finite differences of a search.
+    """
+
+    def of_round(own: Run) -> float:
+        passes = own.T + 2 if isinstance(own.rule, RateBP) else 3 * own.T
+        searched = 0 if own.search is None else 2 * differences * own.search.samples * own.T * macs
+        return 2.0 * ((macs * passes + 3 * branch_macs) * samples + searched) * own.epochs
+
+    return sum(map(of_round, run.rounds))
+
+
+def least_seconds(run: Run, flops: float) -> float:
+    """What that takes on `MACHINE` at the rate of a wide network; narrow ones run at a lower rate."""
+    return flops / (_FAST if run.precision == "bf16" and run.compile else _PLAIN)
+
+
+def in_words(seconds: float) -> str:
+    """A duration to two digits at most: "40 s", "12 min", "5 h", "33 days"."""
+    for unit, size in (("days", 86400 * 2), ("h", 7200), ("min", 120)):
+        if seconds >= size:
+            return f"{seconds / (size / 2):,.0f} {unit}"
+    return f"{seconds:.0f} s"

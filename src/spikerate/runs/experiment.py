@@ -1,0 +1,214 @@
+"""A run from its settings to its result: trained, evaluated once on the test set, and recorded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikerate.data import Augment, DataSet, epoch_batches, plain_batches
+from spikerate.gradients.agreement import Comparison, Fidelity
+from spikerate.measure.energy import Energy
+from spikerate.measure.evaluate import Accuracy, Answers, answers, over_time
+from spikerate.measure.meter import Ledger, Meter, Tally, Trains
+from spikerate.runs.config import Run, encode
+from spikerate.runs.examples import Examples
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import Row, State
+from spikerate.runs.train import Trainer, Watch
+from spikerate.system import environment
+from spikerate.system.dist import Ranks, restarted
+from spikerate.system.interrupt import Interrupt
+from spikerate.system.progress import Track, untracked
+
+EXAMPLES = 8
+"""Test samples of which a run folder keeps the spikes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a network answers on the test set, how often each layer fires there, and what an image costs."""
+
+    answers: Answers
+    ledger: Ledger
+    energy: Energy
+
+    @property
+    def at_step(self) -> list[Accuracy]:
+        """After each step."""
+        return self.answers.at_step
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """After all steps."""
+        return self.at_step[-1]
+
+    def record(self, network: nn.Module, best: Row) -> dict[str, Any]:
+        """The entries of `result.json`."""
+        return {
+            "epoch": best["epoch"],
+            "held_out_accuracy": best.get("held_out"),
+            "test_accuracy": self.accuracy.value,
+            "test_interval_95": list(self.accuracy.interval()),
+            "test_images": self.accuracy.n,
+            "test_accuracy_at_step": [a.value for a in self.at_step],
+            "firing_rate": self.ledger.mean_rate(),
+            "firing_rates": self.ledger.rates(network),
+            "firing_rates_at_step": self.ledger.rates_at_step(network),
+            "confusion": self.answers.confusion().tolist(),
+            **self.energy.record(),
+        }
+
+
+def measure(
+    network: nn.Module, data: DataSet, run: Run, ranks: Ranks = Ranks(), T: int | None = None, track: Track = untracked
+) -> Measured:
+    """Evaluate a network on the test set for T steps, those of the run by default.
+
+    Each rank does its share, no sample is counted twice.
+    """
+    ledger, tally = Ledger(), Tally.of(network)
+    device = next(network.parameters()).device
+    own = data.test[ranks.share(len(data.test))]
+    given = answers(network, data, own, T or run.T, run.precision, Meter(ledger, tally), run.batch, device, track)
+    found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
+    energy = tally.totalled(ranks.total).energy(len(data.test), T or run.T)
+    return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
+
+
+def different_spikes(
+    one: nn.Module, other: nn.Module, data: DataSet, run: Run, T: int | None = None, track: Track = untracked
+) -> tuple[int, int]:
+    """How many spikes of two networks of the same neurons differ on the test set, and how many there could be."""
+    device = next(one.parameters()).device
+    batches = plain_batches(data, data.test, run.batch, device)
+    differ = places = 0
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        for x, _ in track(batches, "comparing spikes", -(-len(data.test) // run.batch)):
+            both = Trains(), Trains()
+            for network, trains in zip((one, other), both, strict=True):
+                Meter(trains)(network, over_time(x, T or run.T))
+            for (_, a), (_, b) in zip(*(trains.kept for trains in both), strict=True):
+                differ += int((a != b).count_nonzero())
+                places += a.numel()
+    return differ, places
+
+
+def measure_gradients(
+    network: nn.Module, data: DataSet, run: Run, compare: Comparison, T: int | None = None, track: Track = untracked
+) -> list[Fidelity]:
+    """How well gradients agree on the first training samples of the run's order, not augmented, for T steps or the run's.
+
+    Raises:
+        ValueError: there are not so many samples, or a gradient is not finite.
+    """
+    if compare.samples > len(data.train):
+        raise ValueError(f"samples is {compare.samples}, but there are {len(data.train)} to train on: give that at most")
+    device = next(network.parameters()).device
+    (part,) = next(epoch_batches(data, compare.samples, Augment(), run.seed, epoch=0, device=device))
+    return compare(network, over_time(part.x, T or run.T), part.labels, run.precision, track)
+
+
+def data_card(data: DataSet) -> dict[str, Any]:
+    """What `run.json` says of a data set."""
+    sizes = {"train": len(data.train), "held_out": len(data.held_out), "test": len(data.test)}
+    return {
+        "name": data.name,
+        "licence": data.licence,
+        "sizes": sizes,
+        "shape": list(data.shape),
+        "mean": list(data.units.mean),
+        "std": list(data.units.std),
+        "unit": data.units.unit,
+        "classes": list(data.classes),
+        "split": data.split,
+        "drawn": {part: " ".join(map(str, index)) for part, index in data.drawn.items()},
+        "skipped": list(data.skipped),
+        "sha256": data.checksums,
+    }
+
+
+def _check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
+    """Raise `ValueError`, before anything is written, where network and data do not go together."""
+    run.model.check(data.shape)
+    if run.search is not None:
+        with torch.device("meta"):
+            run.search.check(run.build(len(data.classes), data.shape))
+    smallest = min(run.batch, len(data.train)) // run.accumulate // ranks.n
+    if smallest < 2:
+        raise ValueError(
+            f"{len(data.train)} training samples with accumulate={run.accumulate} on {ranks.n} ranks give parts of "
+            f"{smallest}: batch norm needs two samples at least in each"
+        )
+
+
+def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:
+    """The folder of a new run, or that of the same run where torchrun has started it again.
+
+    Raises:
+        ValueError: network and data do not go together, or the folder is taken, or can't be written.
+    """
+    _check_fits(run, data, ranks)
+    if ranks.first and not (restarted() and (path / "run.json").is_file() and RunFolder(path).config() == run):
+        RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
+    return RunFolder.open(Path(ranks.tell(str(path))))
+
+
+def use_threads_of(folder: RunFolder) -> None:
+    """As many threads as the run was begun with: another number adds up in another order, and rounds otherwise."""
+    threads = folder.about().get("environment", {}).get("threads")
+    if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+
+
+def perform(
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    watch: Watch,
+    ranks: Ranks = Ranks(),
+    stop: Interrupt = Interrupt(),
+    save_minutes: float = 10,
+    track: Track = untracked,
+    start: RunFolder | None = None,
+) -> tuple[State, Measured]:
+    """Train from where the folder stands, and evaluate the best weights on the test set.
+
+    Args:
+        run: without rounds before.
+        start: the round before, if any.
+
+    Raises:
+        as `Trainer.train`.
+    """
+    clock, joules = time.perf_counter(), environment.joules()
+    state = Trainer(run, data, folder, watch, ranks, stop, save_minutes, start).train()
+    ranks.tell("")
+    folder.load_weights("best", state.network)
+    measured = measure(state.network, data, run, ranks, track=track)
+    if ranks.first:
+        after = environment.joules()
+        used = None if joules is None or after is None else round(after - joules)
+        wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": environment.now()}
+        Examples.take(state.network, data, measured.answers.some(EXAMPLES), run).save(folder.path)
+        folder.save_result(measured.record(state.network, state.best))
+        folder.amend(finished=wall)
+    ranks.tell("")
+    return state, measured
+
+
+def _card(run: Run, data: DataSet, ranks: Ranks) -> dict[str, Any]:
+    return {
+        "fingerprint": environment.fingerprint(encode(run)),
+        "started": environment.now(),
+        "ranks": ranks.n,
+        "data": data_card(data),
+        "source": environment.source(),
+        "environment": environment.card(),
+    }

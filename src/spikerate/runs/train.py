@@ -1,0 +1,370 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spikerate.data import DataSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.gradients.finite_difference import variant_rates
+from spikerate.gradients.temperature import Search
+from spikerate.losses import Terms, accuracies
+from spikerate.measure import health
+from spikerate.measure.evaluate import Accuracy, answers, over_time
+from spikerate.models import Branched, short_path, synchronize_batch_norm
+from spikerate.rules import BPTT
+from spikerate.runs.config import Run
+from spikerate.runs.record import RunFolder
+from spikerate.runs.state import Row, State
+from spikerate.system.dist import Ranks
+from spikerate.system.environment import compiler_problem
+from spikerate.system.interrupt import Interrupt, Interrupted
+
+_LAYERS, _SEARCH = 1, 3
+"""The streams of random numbers of this file, the first of the layers, as dropout; those of the batches are 0 and 2."""
+_SAVE, _STOP = 1, 2
+_ONEDNN_BLOCK = 16
+"""Channels that oneDNN handles together."""
+_LOOK = 100
+"""Steps after which it is seen whether all were finite, which waits for the device."""
+_PROBE = 128
+"""Images by which silent layers are found at the end of each epoch."""
+
+
+class Watch(Protocol):
+    """Who looks on while a network is trained."""
+
+    def say(self, line: str) -> None:
+        """Something worth knowing."""
+
+    def step(self, step: int, terms: Terms) -> None:
+        """So many steps of the run are done; `terms` are scalars on the device: reading one waits for it."""
+
+    def epoch(self, row: Row) -> None:
+        """An epoch is done; `row` is its line in `metrics.jsonl`."""
+
+
+def pick_device(name: str, local: int = 0) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one, the one of number `local`.
+
+    Raises:
+        ValueError: the name is no device, or there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
+        raise ValueError(f"device is {name!r}: give auto, cpu, cuda or cuda:1")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which is not to be had here: give auto, cpu or cuda") from error
+    return device
+
+
+def build_network(run: Run, num_classes: int, shape: tuple[int, int, int], device: torch.device) -> nn.Module:
+    """The network of a run with fresh weights for samples [C, H, W], on the device."""
+    return place(run.build(num_classes, shape), device)
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """A network on the device, its kernels in channels-last order, which all layers then take over, unless it is unsafe."""
+    network = network.to(device)
+    if device.type == "cpu" and any(map(_unsafe_channels_last, network.modules())):
+        return network
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _unsafe_channels_last(module: nn.Module) -> bool:
+    """Whether oneDNN writes past its workspace in the backward pass: github.com/uxlfoundation/oneDNN, issue 6035."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < _ONEDNN_BLOCK
+    )
+
+
+class Outputs(nn.Module):
+    """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last.
+
+    With `per_step`, the final head's are those of every step, [B, T, K].
+    """
+
+    def __init__(self, network: nn.Module, forward: Callable[..., Any], per_step: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.run = forward
+        self.per_step = per_step
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        out = self.run(self.network, x)
+        return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
+
+
+def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
+    """`forward` of samples [B, ...], in the precision of the run and for its time steps."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        return forward(over_time(x, run.T))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What runs the network, compiled where the run asks for it: to train, to look at its accuracy, to vary a weight."""
+
+    forward: nn.Module
+    look: Callable[..., Any]
+    rates: Callable[..., Tensor]
+    compiled: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """One run on one rank: the steps of the run, in order, from where its state stands.
+
+    Args:
+        folder: where the run is kept; only rank 0 writes.
+        stop: asks the run to end after the step.
+        save_minutes: a checkpoint is written at least so often, and after every epoch.
+        start: the round before, whose best weights a run without a checkpoint starts from; None for fresh ones.
+    """
+
+    run: Run
+    data: DataSet
+    folder: RunFolder
+    watch: Watch
+    ranks: Ranks = Ranks()
+    stop: Interrupt = Interrupt()
+    save_minutes: float = 10
+    start: RunFolder | None = None
+
+    def train(self) -> State:
+        """Train to the end, and keep state, rows and best weights in the folder.
+
+        The best epoch is chosen on the held-out images; the test images are not touched. A folder with a checkpoint is
+        continued: the result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
+
+        Raises:
+            Interrupted: `stop` was asked for; the state is saved.
+            NotFinite: the loss or a gradient is not finite; the state before that step is saved.
+            SaveError: the folder can't be written.
+            ValueError: the checkpoint is broken or of another network.
+        """
+        run, ranks = self.run, self.ranks
+        ranks.meet()  # one may have read the data for longer
+        device = pick_device(run.device, ranks.local)
+        with _deterministic(run.deterministic):
+            torch.manual_seed(run.seed)
+            network = build_network(run, len(self.data.classes), self.data.shape, device)
+            if run.sync_bn and ranks.n > 1:
+                network = synchronize_batch_norm(network, ranks.total)
+            state = State(network, run.optim.build(network))
+            if run.compile and self.start:
+                torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
+            prepare = compiler(run, device, self.watch.say)
+            rule = prepare(run.rule)
+            forward = ranks.wrap(Outputs(network, rule, run.loss.per_step))
+            self._begin(state)
+            data = self.data.to(device) if run.data.store == "device" else self.data
+            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not run.rule)
+            finite = True
+            while state.epoch < run.epochs:
+                finite = self._epoch(state, data, device, ready, careful=not finite)
+                if not finite:
+                    self.folder.restore(state)
+        return state
+
+    def _begin(self, state: State) -> None:
+        # As rank 0 sees it: the others may look when it has written one.
+        if self.ranks.tell("resume" if self.folder.has_state else ""):
+            self.folder.restore(state)
+            if self.ranks.first:
+                self.folder.publish(state)
+            self.ranks.meet()
+        else:
+            if self.start:
+                self.start.hand_on(state.network)
+            self._save(state)
+
+    def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready, careful: bool) -> bool:
+        """Train for the rest of the epoch, and save; or stop where a sum of terms is not finite, and say that by False.
+
+        A step whose terms are not finite leaves its mark in their sums, so that no step need wait for the device. To find
+        it, the steps since the checkpoint are done again, with care.
+        """
+        run, ranks, network = self.run, self.ranks, state.network
+        start = saved = time.perf_counter()
+        if run.search is not None and state.step == 0:
+            state.found = self._search(run.search, state, data, device, ready.rates)
+        steps = steps_per_epoch(data.train, run.batch)
+        batches = epoch_batches(
+            data, run.batch, run.data.augment, run.seed, state.epoch, ranks.share, run.accumulate, state.step, device
+        )
+        for parts in batches:
+            done = state.epoch * steps + state.step
+            torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
+            for group in state.optimizer.param_groups:
+                group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
+            begun = time.perf_counter()
+            terms = self._step(state, ready.forward, parts, careful)
+            if ready.compiled and done == 0:
+                took = time.perf_counter() - begun
+                self.watch.say(f"compiled: the first step took {took:.0f} s; a cache keeps that for other runs")
+            state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
+            state.step += 1
+            self.watch.step(done + 1, terms)
+            wish = ranks.most(self._wish(saved))
+            if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):
+                return False
+            if wish and state.step < steps:
+                self._save(state)
+                saved = time.perf_counter()
+            if wish == _STOP and state.step < steps:
+                raise Interrupted(self.stop.signal)
+        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch / run.epochs)}
+        row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
+        if len(data.held_out):
+            ranks.align(network)
+            row["held_out"] = self._held_out(network, data, device, ready.look).value
+        row |= self._probe(state, data, device)
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        state.rows.append(row)
+        state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
+        self._save(state)
+        self.watch.epoch(row)
+        if ranks.most(self._wish(saved)) == _STOP and state.epoch < run.epochs:
+            raise Interrupted(self.stop.signal)
+        return True
+
+    def _step(self, state: State, forward: nn.Module, parts: list[Part], careful: bool) -> Terms:
+        run, ranks, network = self.run, self.ranks, state.network
+        before = [buffer.clone() for buffer in network.buffers()] if careful else []
+        size = sum(len(part.labels) for part in parts)
+        terms: Terms = {}
+        for part in parts:
+            weight = len(part.labels) / size
+            with ranks.apart(forward, part is not parts[-1]):
+                outputs = self._run(forward, part.x)
+                outputs = [ranks.whole(logits, len(part.labels)) for logits in outputs]
+                of_part = run.loss(outputs, part.labels)
+                # The mean over ranks of gradients that each go to the rank's own images only.
+                (of_part["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
+            with torch.no_grad():
+                named = of_part | accuracies(outputs, part.labels)
+                terms = {name: terms.get(name, 0) + value.detach() * weight for name, value in named.items()}
+        norm = {"gradient_norm": health.gradient_norm(network)}
+        if careful and not health.all_finite(terms | norm):
+            self._give_up(state, parts, before, terms)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        return terms | norm
+
+    def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
+        return forward_pass(self.run, forward, x)
+
+    def _give_up(self, state: State, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
+        network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
+        names = health.names_not_finite(terms)
+
+        def again() -> None:
+            for part in parts:
+                self._run(lambda x: self.run.rule(network, x), part.x)
+
+        found = self.ranks.hear(health.where_not_finite(network, again, terms))
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+        kept = ""
+        if self.ranks.first:
+            kept = f"; the state before the step is in {self.folder.save_state(f'before-{step}', state)}"
+        raise health.NotFinite(
+            f"{step.replace('-', ' ')}: {'the loss' if names else 'a gradient'} is not finite"
+            + (f" (terms: {', '.join(names)})" if names else "")
+            + (f"; it appears first {found}" if found else "; run again, the layers were finite")
+            + f"{kept}. A smaller --optim.lr or --precision fp32 may help"
+        )
+
+    def _search(
+        self, search: Search, state: State, data: DataSet, device: torch.device, rates: Callable[..., Tensor]
+    ) -> Row:
+        """Set the temperatures of the epoch to come by the first samples of its order, which every rank has all."""
+        run, start = self.run, time.perf_counter()
+        body = state.network.body if isinstance(state.network, Branched) else state.network
+        (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
+        seed = stream(run.seed, _SEARCH, state.epoch)
+        torch.manual_seed(seed)
+        found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
+        return found | {"search_seconds": round(time.perf_counter() - start, 3)}
+
+    def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
+        own = data.held_out[self.ranks.share(len(data.held_out))]
+        counted = answers(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device).at_step[-1]
+        right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
+        return Accuracy(right, n)
+
+    def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
+        """The firing rate of all neurons and of each layer on a few images; says which layers are stuck, or no more."""
+        images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
+        x, _ = next(plain_batches(data, images, _PROBE, device))
+        ledger = self._run(lambda x: health.firing(state.network, x), x)
+        rates = ledger.rates(state.network)
+        now = health.stuck(rates, self.run.spiking)
+        before = health.stuck(state.rows[-1].get("firing_rates", {}), self.run.spiking) if state.rows else {}
+        for layer, rate in rates.items():
+            if layer in now and layer not in before:
+                self.watch.say(f"warning: layer {short_path(layer)} {now[layer]} on {len(images)} images: it can't learn")
+            elif layer in before and layer not in now:
+                self.watch.say(f"layer {short_path(layer)} can learn again: its firing rate is {rate:.2g}")
+        return {"firing_rate": ledger.mean_rate(), "firing_rates": rates}
+
+    def _wish(self, saved: float) -> int:
+        """What this rank wants after a step; the ranks do what one of them wants most."""
+        if self.stop.asked:
+            return _STOP
+        return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
+
+    def _save(self, state: State) -> None:
+        if self.ranks.first:
+            self.folder.save(state)
+        self.ranks.tell("")
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def compiler(
+    run: Run, device: torch.device, say: Callable[[str], None]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What makes a rule ready to run: `torch.compile` where the run asks for it and it works here."""
+
+    def eager(rule: Callable[..., Any]) -> Callable[..., Any]:
+        return rule
+
+    def compiled(rule: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(rule, fullgraph=True, dynamic=False)
+
+    if not run.compile:
+        return eager
+    problem = compiler_problem(device)
+    if problem:
+        say(f"not compiled, since {problem}: the steps take longer, the result is the same")
+        return eager
+    say("compiling the network at the first step, which takes a minute or two")
+    return compiled

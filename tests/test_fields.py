@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
@@ -38,8 +39,8 @@ from spikerate.data import Data
 from spikerate.gradients.agreement import Comparison
 from spikerate.gradients.temperature import Search
 from spikerate.rules import BPTT
-from spikerate.runs import presets, train
-from spikerate.runs.config import Model, Neuron, Round, Run
+from spikerate.runs import presets, record, train
+from spikerate.runs.config import Model, Neuron, Round, Run, decode, encode
 from spikerate.surrogate import Dspike
 from spikerate.system import environment
 
@@ -180,7 +181,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, run in runs.items():
             patch.setitem(presets.PRESETS, name, replace(presets.PRESETS["digits-bptt"], run=run))
         patch.setattr(environment, "source", functools.cache(environment.source))
-        patch.setattr(environment, "environment", functools.cache(environment.environment))
+        patch.setattr(environment, "card", functools.cache(environment.card))
+        patch.setattr(record, "write_whole", lambda path, content: path.write_bytes(content))
         patch.setattr(train, "compiler", lambda run, device, say: lambda rule: rule)
         patch.setattr(command_line, "measure_gradients", few)
         patch.setattr(command_line, "measure_cells", lambda *of: [])
@@ -192,46 +194,75 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_every_field_of_every_command(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    import time
-
-    n, t0 = 0, time.time()
-    for words in [["train", "probe"], *OTHERS.values()]:
-        assert main(words) == 0, words
-    capfd.readouterr()
-    import collections
-
-    spent = collections.Counter()
-    bad = []
-    for words, option in commands():
-        for value in option.values:
-            args = line(words, option, value)
-            t1 = time.time()
-            try:
-                status = main(args)
-            except BaseException as e:
-                bad.append((args, repr(e)[:200]))
-                continue
-            n += 1
-            spent[str(words) + option.name] += time.time() - t1
-            told = capfd.readouterr()
-            problem = wrong(status, told.out, told.err)
-            if problem:
-                bad.append((args, problem, status, told.err[-300:]))
-    with open("/tmp/h/strangers/out.txt", "w") as f:
-        print(n, time.time() - t0, file=f)
-        for b in bad:
-            print([str(x)[:150] for x in b[0]], *b[1:], file=f)
-        print(spent.most_common(30), file=f)
+def check(words: list[str], told: pytest.CaptureFixture[str]) -> None:
+    """One sentence and status 2 (1 for what is found in training), or right; nothing that could steer a terminal."""
+    told.readouterr()
+    status = main(words)
+    out, err = told.readouterr()
+    seen = {c for c in out + err if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
+    assert not seen, (words, seen)
+    if status:
+        assert status == 2 or (status == 1 and "finite" in err), (words, status, err)
+        assert err.startswith("spikerate: ") and err.count("\n") == 1 and "Error(" not in err, (words, err)
+        assert not any(f"Unrecognized options: {word.partition('=')[0]}" in err for word in words if word[:2] == "--"), err
 
 
-def wrong(status: int, out: str, err: str) -> str:
-    """What is wrong with what a command has said; "" where it is one sentence, or right."""
-    shown = {c for c in out + err if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
-    if shown:
-        return f"it shows {shown}"
-    if "Error(" in err or "Unrecognized" in err:
-        return "not our words"
-    if status == 0:
-        return ""
-    return "" if status in (1, 2) and err.startswith("spikerate: ") and err.count("\n") == 1 else "no sentence"
+@pytest.mark.parametrize("number", range(2))
+def test_every_field_on_the_command_line(number: int, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    right = [["train", "probe"], *OTHERS.values()]
+    for words in right[number::2]:
+        assert main(words) == 0, (words, capfd.readouterr().err)
+    given = [
+        line(words, option, value)
+        for words, option in commands()
+        for value in (option.values if words[0] not in ("train", "gradient", "reproduce", "bench") else option.values[-1:])
+    ]
+    for words in given[number::2]:
+        check(words, capfd)
+
+
+JSON = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    1.5,
+    2**31,
+    2**62,
+    10**40,
+    *map(float, REAL),
+    "x",
+    "a\x1b[2Jb",
+    "",
+    [],
+    [[[]]],
+    {},
+    {"type": "Run"},
+]
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_every_field_of_a_run_that_a_file_tells(
+    number: int, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bases = [((), TINY), *with_alternatives(TINY)]
+    fields = [
+        (run, option.path[1:])
+        for at, run in bases
+        for option in options(Train, Train(run))
+        if option.path[0] == "run" and option.path[1 : 1 + len(at)] == at
+    ]
+    monkeypatch.setattr(command_line, "_parse", lambda kind, rest, prog, default: default)
+    for run, path in fields[number::2]:
+        numbers: list[tuple[float, Run]] = []
+        for value in JSON:
+            told = encode(run)
+            functools.reduce(lambda part, name: part[name], path[:-1], told)[path[-1]] = value
+            with contextlib.suppress(ValueError):
+                changed = decode(Run, told)
+                numbers += [(value, changed)] if type(value) in (int, float) else []
+        numbers.sort(key=lambda pair: pair[0])
+        for _, changed in (*numbers[:1], *numbers[-1:]):  # the ends of the range train, or say in a sentence why not
+            presets.PRESETS["changed"] = replace(presets.PRESETS["probe"], run=changed)
+            check(["train", "changed"], capfd)

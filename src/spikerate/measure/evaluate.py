@@ -33,7 +33,7 @@ class Accuracy:
         z, p, n = 1.959964, self.value, self.n
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return middle - half, middle + half
+        return max(0.0, middle - half), min(1.0, middle + half)  # which rounding may leave
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,11 @@ class Answers:
         K = self.num_classes
         return torch.bincount(self.labels * K + self.found[:, -1], minlength=K * K).view(K, K)
 
+    def confusions(self) -> Tensor:
+        """[N, 3] int64: of what occurs, the class, what it was taken for, and how often; for many classes."""
+        pairs, counts = torch.unique(self.labels * self.num_classes + self.found[:, -1], return_counts=True)
+        return torch.stack([pairs // self.num_classes, pairs % self.num_classes, counts], 1)
+
     def some(self, n: int) -> Tensor:
         """Indices of n samples: half of them right at the end and half wrong, as far as there are so many.
 

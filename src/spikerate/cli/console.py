@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -33,9 +33,9 @@ class PlainConsole(Console):
         return super().render_str(escaped(text), **how)
 
 
-def console(quiet: bool = False) -> Console:
+def console(quiet: bool = False, file: TextIO | None = None) -> Console:
     """Where everything is printed: a path or a class may hold what rich would take for markup, or a terminal for orders."""
-    return PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+    return PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet, file=file)
 
 
 def complain(sentence: str) -> None:

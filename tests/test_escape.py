@@ -1,0 +1,96 @@
+"""What files and folders are called can't steer a terminal, a page or a log."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from spikerate.cli.console import complain, console, table
+from spikerate.cli.main import main
+from spikerate.data import Data
+from spikerate.report.gather import gather, write
+from spikerate.rules import BPTT
+from spikerate.runs import presets
+from spikerate.runs.config import Model, Run
+from spikerate.system.escape import escaped
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07b\nspikerate: all is well\r\u202egnp.exe\u2066\u200f\u2028\x9b31m[red]x[/red]:smile:"
+"""Orders to a terminal, a line of its own, marks of direction, markup of rich."""
+STEERING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def steering(text: str) -> set[str]:
+    return {c for c in text if unicodedata.category(c) in STEERING}
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_what_steers_is_written_out_and_the_rest_stays(text: str) -> None:
+    shown = escaped(text)
+    assert not steering(shown)
+    assert len(shown.splitlines()) <= 1
+    shown.encode()  # halves of pairs could not be
+    if not steering(text):
+        assert shown == text
+    assert shown.encode("latin-1", "backslashreplace").decode("unicode_escape") == text or "\\" in text or not text.isascii()
+
+
+def test_strings_tables_and_sentences_go_through_it(capsys: pytest.CaptureFixture[str]) -> None:
+    file = io.StringIO()
+    shown = console(file=file)
+    rows = table(f"title {HOSTILE}", "name", f"column {HOSTILE}")
+    rows.add_row(HOSTILE, HOSTILE)
+    for what in (HOSTILE, rows, "plain"):
+        shown.print(what)
+    complain(HOSTILE)
+    out = file.getvalue()
+    assert not steering(out) - {"\n"} and "[red]x[/red]:smile:" in out
+    assert out.splitlines()[0].startswith(r"a\x1b[2J\x1b]0;title\x07b\nspikerate: all is well\r\u202egnp.exe")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_with_hostile_names_is_shown_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = Run(Data("digits", subset=24), Model("vgg11", 1), rule=BPTT(), T=1, epochs=1, batch=8)
+    monkeypatch.setitem(presets.PRESETS, "tiny", presets.Preset(tiny, "paper", "title", "method", "", ""))
+    assert main(["train", "tiny", "--out", "run"]) == 0
+    name = "run " + HOSTILE.replace("/", "|")
+    shutil.copytree("run", name)
+    record = json.loads((Path(name) / "run.json").read_text())
+    record["preset"] = record["command"] = HOSTILE
+    record["data"]["classes"] = [f"{k} {HOSTILE}" for k in range(10)]
+    (Path(name) / "run.json").write_text(json.dumps(record))
+    picture = Path(HOSTILE.replace("/", "|") + ".png")
+    Image.new("L", (8, 8)).save(picture)
+    capsys.readouterr()
+    for words in (
+        ["predict", name, str(picture)],
+        ["eval", name],
+        ["report", name],
+        ["export", name, name + ".safetensors"],
+        ["train", "--resume", name],
+        ["report", name, name],
+        ["eval", HOSTILE],
+        ["predict", name, HOSTILE],
+        ["show", HOSTILE],
+        [HOSTILE],
+        ["eval", os.fsdecode(b"\xff\xfe")],
+    ):
+        status = main(words)
+        out, err = capsys.readouterr()
+        assert status in (0, 2) and not steering(out + err) - {"\n"}, (words, out, err)
+        assert not any(line.startswith("spikerate: all is well") for line in (out + err).splitlines())
+        assert err.count("\n") == (1 if status else 0)
+    write(gather([Path(name)]), Path("page.html"))
+    page = Path("page.html").read_text()
+    assert not steering(page) - {"\n", "\u200b"} and "[red]x[/red]" in page

@@ -40,7 +40,6 @@ def test_what_steers_is_written_out_and_the_rest_stays(text: str) -> None:
     shown.encode()  # halves of pairs could not be
     if not steering(text):
         assert shown == text
-    assert shown.encode("latin-1", "backslashreplace").decode("unicode_escape") == text or "\\" in text or not text.isascii()
 
 
 def test_strings_tables_and_sentences_go_through_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ FITTING = {Search: lambda run: replace(run, neuron=Neuron(surrogate=Dspike()), b
 """What a run needs besides, where it has the alternative."""
 
 WHOLE = ["-1", "0", "1", str(2**31), str(2**62), "9" * 40, "1" * 5000, "nan", "1.5"]
-REAL = ["-1", "0", "1e-300", "1e-12", "1e12", "1e39", "1e300", "-1e39", "nan", "inf", "-inf"]
+REAL = ["-1", "0", "1e-300", "1e-30", "1e12", "1e39", "1e300", "-1e39", "nan", "inf", "-inf"]
 ROUNDS = [f"{T}:{epochs}:{lr}" for T in ("ann", 1, "9" * 9) for epochs in (1, 10**8) for lr in (0.1, 1e39, "1e-300")]
 WORDS = ["a\x1b[2Jb", "two\nlines", "[red]x[/]", "exe\u202egnp", "\udcff", "x" * 300, "/dev/null", "hpu", "-1"]
 VALUES = {int: WHOLE, float: REAL, Round: ROUNDS, bool: ["", "x", *WORDS[:1]]}

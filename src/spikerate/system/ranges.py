@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LARGEST = 1e12
 """Of a factor, a rate or a potential: far beyond every use, and its products stay finite in float32."""
-SMALLEST = 1e-12
+SMALLEST = 1e-30
 """Of what must be positive, for the same reason."""
 
 MOST_STEPS = 10_000

@@ -41,6 +41,7 @@ from spikerate.gradients.temperature import Search
 from spikerate.rules import BPTT
 from spikerate.runs import presets, record, train
 from spikerate.runs.config import Model, Neuron, Round, Run, decode, encode
+from spikerate.runs.kinds import PARTS
 from spikerate.surrogate import Dspike
 from spikerate.system import environment
 
@@ -123,6 +124,12 @@ def with_alternatives(run: Run, value: Any = None, path: tuple[str, ...] = ()) -
             yield from with_alternatives(run, own, place)
 
 
+def alternatives() -> list[tuple[tuple[str, ...], Run]]:
+    """Each kind of part once."""
+    kinds = {type(functools.reduce(getattr, place, run)): (place, run) for place, run in with_alternatives(TINY)}
+    return list(kinds.values())
+
+
 def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
     if not path:
         return new
@@ -148,7 +155,8 @@ OTHERS: dict[type, list[str]] = {
 def commands() -> Iterator[tuple[list[str], Option]]:
     """Every field of every command, and the words that it is given to."""
     yield from ((["train", "probe"], option) for option in options(Train, Train(TINY)))
-    for k, (place, run) in enumerate(with_alternatives(TINY)):
+    yield from ((["train", "probe"], Option(name, str, ("run",))) for name in PARTS)
+    for k, (place, run) in enumerate(alternatives()):
         inside = (option for option in options(Train, Train(run)) if option.path[1 : 1 + len(place)] == place)
         yield from ((["train", f"probe{k}"], option) for option in inside)
     for kind, words in OTHERS.items():
@@ -169,7 +177,7 @@ def line(words: list[str], option: Option, value: str) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run; whatever is slow or far away is cut short."""
     folder = tmp_path_factory.mktemp("fields")
-    runs = {"probe": TINY} | {f"probe{k}": run for k, (_, run) in enumerate(with_alternatives(TINY))}
+    runs = {"probe": TINY} | {f"probe{k}": run for k, (_, run) in enumerate(alternatives())}
     whole = measure_gradients
 
     def few(network: Any, data: Any, run: Any, compare: Comparison, *rest: Any) -> Any:
@@ -246,14 +254,14 @@ JSON = [
 def test_every_field_of_a_run_that_a_file_tells(
     number: int, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bases = [((), TINY), *with_alternatives(TINY)]
+    bases = [((), TINY), *alternatives()]
     fields = [
         (run, option.path[1:])
         for at, run in bases
         for option in options(Train, Train(run))
         if option.path[0] == "run" and option.path[1 : 1 + len(at)] == at
     ]
-    monkeypatch.setattr(command_line, "_parse", lambda kind, rest, prog, default: default)
+    monkeypatch.setattr(command_line, "_parse", lambda kind, rest, prog, default, *more: default)
     for run, path in fields[number::2]:
         numbers: list[tuple[float, Run]] = []
         for value in JSON:

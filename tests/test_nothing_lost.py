@@ -225,7 +225,7 @@ def test_no_place_at_all(tmp_path: Path) -> None:
     assert "the checkpoint before is whole" in done.stderr
     assert "Traceback" not in done.stderr
     read_tensors(tmp_path / "run" / "last.safetensors")
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
 def test_a_vanished_folder(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def _of_run(folder: RunFolder, weights: str) -> Trained:
 
 
 def _of_file(path: Path) -> Trained:
-    tensors, facts = read_tensors(path)
+    tensors, facts = read_tensors(path.resolve())  # a link of the user's own
     if "network" not in facts:
         raise ValueError(f"{path} holds weights without their network: give the run folder, or what spikerate export wrote")
     if facts.get("format") != FORMAT:

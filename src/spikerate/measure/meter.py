@@ -123,6 +123,8 @@ def _fan_out(layer: autograd.Layer, used: Callable[[Tensor], Tensor], x: Tensor,
 class Metered(Signal):
     """An `Unrolled` signal whose firings are noted in a ledger, and its operations, where wanted, in a tally."""
 
+    plain = (*Signal.plain, "ledger", "tally")
+
     inner: Unrolled = field(kw_only=True)
     ledger: Ledger | Trains = field(kw_only=True)
     tally: Tally | None = field(kw_only=True)

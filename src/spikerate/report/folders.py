@@ -85,13 +85,12 @@ class Finding:
         """
         folder = RunFolder.open(path)
         about, run = folder.about(), folder.config()
-        _check_about(about, path)
         before = folder.rounds(run)[:-1]
         return cls(
             path,
             run,
             about,
-            [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
+            [_finite(row, path) for row in folder.metrics()] if folder.has_epochs else [],
             _result(folder, run.T),
             Examples.read(path),
             [(of, cls.read(place.path) if place.stands else None) for of, place in before],
@@ -102,27 +101,6 @@ class Finding:
         """The training time, with that of the rounds before."""
         before = sum(found.seconds for _, found in self.rounds if found)
         return before + float(sum(row.get("seconds", 0.0) for row in self.rows))
-
-
-def _check_about(about: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
-    data, environment = about["data"], about["environment"]
-    entries: tuple[tuple[str, Any, type], ...] = (
-        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
-        ("ranks", about.get("ranks"), int),
-        ("source", about.get("source"), dict),
-        ("resumed", about.get("resumed"), list),
-        ("data.sizes", data.get("sizes"), dict),
-        ("data.sha256", data.get("sha256"), dict),
-        ("data.classes", data.get("classes"), list),
-        ("data.skipped", data.get("skipped"), list),
-        ("data.notes", data.get("notes"), list),
-        ("environment.gpus", environment.get("gpus"), list),
-        ("environment.packages", environment.get("packages"), dict),
-    )
-    for name, value, kind in entries:
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{path / 'run.json'} has an entry {name} that is no {kind.__name__}: it was altered")
 
 
 def _result(folder: RunFolder, T: int) -> Result | None:
@@ -139,7 +117,7 @@ def _finite(row: Row, path: Path) -> Row:
     """The numbers of a line of `metrics.jsonl` that can be drawn."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     if "epoch" not in kept:
-        raise ValueError(f"{path / 'metrics.jsonl'} has a line without an epoch: it is altered, or of another version")
+        raise ValueError(f"{path / 'metrics.jsonl'} has the epoch {row['epoch']}: it is altered")
     return kept
 
 

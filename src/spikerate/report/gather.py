@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
 from spikerate.runs.experiment import LARGEST_CONFUSION
 from spikerate.runs.presets import headline
+from spikerate.runs.record import doubt
 from spikerate.system import environment
 from spikerate.system.escape import escaped
-from spikerate.system.files import write_whole
+from spikerate.system.files import is_there, open_plain, write_whole
 
 _MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
 """How a report begins: a file that begins so may be written anew."""
@@ -261,9 +263,10 @@ def gather(paths: Sequence[Path]) -> Report:
     """Read run folders, or folders of such folders, and compare them.
 
     Raises:
-        ValueError: a folder holds no run, is broken or given twice; or there is none.
+        ValueError: a folder holds no run, is broken, can't be read or is given twice; or there is none.
     """
-    folders = [folder for path in paths for folder in _runs_in(path)]
+    unseen: list[str] = []
+    folders = [folder for path in paths for folder in _runs_in(path, unseen)]
     twice = {folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1}
     if twice:
         raise ValueError(f"{min(twice)} is given twice: give each run once")
@@ -279,7 +282,7 @@ def gather(paths: Sequence[Path]) -> Report:
         list(_curves(groups)),
         charts.chart("Test accuracy against T", over_time, "share", "time steps"),
         charts.strips(rows) if sum(map(len, rows.values())) > 1 else None,
-        list(_notes(groups)),
+        [*unseen, *_notes(groups)],
     )
 
 
@@ -323,11 +326,15 @@ def _plain(value: Any) -> Any:
 
 def check_place(file: Path) -> None:
     """Raise `ValueError` where a report can't be put: in the place of a folder or device, or of another file."""
-    if not file.exists():
+    if not is_there(file):
         return
-    if not file.is_file():
-        raise ValueError(f"{file} is a {'folder' if file.is_dir() else 'device'}: give a file by --out")
-    with file.open("rb") as there:
+    try:
+        there = open_plain(file)
+    except OSError as error:
+        raise ValueError(f"{file} can't be read ({error.strerror}): choose another by --out") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; or choose another by --out") from error
+    with there:
         if there.read(len(_MARK)) != _MARK:
             raise ValueError(f"{file} is there already and is no report: choose another by --out")
 
@@ -335,18 +342,40 @@ def check_place(file: Path) -> None:
 # groups -----------------------------------------------------------------------------------------------------------------
 
 
-def _runs_in(path: Path) -> list[Path]:
-    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs."""
-    if (path / "run.json").is_file():
+def _runs_in(path: Path, unseen: list[str]) -> list[Path]:
+    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs.
+
+    Args:
+        unseen: what can't be looked into is added to it.
+    """
+    if not path.is_dir():
         return [path]
-    inside = sorted(file.parent for pattern in ("*/run.json", "*/*/run.json") for file in path.glob(pattern))
-    return [folder for folder in inside if not (folder.parent / "run.json").is_file()] or [path]
+    here: list[str] = []
+    own, folders = _look(path, here)
+    if here:
+        raise ValueError(here[0])
+    found = [path] if own else []
+    for folder in () if own else folders:
+        of_run, deeper = _look(folder, unseen)
+        found += [folder] if of_run else [place for place in deeper if _look(place, unseen)[0]]
+    return sorted(found) or [path]
+
+
+def _look(folder: Path, unseen: list[str]) -> tuple[bool, list[Path]]:
+    """Whether a folder is that of a run, and the folders inside."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+        return any(entry.name == "run.json" for entry in entries), [Path(e.path) for e in entries if e.is_dir()]
+    except OSError as error:
+        unseen.append(f"{folder} can't be read ({error.strerror}): a run in it is left out")
+        return False, []
 
 
 def _grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
     alike: dict[str, list[Finding]] = {}
     for found in findings:
-        alike.setdefault(str((settings(found.run), _checksums(found))), []).append(found)
+        alike.setdefault(str((settings(found.run), _checksums(found), _start(found))), []).append(found)
     named: dict[str, int] = {}
     groups = []
     for runs in alike.values():
@@ -362,12 +391,16 @@ def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for of in of_groups for name in of)
     rows = [(name, [of.get(name, "-") for of in of_groups]) for name in names]
     rows.append(("checksums of the data", [environment.fingerprint(_checksums(group.runs[0])) for group in groups]))
+    rows.append(("weights to start from", [_start(group.runs[0]) for group in groups]))
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def _notes(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         for found in group.runs:
+            for place, about in ((found.path, found.about), *((of.path, of.about) for _, of in found.rounds if of)):
+                if why := doubt(place, about):
+                    yield why
             if not found.result:
                 yield f"{found.path} is not finished: {len(found.rows)} of {found.run.epochs} epochs, and not tested yet"
         for seed in sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
@@ -392,6 +425,11 @@ def _environments(about: Mapping[str, Any]) -> list[Any]:
 
 def _checksums(found: Finding) -> Any:
     return found.about["data"].get("sha256")
+
+
+def _start(found: Finding) -> str:
+    """Which weights a run started from."""
+    return str((found.about.get("init") or {}).get("sha256", "fresh"))
 
 
 def _command(about: Mapping[str, Any]) -> str | None:

@@ -17,11 +17,11 @@ from spikerate.gradients.agreement import Comparison, Fidelity
 from spikerate.measure.energy import Energy
 from spikerate.measure.evaluate import Accuracy, Answers, answers, over_time
 from spikerate.measure.meter import Ledger, Meter, Tally, Trains
-from spikerate.runs.config import Run, encode
+from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
-from spikerate.runs.train import Trainer, Watch
+from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
@@ -143,7 +143,7 @@ def data_card(data: DataSet) -> dict[str, Any]:
     }
 
 
-def _check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
+def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError`, before anything is written, where network and data do not go together."""
     run.model.check(data.shape)
     if run.search is not None:
@@ -163,8 +163,8 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     Raises:
         ValueError: network and data do not go together, or the folder is taken, or can't be written.
     """
-    _check_fits(run, data, ranks)
-    if ranks.first and not (restarted() and (path / "run.json").is_file() and RunFolder(path).config() == run):
+    check_fits(run, data, ranks)
+    if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
         RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
     return RunFolder.open(Path(ranks.tell(str(path))))
 
@@ -185,13 +185,13 @@ def perform(
     stop: Interrupt = Interrupt(),
     save_minutes: float = 10,
     track: Track = untracked,
-    start: RunFolder | None = None,
+    start: Start | None = None,
 ) -> tuple[State, Measured]:
     """Train from where the folder stands, and evaluate the best weights on the test set.
 
     Args:
         run: without rounds before.
-        start: the round before, if any.
+        start: what gives a run its weights that has no checkpoint yet: the round before, for instance.
 
     Raises:
         as `Trainer.train`.
@@ -214,7 +214,6 @@ def perform(
 
 def _card(run: Run, data: DataSet, ranks: Ranks) -> dict[str, Any]:
     return {
-        "fingerprint": environment.fingerprint(encode(run)),
         "started": environment.now(),
         "ranks": ranks.n,
         "data": data_card(data),

@@ -43,6 +43,13 @@ _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
 
+class Start(Protocol):
+    """Where the weights of a run come from, if not from its seed: the round before, or another run."""
+
+    def hand_on(self, network: nn.Module) -> None:
+        """Give them to the network, in place; raises `ValueError` where it is another."""
+
+
 class Watch(Protocol):
     """Who looks on while a network is trained."""
 
@@ -138,7 +145,7 @@ class Trainer:
         folder: where the run is kept; only rank 0 writes.
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
-        start: the round before, whose best weights a run without a checkpoint starts from; None for fresh ones.
+        start: where a run without a checkpoint has its weights from; None for fresh ones.
     """
 
     run: Run
@@ -148,7 +155,7 @@ class Trainer:
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
-    start: RunFolder | None = None
+    start: Start | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
@@ -160,7 +167,7 @@ class Trainer:
             Interrupted: `stop` was asked for; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken or of another network.
+            ValueError: the checkpoint is broken, of another network, or tells what can't be.
         """
         run, ranks = self.run, self.ranks
         ranks.meet()  # one may have read the data for longer
@@ -194,6 +201,7 @@ class Trainer:
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:
             self.folder.restore(state)
+            state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
             if self.ranks.first:
                 self.folder.publish(state)
             self.ranks.meet()
@@ -227,6 +235,11 @@ class Trainer:
                 update_average(state.average, network, run.optim.ema_at(done))
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
+            if careful and not health.all_finite(state.totals):
+                raise health.NotFinite(
+                    f"epoch {state.epoch + 1} step {state.step}: the sum of a term is not finite, though the term is; "
+                    "a smaller --optim.lr may help"
+                )
             self.watch.step(done + 1, terms)
             wish = ranks.most(self._wish(saved))
             if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):

@@ -7,21 +7,27 @@ import json
 import os
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from spikerate.cli.console import complain, console, table
 from spikerate.cli.main import main
-from spikerate.data import Data
+from spikerate.data import Data, Units
+from spikerate.exchange.trained import Card, Trained, read_trained
 from spikerate.report.gather import gather, write
 from spikerate.rules import BPTT
 from spikerate.runs import presets
-from spikerate.runs.config import Model, Run
+from spikerate.runs.config import Model, Neuron, Run, encode
+from spikerate.runs.record import RunFolder
 from spikerate.system.escape import escaped
+from spikerate.system.files import digest, pack_tensors, read_tensors
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07b\nspikerate: all is well\r\u202egnp.exe\u2066\u200f\u2028\x9b31m[red]x[/red]:smile:"
 """Orders to a terminal, a line of its own, marks of direction, markup of rich."""
@@ -93,3 +99,64 @@ def test_a_run_with_hostile_names_is_shown_by_every_command(
     write(gather([Path(name)]), Path("page.html"))
     page = Path("page.html").read_text()
     assert not steering(page) - {"\n", "\u200b"} and "[red]x[/red]" in page
+
+
+@pytest.mark.parametrize("depth", [60, 900, 100_000])
+def test_json_that_is_deep_is_a_sentence(depth: int, tmp_path: Path) -> None:
+    deep = '{"x":' * depth + "[]" + "}" * depth
+    (tmp_path / "run.json").write_text(f'{{"format": 1, "run": {deep}}}')
+    with pytest.raises(ValueError, match=r"run.json can't be read as JSON: its lists and records stand inside each other"):
+        RunFolder.open(tmp_path).config()
+    tensors = {"x": torch.zeros(1)}
+    found = {"facts": deep, "sha256": digest(tensors, deep)}
+    (tmp_path / "net.safetensors").write_bytes(safetensors.torch.save(tensors, found))
+    with pytest.raises(ValueError, match=r"net.safetensors is no file of spikerate"):
+        read_tensors(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "-1", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "9" * 40, "RANK": "0", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": ""},
+    ],
+    ids=str,
+)
+def test_what_a_launcher_left_in_the_environment_is_checked(
+    told: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "digits-bptt", "--out", "run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("spikerate: the environment has WORLD_SIZE=") and err.count("\n") == 1 and "torchrun" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--out", ""], ["train", "--out="], ["train", "--resume", ""], ["eval", ""]], ids=str
+)
+def test_an_empty_word_is_no_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "was given an empty word, as of a variable that is not set" in capsys.readouterr().err
+
+
+def test_a_short_file_makes_no_large_network(tmp_path: Path) -> None:
+    card = Card(Model("vgg11", 1), Neuron(), False, 2, (1, 8, 8), False, ("a", "b"), Units((0.0,), (1.0,), 255.0))
+    whole = Trained(card.build(), card)
+    for large, words in (
+        (replace(card, model=Model("vgg11", 4096)), "is of another network"),
+        (card, "T is|do not go together"),
+    ):
+        facts = whole.facts() | {"network": encode(large)}
+        facts["network"]["T"] = 2 if large is not card else 10**9
+        file = tmp_path / "net.safetensors"
+        file.write_bytes(pack_tensors(whole.network.state_dict(), facts))
+        with pytest.raises(ValueError, match=words):
+            read_trained(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def answers(
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             batches = plain_batches(data, samples, batch, device)
             for x, _ in track(batches, "testing", -(-len(samples) // batch)):
-                found.append(rule(network, over_time(x, T)).steps.cumsum(0, dtype=torch.float64).argmax(-1).T)
+                steps = rule(network, over_time(x, T)).steps.double()
+                # One by one: on a GPU `cumsum` may give other bits each time, and is refused in a deterministic run.
+                found.append(torch.stack([logits.argmax(-1) for logits in itertools.accumulate(steps)], 1))
     finally:
         network.train(was_training)
     return Answers(torch.cat(found), samples.labels.to(device), len(data.classes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -371,6 +372,7 @@ class Trainer:
 def _deterministic(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order each time
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:

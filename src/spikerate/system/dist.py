@@ -153,6 +153,7 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
             20 seconds is taken for lost.
 
     Raises:
+        ValueError: there are more processes on this machine than GPUs.
         LostRank: another process has ended, or does not answer.
     """
     ranks = of_launcher()
@@ -160,6 +161,12 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
         yield ranks
         return
     if gpu:
+        here = torch.cuda.device_count()
+        if ranks.local >= here:
+            raise ValueError(
+                f"torchrun starts a process {ranks.local} on this machine, which has {here} "
+                f"{'GPU' if here == 1 else 'GPUs'}: give --nproc-per-node {here}, or --device cpu"
+            )
         torch.cuda.set_device(ranks.local)
     timeout = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
     try:

@@ -293,7 +293,7 @@ def test_only_a_lack_of_memory_is_called_so(monkeypatch: pytest.MonkeyPatch, cap
 def test_the_command_when_a_cell_has_too_little_memory(spikerate: Spikerate, tmp_path: Path) -> None:
     fake_cells(tmp_path, {2: ""})
     done = spikerate(
-        *("bench", "--methods", "ann", "--T", "2", "--width", "2", "--side", "8", "--batch", str(10**12), "--out", "here"),
+        *("bench", "--methods", "ann", "--T", "2", "--width", "2", "--side", "4096", "--batch", "1000000", "--out", "here"),
         *("--device", "cpu", "--peers", sys.executable, "fake2.py", "--steps", "1"),
     )
     assert done.returncode == 1

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
+from spikerate.system.ranges import MOST_STEPS
 
 Network = Callable[[Signal], Signal]
 
@@ -185,8 +186,10 @@ def _join(outputs: list[Signal], T: int) -> Signal:
 
 
 def _check_chunk(rule: str, chunk: int | None) -> None:
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"{rule}.chunk is {chunk}: give a number of steps >= 1, or None for all T at once")
+    if chunk is not None and not 1 <= chunk <= MOST_STEPS:
+        raise ValueError(
+            f"{rule}.chunk is {chunk}: give a number of steps >= 1, and {MOST_STEPS:,} at most, or None for all T at once"
+        )
 
 
 def _check_input(x: Tensor) -> None:

@@ -21,6 +21,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from spikerate.system.escape import escaped
 
 
 class OutputLost(Exception):
@@ -84,19 +87,29 @@ def drop(stream: TextIO) -> None:
 
 
 def complain(sentence: str) -> None:
-    """A sentence on standard error, if that can be written."""
+    """Say on standard error what is wrong, in one line, if that can be written."""
     with contextlib.suppress(OSError):
-        print(f"spikerate: {sentence}", file=sys.stderr, flush=True)
+        print(f"spikerate: {escaped(sentence)}", file=sys.stderr, flush=True)
+
+
+class PlainConsole(Console):
+    """A console that shows every string as it is, in one line: what a file or a folder is called can't steer the terminal.
+
+    All strings that rich shows, cells of tables too, are made texts by `render_str`.
+    """
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(escaped(text), **how)
 
 
 def console(quiet: bool = False, needed: bool = True) -> Console:
-    """Where everything is printed as it is: a path or a class may hold what rich would take for markup.
+    """Where everything is printed: a path or a class may hold what rich would take for markup, or a terminal for orders.
 
     Args:
         needed: whether the command is to end where its output can't be written.
     """
     out: Any = Output(needed)
-    return Console(file=out, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+    return PlainConsole(file=out, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 class TransferBar:

@@ -56,6 +56,7 @@ from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarte
 from spikerate.system.files import inside, is_there, write_json
 from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
 from spikerate.system.memory import ADVICE, is_out_of_memory
+from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
 
 Command = TypeVar("Command")
 
@@ -83,6 +84,9 @@ _USAGE = """usage: spikerate COMMAND ...
 
 spikerate COMMAND --help tells more."""
 
+_MOST_RUNS = 10_000
+"""One for each seed."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -101,8 +105,8 @@ class Train:
     """keep a log for TensorBoard in RUN/tensorboard, too; a run that is resumed goes on with it"""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}: give a number of runs >= 1")
+        check_count("seeds", self.seeds, "a number of runs", _MOST_RUNS)
+        check_number("save_minutes", self.save_minutes, 0)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,9 @@ class Resume:
     """a checkpoint at least so often; there is one after every epoch"""
     tensorboard: bool = False
     """keep a log for TensorBoard in RUN/tensorboard from now on, too; one that is there goes on without"""
+
+    def __post_init__(self) -> None:
+        check_number("save_minutes", self.save_minutes, 0)
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,8 @@ class Eval:
     """auto, cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.T is not None and self.T < 1:
-            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -220,8 +227,8 @@ class Gradient:
     """auto, cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.T is not None and self.T < 1:
-            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -241,8 +248,9 @@ class Bench:
     """folder of figures and picture; runs/bench-DATE-HOST by default, with a number behind where that is taken"""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: give a number >= 1")
+        check_count("steps", self.steps, "a number", MOST_SAMPLES)
+        for t in self.T:
+            check_count("T", t, "a number of time steps", MOST_STEPS)
         if not (self.methods or self.peers) or not self.T:
             raise ValueError("bench got no methods or no T: give one of each at least")
 
@@ -357,6 +365,8 @@ def _parse(
     kind: type[Command], args: list[str], prog: str, default: Command | None = None, description: str | None = None
 ) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
+    if any(word == "" or re.fullmatch(r"--[\w.-]+=", word) for word in args):
+        raise ValueError(f"{prog} was given an empty word, as of a variable that is not set: give a value, or leave it out")
     told, out = io.StringIO(), Output(needed=True)
     shown: Any = out
     given: Any = tyro.MISSING_NONPROP if default is None else default

@@ -19,7 +19,7 @@ import pooch
 import torch
 from torch import Tensor
 
-from spikerate.system.files import is_there, locked, open_plain, read_text, write_json
+from spikerate.system.files import is_there, locked, open_plain, parse_json, read_text, write_json
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
@@ -142,7 +142,7 @@ def _remove_left(place: Path) -> None:
 def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:
     rows, row_bytes = place / "rows", math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        facts = json.loads(read_text(place / "facts.json"))
+        facts = parse_json(read_text(place / "facts.json"))
         broken = {int(k): str(reason) for k, reason in facts["broken"].items()}
         whole = facts.pop("check") == _check(facts) and facts["key"] == text
         whole = whole and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]

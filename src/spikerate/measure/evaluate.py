@@ -34,7 +34,7 @@ class Accuracy:
         z, p, n = 1.959964, self.value, self.n
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return middle - half, middle + half
+        return max(0.0, middle - half), min(1.0, middle + half)  # which rounding may leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,11 @@ class Answers:
         """[K, K] int64, after all steps: how many samples of the row's class were taken for the column's."""
         K = self.num_classes
         return torch.bincount(self.labels * K + self.found[:, -1], minlength=K * K).view(K, K)
+
+    def confusions(self) -> Tensor:
+        """[N, 3] int64: of what occurs, the class, what it was taken for, and how often; for many classes."""
+        pairs, counts = torch.unique(self.labels * self.num_classes + self.found[:, -1], return_counts=True)
+        return torch.stack([pairs // self.num_classes, pairs % self.num_classes, counts], 1)
 
     def some(self, n: int) -> Tensor:
         """Indices of n samples: half of them right at the end and half wrong, as far as there are so many.

@@ -31,6 +31,7 @@ class Result:
     rates: dict[str, float]
     rates_at_step: dict[str, list[float]]
     confusion: list[list[int]]
+    confusions: list[list[int]]
     energy: Energy | None
 
     @classmethod
@@ -53,6 +54,7 @@ class Result:
             rates={layer: _share(rate) for layer, rate in record["firing_rates"].items()},
             rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
+            confusions=[_confusion(row) for row in record.get("confusions", [])],
             energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
         )
 
@@ -138,6 +140,13 @@ def _counts(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
     if any(len(row) != len(counts) or min(row) < 0 for row in counts):
         raise ValueError("confusion is not square, or has a negative count")
     return counts
+
+
+def _confusion(row: Sequence[Any]) -> list[int]:
+    label, found, count = (int(_number(n)) for n in row)
+    if min(label, found, count) < 0:
+        raise ValueError("confusions has a negative number")
+    return [label, found, count]
 
 
 def _operations(of: Mapping[str, Any]) -> Operations:

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -26,9 +28,11 @@ from spikerate.report.folders import Finding, Result
 from spikerate.report.reproducibility import Question, settings, seven_questions
 from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
+from spikerate.runs.experiment import LARGEST_CONFUSION
 from spikerate.runs.presets import headline
 from spikerate.runs.record import doubt
 from spikerate.system import environment
+from spikerate.system.escape import escaped
 from spikerate.system.files import is_there, open_plain, write_whole
 
 _MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
@@ -206,6 +210,9 @@ class Group:
     @property
     def confusion(self) -> Confusion | None:
         """None where no result has it."""
+        listed = [row for result in self.results for row in result.confusions]
+        if listed:
+            return _of_many_classes(listed, self._classes(1 + max(max(row[:2]) for row in listed)))
         counts = [torch.tensor(result.confusion) for result in self.results if result.confusion]
         total = sum((c for c in counts[1:] if c.shape == counts[0].shape), start=counts[0]) if counts else None
         return None if total is None else _confusion(total, self._classes(len(total)))
@@ -222,7 +229,8 @@ class Group:
 
     def _classes(self, num_classes: int) -> list[str]:
         named = [str(name) for name in self.runs[0].about["data"].get("classes") or ()]
-        return named if len(named) == num_classes else [str(k) for k in range(num_classes)]
+        fit = len(named) == num_classes or len(named) > max(num_classes, LARGEST_CONFUSION)
+        return named if fit else [str(k) for k in range(num_classes)]
 
 
 @dataclass(frozen=True)
@@ -288,6 +296,7 @@ def write(report: Report, file: Path) -> None:
     engine = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_plain,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -299,7 +308,7 @@ def write(report: Report, file: Path) -> None:
         "joules": lambda value: charts.in_words(value, "joules"),
         "quoted": lambda path: shlex.quote(str(path)),
         "short": short_path,
-        "breakable": lambda name: name.replace(".", ".\u200b"),
+        "breakable": lambda name: Markup(".\u200b").join(name.split(".")),
     }
     about = {"made": environment.now(), "version": version("spikerate"), "mac_pj": MAC_PJ, "ac_pj": AC_PJ}
     page = engine.get_template("page.html.jinja").render(report=report, box=charts, len=len, **about)
@@ -308,6 +317,11 @@ def write(report: Report, file: Path) -> None:
         write_whole(file, _MARK + page.encode())
     except OSError as error:
         raise ValueError(f"{file} can't be written ({error.strerror}): choose another by --out") from error
+
+
+def _plain(value: Any) -> Any:
+    """What a page shows of a value: of a text from a file, nothing that could turn the page's words around."""
+    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def check_place(file: Path) -> None:
@@ -493,6 +507,17 @@ def _confusion(counts: Tensor, classes: list[str]) -> Confusion:
     shades = shares.sqrt()  # or a confusion of a few per cent could not be seen
     rows = [list(zip(n, s, strict=True)) for n, s in zip(counts.tolist(), shades.tolist(), strict=True)]
     return Confusion(classes, list(zip(classes, rows, strict=True)), often)
+
+
+def _of_many_classes(listed: Sequence[Sequence[int]], classes: list[str]) -> Confusion:
+    """Of rows of class, what it was taken for, and how often."""
+    pairs, samples = Counter[tuple[int, int]](), Counter[int]()
+    for label, found, count in listed:
+        pairs[label, found] += count
+        samples[label] += count
+    wrong = Counter({pair: count for pair, count in pairs.items() if pair[0] != pair[1]}).most_common(_MOST_CONFUSIONS)
+    often = [(classes[i], classes[j], n, n / samples[i]) for (i, j), n in wrong if n]
+    return Confusion(classes, [], often)
 
 
 def _examples(kept: Examples, classes: list[str]) -> Iterator[Example]:

@@ -33,6 +33,9 @@ _SEEN_SECONDS = 5
 EXAMPLES = 8
 """Test samples of which a run folder keeps the spikes."""
 
+LARGEST_CONFUSION = 1000
+"""Classes; of more, `result.json` has the confusions that occur, in rows of class, what it was taken for, and how often."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -64,9 +67,14 @@ class Measured:
             "firing_rate": self.ledger.mean_rate(),
             "firing_rates": self.ledger.rates(network),
             "firing_rates_at_step": self.ledger.rates_at_step(network),
-            "confusion": self.answers.confusion().tolist(),
+            **self._confusion(),
             **self.energy.record(),
         }
+
+    def _confusion(self) -> dict[str, Any]:
+        if self.answers.num_classes > LARGEST_CONFUSION:
+            return {"confusions": self.answers.confusions().tolist()}
+        return {"confusion": self.answers.confusion().tolist()}
 
 
 def measure(

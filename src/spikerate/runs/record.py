@@ -24,6 +24,7 @@ from spikerate.system.files import (
     is_there,
     locked,
     pack_tensors,
+    parse_json,
     read_tensors,
     read_text,
     write_json,
@@ -339,7 +340,7 @@ def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from error
     try:
-        records = [json.loads(part) for part in (text.splitlines() if lines else [text])]
+        records = [parse_json(part) for part in (text.splitlines() if lines else [text])]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} can't be read as JSON: {error}") from error
     for record in records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ _STEP_SECONDS = 20
 """With the half minute that torchrun gives the others to end, a lost rank ends all of them within a minute."""
 _COMPILE_SECONDS = 1800
 _BEAT_SECONDS = 1
+_MOST_RANKS = 100_000
 
 
 @dataclass(frozen=True)
@@ -195,19 +197,35 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def launched() -> bool:
     """Whether this process is one of several started by torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _told("WORLD_SIZE", 1, 1) > 1
 
 
 def restarted() -> bool:
     """Whether torchrun has started the processes again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _told("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def of_launcher() -> Ranks:
-    """Rank and number of processes as torchrun tells, without connecting them."""
+    """Rank and number of processes as torchrun tells, without connecting them.
+
+    Raises:
+        ValueError: what the environment tells is no number, is not all there, or does not go together.
+    """
     if not launched():
         return Ranks()
-    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    n = _told("WORLD_SIZE")
+    return Ranks(_told("RANK", most=n - 1), n, _told("LOCAL_RANK", most=n - 1))
+
+
+def _told(name: str, default: int | None = None, least: int = 0, most: int = _MOST_RANKS) -> int:
+    """A number that the launcher has left in the environment."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not (re.fullmatch("[0-9]{1,9}", text) and least <= int(text) <= most):
+        raise ValueError(
+            f"the environment has WORLD_SIZE={os.environ.get('WORLD_SIZE', '')} and {name}={text}: "
+            "start several processes by torchrun, which sets them, or unset WORLD_SIZE for one"
+        )
+    return int(text)
 
 
 @contextmanager

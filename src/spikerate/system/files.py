@@ -26,6 +26,8 @@ from torch import Tensor
 
 _LARGEST_TEXT = 2**28
 """Bytes; more than the record of any run."""
+_DEEPEST = 50
+_TOO_DEEP = f"its lists and records stand inside each other more than {_DEEPEST} deep"
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FLAGS = {"rb": os.O_RDONLY, "r+b": os.O_RDWR | os.O_CREAT, "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND}
 _KINDS = {
@@ -72,6 +74,25 @@ def read_text(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: it was altered") from error
+
+
+def parse_json(text: str) -> Any:
+    """The JSON types of a text.
+
+    Raises:
+        ValueError: it is no JSON, or lists and records in it stand inside each other deeper than spikerate writes any.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [one for of in inner for one in of]
+    if level:
+        raise ValueError(_TOO_DEEP)
+    return value
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -174,7 +195,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header["sha256"] != digest(tensors, header["facts"]):
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     try:
-        facts = json.loads(header["facts"])
+        facts = parse_json(header["facts"])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no file of spikerate: its facts can't be read as JSON") from error
     if not isinstance(facts, dict):

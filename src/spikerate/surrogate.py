@@ -10,6 +10,7 @@ your own is a class with one method:
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -185,6 +186,17 @@ def _dspike_slope(x: Tensor, b: float | Tensor, peak: float | Tensor, width: flo
     return torch.where(z <= 0.5, peak / width * 4 * e / (1 + e).square(), 0)
 
 
+def check_number(field: str, value: object) -> None:
+    """Raise `ValueError` naming the field where its value is no number: a tensor would get no gradient under most rules."""
+    if not isinstance(value, numbers.Real):
+        kind = f"{type(value).__name__} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+        raise ValueError(
+            f"{field} is a {kind}: give a plain number for all neurons of the layer, as float(value); parameters of neurons "
+            "can't be learned, and differ between layers only"
+        )
+
+
 def _positive(field: str, value: float) -> None:
+    check_number(field, value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{field} is {value}: give a positive, finite number")

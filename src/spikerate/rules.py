@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
+from spikerate.surrogate import check_number
 
-Network = Callable[[Signal], Signal]
+Network = Callable[[Signal], Any]
+"""A signal -> a signal, or several in tuples, lists and dicts."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,11 @@ class BPTT:
     Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
 
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
-    `steps` [T, B, K] and `rate` [B, K].
+    `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, nested too,
+    and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
 
     Raises:
-        ValueError: `chunk` is less than 1, or x is not [T, B, ...].
+        ValueError: `chunk` is less than 1, or x is not [T, B, ...], or the outputs differ in kind from chunk to chunk.
         TypeError: the network has an operation without a rule.
     """
 
@@ -34,7 +39,7 @@ class BPTT:
     def __post_init__(self) -> None:
         _check_chunk("BPTT", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         outputs = [network(Unrolled(*chunk)) for chunk in _chunks(x, self.chunk)]
         return _join(outputs, len(x))
@@ -56,7 +61,7 @@ class SLTT:
     def __post_init__(self) -> None:
         _check_chunk("SLTT", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         return _join([network(Spatial(*chunk)) for chunk in _chunks(x, self.chunk)], len(x))
 
@@ -80,10 +85,11 @@ class OTTT:
 
     def __post_init__(self) -> None:
         _check_chunk("OTTT", self.chunk)
+        check_number("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
             raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         return _join([network(Traced(*chunk, decay=self.decay)) for chunk in _chunks(x, self.chunk)], len(x))
 
@@ -113,7 +119,7 @@ class RateBP:
     def __post_init__(self) -> None:
         _check_chunk("RateBP", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         rate = x[0] if is_constant(x) else x.mean(0)
         outputs = []
@@ -137,11 +143,27 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
     tape.close()
 
 
-def _join(outputs: list[Signal], T: int) -> Signal:
-    """The output of the last chunk, with the steps of all."""
+def _join(outputs: list[Any], T: int) -> Any:
+    """The output of the last chunk, with the steps of all; each of them, where there are several."""
     if len(outputs) == 1:
         return outputs[0]
-    return replace(outputs[-1], train=torch.cat([y.steps for y in outputs]), constant=False, T=T)
+    leaves, kinds = zip(*(pytree.tree_flatten(y, is_leaf=_is_signal) for y in outputs), strict=True)
+    if any(kind != kinds[-1] for kind in kinds):
+        raise ValueError(
+            f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
+            "which can't be joined: return as many of the same kind in each"
+        )
+    return pytree.tree_unflatten([_joined(of_chunks, T) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
+
+
+def _joined(chunks: Sequence[Any], T: int) -> Any:
+    if not all(map(_is_signal, chunks)):
+        return chunks[-1]
+    return replace(chunks[-1], train=torch.cat([y.expanded() for y in chunks]), constant=False, T=T)
+
+
+def _is_signal(y: Any) -> bool:
+    return isinstance(y, Signal)
 
 
 def _check_chunk(rule: str, chunk: int | None) -> None:

@@ -145,7 +145,7 @@ class Metered(Signal):
 
     def fire(self, neuron: Neuron) -> Metered:
         fired = self.inner.fire(neuron)
-        self.ledger.note(neuron, fired.steps)
+        self.ledger.note(neuron, fired.expanded())
         return self._around(fired)
 
     def tap(self) -> Tensor:

@@ -15,6 +15,7 @@ from spikerate.data import Data, Part, load
 from spikerate.models import synchronize_batch_norm
 from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.experiment import measure
+from spikerate.runs.optim import SGD, AdamW, Muon
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs, Trainer, build_network
@@ -60,6 +61,25 @@ def main(out: str) -> None:
         found["firing"] = torch.tensor(list(tested.ledger.rates_at_step(single).values()), dtype=torch.float64)
         costs = tested.energy.layers.values()
         found["operations"] = torch.tensor([(c.macs, c.acs, c.dense) for c in costs], dtype=torch.float64)
+        for optim in (AdamW(lr=0.01, clip=1.0, ema=0.9), Muon(ema=0.9)):
+            run = Run(model=Model(width=2), optim=optim, T=2, batch=300, epochs=1)
+            folder = RunFolder(Path(f"{out}-{type(optim).__name__}"))
+            if ranks.first:
+                RunFolder.create(folder.path, run, {})
+            trained = Trainer(run, digits, folder, Silent(), ranks).train()
+            same = [ranks.total(value) == ranks.n * value for value in trained.trained.state_dict().values()]
+            same += [ranks.total(value) == ranks.n * value for value in trained.network.parameters()]
+            found[f"ranks agree: {type(optim).__name__}"] = torch.stack([one.all() for one in same])
+        for optim in (AdamW(lr=0.01, clip=0.5), SGD(nesterov=True, clip=0.5)):
+            run = Run(model=Model(width=2), optim=optim, T=2)
+            torch.manual_seed(0)
+            network = synchronize_batch_norm(build_network(run, 10, (1, 8, 8), CPU).double(), ranks.total)
+            state, forward = State(network, optim.build(network)), ranks.wrap(Outputs(network, run.rule))
+            x, y = torch.rand(16, 1, 8, 8).double() * 3, torch.arange(16) % 10
+            trainer = Trainer(run, digits, RunFolder(Path(out)), Silent(), ranks)
+            for _ in range(2):
+                trainer._step(state, forward, [Part(x[ranks.share(16)], y)], careful=False)
+            found |= {f"{optim}: {name}": value.clone() for name, value in network.state_dict().items()}
         seeking = adapt(Model(width=2).build(10, (1, 8, 8), Neuron(surrogate=Dspike()))).double()
         x = torch.rand(6, 1, 8, 8).double().expand(2, -1, -1, -1, -1)
         for search in (Search(), Search(directions=7)):

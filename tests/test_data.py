@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pickles import python2
 
 from spikerate.data import (
     SETS,
@@ -87,6 +90,70 @@ def test_cifar10_real_files(real_data: Callable[[str], Path]) -> None:
     assert data.classes[:3] == ("airplane", "automobile", "bird")
 
 
+def test_cifar_is_read_as_python_2_and_python_3_wrote_it(tmp_path: Path) -> None:
+    """The archives come from Python 2, which wrote the array type as a byte string; people write their own by Python 3."""
+    names = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]
+    meta = {b"num_cases_per_batch": 10_000, b"label_names": names, b"num_vis": 3072}
+    assert hashlib.md5(python2(meta)).hexdigest() == "5ff9c542aee3614f3951f8cda6e48888", "the official file, byte for byte"
+    folder = write_cifar(tmp_path)
+    honest = {name: pickle.loads((folder / name).read_bytes()) for name in FILES}
+    writers: list[Callable[[Any], bytes]] = [python2, lambda value: python2(value).replace(b"U\x02u1", b"U\x03|u1")]
+    writers += [lambda value, protocol=protocol: pickle.dumps(value, protocol=protocol) for protocol in range(5)]  # type: ignore[misc]
+    for write in writers:
+        for name, batch in honest.items():
+            (folder / name).write_bytes(write(meta if name == "batches.meta" else batch))
+        data = load(Data("cifar10", folder), 1)
+        assert data.classes == tuple(name.decode() for name in names)
+        (x,) = data.test.read([Block(torch.arange(6))], CPU)
+        assert np.array_equal(x.flatten(1).numpy(), honest["test_batch"][b"data"])
+        assert data.test.labels.tolist() == honest["test_batch"][b"labels"]
+    forged = python2(honest["test_batch"])
+    for kind in (b"i1", b"O8", b"V1", b"u2"):
+        (folder / "test_batch").write_bytes(forged.replace(b"U\x02u1", b"U\x02" + kind))
+        with pytest.raises(ValueError, match=f"test_batch asks for the array type b'{kind.decode()}'"):
+            load(Data("cifar10", folder), 1)
+
+
+DEEP = b"(K\x01K\x02t" + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(100))
+"""Tuples of twice the tuple before: a few bytes, of which a hash or a text takes 2 ** 100 steps."""
+LONG = b"X" + (2**16).to_bytes(4, "little") + b"a" * 2**16 + b"q\x00" + b"cnumpy\ndtype\nq\x01"
+HOSTILE_PICKLES = {
+    "keys of tuples": (b"\x80\x02}" + DEEP + b"K\x01s.", "a key that is no string"),
+    "several keys of tuples": (b"\x80\x02}(" + DEEP + b"K\x01u.", "a key that is no string"),
+    "keys of tuples in another dictionary": (b"\x80\x02(" + DEEP + b"K\x01d.", "a key that is no string"),
+    "sets of tuples": (b"\x80\x04\x8f(" + DEEP + b"\x90.", "truncated or no pickle"),
+    "labels of tuples": (
+        python2({b"labels": [1, 2], b"data": np.zeros((2, 3072), np.uint8)}).replace(b"K\x01K\x02", b"K\x01" + DEEP, 1),
+        r"has the label of a tuple at row 1",
+    ),
+    "array types of tuples": (b"\x80\x02cnumpy\ndtype\n" + DEEP + b"\x85R.", "the array type of a tuple"),
+    "a text used again and again": (
+        b"\x80\x02c_codecs\nencode\nq\x02" + LONG + b"(" + b"h\x02h\x00U\x06latin1\x86R" * 5000 + b"l.",
+        "more bytes than it has",
+    ),
+    "another function's defaults": (
+        b"\x80\x02cnumpy\ndtype\nN}U\x0c__defaults__N\x85s\x86b.",
+        "another object than an array",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_PICKLES)
+def test_a_few_hostile_bytes_take_neither_time_nor_memory(kind: str, tmp_path: Path) -> None:
+    raw, words = HOSTILE_PICKLES[kind]
+    folder = write_cifar(tmp_path)
+    (folder / "data_batch_2").write_bytes(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=words) as caught:
+            load(Data("cifar10", folder), 1)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert "data_batch_2" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 class Bomb:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -113,7 +180,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "foreign": (lambda f: f.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "truncated or no pickle"),
     "a list": (lambda f: f.write_bytes(pickle.dumps([1, 2])), "holds a list, not a dictionary"),
     "no data": (change(data=None), "has no array `data`"),
-    "floats": (change(data=np.zeros((6, 3072))), "asks for the array type f8"),
+    "floats": (change(data=np.zeros((6, 3072))), "asks for the array type 'f8'"),
     "narrow": (change(data=np.zeros((6, 99), np.uint8)), "has no array `data`"),
     "objects": (change(data=np.array([[{}] * 3072] * 6, dtype=object)), "asks for the array type"),
     "fewer labels": (change(labels=[1, 2]), "has 6 images, but not as many labels"),
@@ -253,7 +320,19 @@ def test_settings_that_do_not_go_together(data: Data, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("held_out", -1), ("test", -1), ("subset", 0), ("size", 4), ("workers", -1), ("sensor", (0, 3)), ("store", "disk")],
+    [
+        *(
+            ("held_out", -1),
+            ("test", -1),
+            ("subset", 0),
+            ("size", 4),
+            ("workers", -1),
+            ("sensor", (0, 3)),
+            ("store", "disk"),
+        ),
+        *((name, 10**18) for name in ("held_out", "test", "subset", "size", "workers")),
+        *(("workers", 400), ("sensor", (34, 10**9))),
+    ],
 )
 def test_settings_out_of_range(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"data.{field} is"):
@@ -401,8 +480,16 @@ def test_groups_of_a_batch_draw_their_own_sub_policy() -> None:
 
 def test_augmentation_out_of_range() -> None:
     for field in ("crop", "cutout", "roll", "rotation"):
-        with pytest.raises(ValueError, match=f"augment.{field} is -1"):
-            Augment(**{field: -1})
+        for value in (-1, 10**9, 10**18, float("nan")):
+            with pytest.raises(ValueError, match=f"augment.{field} is {value}"):
+                Augment(**{field: value})  # type: ignore[arg-type]
+    for data in (Data("cifar10", augment=Augment(crop=33)), Data("cifar10", size=16, augment=Augment(crop=17))):
+        with pytest.raises(
+            ValueError, match=r"data\.augment\.crop is \d+, wider than the samples: give at most (16|32) pixels"
+        ):
+            check(data)
+    x = Augment(crop=8, cutout=4096, roll=4096, rotation=180)(torch.rand(3, 1, 8, 8), 0)
+    assert x.shape == (3, 1, 8, 8)
     with pytest.raises(ValueError, match="two of them at least"):
         Augment(roll=3, one_of=True)
 

@@ -127,7 +127,7 @@ class Stepped(nn.Module):
 
 @pytest.mark.parametrize("pruned", [0.0, 0.3])
 def test_neurobench_counts_the_same(pruned: float) -> None:
-    pytest.importorskip("neurobench", reason="pip install --no-deps -r tests/neighbours.txt")
+    pytest.importorskip("neurobench", reason="pip install --no-deps -r tests/peers.txt")
     from neurobench.metrics.workload import SynapticOperations
     from neurobench.models import TorchModel
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
-import pickle
+import shutil
+import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pickles import python2
 from PIL import Image
 
-from spikerate.data import Augment, Data, DataSet, epoch_batches, load, plain_batches
+from spikerate.data import Augment, Data, DataSet, epoch_batches, load, plain_batches, sample_files
 from spikerate.data import cifar as cifar_module
 from spikerate.data import idx as idx_module
 from spikerate.data import image_files as image_files_module
-from spikerate.data.folder import _random_box, decode, list_images
+from spikerate.data.class_folders import Listing, list_classes
+from spikerate.data.decode import SUFFIXES, _random_box, decode
 from spikerate.data.samples import Block, Samples, Stored
+from spikerate.runs.experiment import data_card
 
 CPU = torch.device("cpu")
 ROWS = 6
@@ -51,7 +57,7 @@ class Layout:
 def pickled(key: bytes) -> Callable[[Path, str, np.ndarray, np.ndarray], None]:
     def write(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None:
         batch = {b"batch_label": b"x", key: labels.tolist(), b"data": images.reshape(len(images), -1)}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+        (folder / name).write_bytes(python2(batch))
 
     return write
 
@@ -79,7 +85,7 @@ def idx(packed: bool) -> Callable[[Path, str, np.ndarray, np.ndarray], None]:
 
 def pickled_names(name: str, key: bytes, classes: int) -> Callable[[Path], None]:
     words = [f"class{k}".encode() for k in range(classes)]
-    return lambda folder: (folder / name).write_bytes(pickle.dumps({key: words}, protocol=2)) and None
+    return lambda folder: (folder / name).write_bytes(python2({key: words})) and None
 
 
 def plain_names(name: str, classes: int) -> Callable[[Path], None]:
@@ -148,6 +154,20 @@ def test_an_official_layout_is_read_as_it_was_written(name: str, tmp_path: Path)
         assert layout.victim.removesuffix(".gz") in data.checksums
     if layout.module is cifar_module:
         assert data.classes[7] == "class7"
+
+
+def test_idx_files_as_unpackers_and_browsers_name_them(tmp_path: Path) -> None:
+    """The dot is in the name that the official .gz holds within; the browser unpacks, but leaves the suffix."""
+    for name in ("mnist", "fashion-mnist"):
+        images, _ = write_set(tmp_path, name)
+        plain = load(Data(name, tmp_path), 1)  # type: ignore[arg-type]
+        for file in list((tmp_path / name).iterdir()):
+            raw = unpacked(file)
+            file.unlink()
+            file.with_name(file.name.replace("-idx", ".idx") if name == "mnist" else file.name).write_bytes(raw)
+        again = load(Data(name, tmp_path), 1)  # type: ignore[arg-type]
+        assert np.array_equal(np.concatenate([read_all(again.train), read_all(again.test)]), images)
+        assert again.checksums == plain.checksums
 
 
 def shuffled(raw: bytes) -> bytes:
@@ -352,16 +372,144 @@ def test_class_folders_are_listed_in_order(tmp_path: Path) -> None:
         (tmp_path / "train" / "c1" / ignored).write_bytes(b"no image")
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "labels.csv").write_text("not a class")
-    found = list_images(tmp_path)
+    found = listed(tmp_path)
     assert found.classes == ("c0", "c1", "c2")
     assert [label for _, label in found.train] == [0] * 4 + [1] * 5 + [2] * 4
     assert [label for _, label in found.test] == [0, 0, 1, 1, 2, 2]
     assert [file.name for file, label in found.train if label == 1] == ["0.png", "1.png", "2.png", "3.png", "x.JPEG"]
-    flat = list_images(tmp_path / "train")
+    flat = listed(tmp_path / "train")
     assert (flat.train, flat.test, flat.classes) == (found.train, (), found.classes)
-    for name in ("validation", "test"):
-        (tmp_path / ("val" if name == "validation" else "validation")).rename(tmp_path / name)
-        assert len(list_images(tmp_path).test) == 6
+    counted = "files beside the class folders (1), files of .txt (1), folders .cache (1), hidden files (2); images are"
+    assert found.notes[1].startswith(f"not read in {tmp_path}: {counted}")
+
+
+SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, str | None, str | None], str | None]] = {
+    # folders -> which of them are train, held out and test; and a note that begins so, after the path
+    "train val": (("train", "val"), ("train", None, "val"), "/val is the test set, as there is no folder test"),
+    "train validation": (("train", "validation"), ("train", None, "validation"), "/validation is the test set"),
+    "train test": (("train", "test"), ("train", None, "test"), None),
+    "train valid test": (("train", "valid", "test"), ("train", "valid", "test"), None),
+    "train dev testing": (("train", "dev", "testing"), ("train", "dev", "testing"), None),
+    "Training Testing": (("Training", "Testing"), ("Training", None, "Testing"), None),
+    "TRAIN VALIDATION TEST": (("TRAIN", "VALIDATION", "TEST"), ("TRAIN", "VALIDATION", "TEST"), None),
+    "train val test and others": (
+        ("train", "val", "test", "extra", "__MACOSX"),
+        ("train", "val", "test"),
+        ": the folders __MACOSX, extra;",
+    ),
+    "train alone": (("train",), ("train", None, None), None),
+}
+
+
+@pytest.mark.parametrize("layout", SPLITS)
+def test_the_parts_are_the_folders_that_a_user_made(layout: str, tmp_path: Path) -> None:
+    """Images and recordings alike; each part has its own number of files of a class."""
+    folders, (train, held_out, test), note = SPLITS[layout]
+    for n, part in enumerate(folders, 1):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            for k in range(n):
+                (tmp_path / part / label / f"{k}.png").touch()
+    found = listed(tmp_path)
+    for entries, name in ((found.train, train), (found.held_out, held_out), (found.test, test)):
+        assert [label for _, label in entries] == (
+            [0] * (folders.index(name) + 1) + [1] * (folders.index(name) + 1) if name else []
+        )
+        assert {file.parts[-3] for file, _ in entries} == ({name} if name else set())
+    assert [name for name in folders if f"the folder {name}" in found.split] == [
+        n for n in folders if n in (train, held_out, test)
+    ]
+    assert len(found.notes) == (note is not None)
+    assert note is None or note in found.notes[0]
+
+
+def test_a_validation_set_of_ones_own_chooses_the_best_epoch(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set")
+    (path / "val").rename(path / "test")
+    write_folder(tmp_path / "other", n=6)
+    (tmp_path / "other" / "val").rename(path / "valid")
+    for decoded in (False, True):
+        data = images(path, decoded=decoded)
+        assert [len(part) for part in (data.train, data.held_out, data.test)] == [12, 9, 6]
+        assert mean_colours(data.held_out) == [list(colour("val", label, k)) for label in range(3) for k in range(3)]
+        assert "held-out samples are those of the folder valid" in data.split
+        assert data.drawn == {}
+    with pytest.raises(ValueError, match="held_out is 2, but images has 9 validation samples of its own"):
+        images(path, held_out=2)
+    few = images(path, subset=4)
+    assert [len(part) for part in (few.train, few.held_out, few.test)] == [4, 3, 2]
+    for file in (path / "valid").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no whole file to choose the best epoch by: .*valid/c0/0\.png"):
+        images(path, broken="skip")
+
+
+def test_the_validation_set_of_imagenet_is_its_test_set(tmp_path: Path) -> None:
+    """The benchmark's own test set has no labels: a folder of images without classes."""
+    write_folder(tmp_path)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").touch()
+    found = list_classes(tmp_path, SUFFIXES, "images", validation_is_test=True)
+    assert (len(found.train), len(found.held_out), len(found.test)) == (12, 0, 6)
+    assert "the test set of this benchmark is its validation set" in found.notes[0]
+    remove(tmp_path / "val/c0"), remove(tmp_path / "val/c1"), remove(tmp_path / "val/c2")
+    for k in range(3):
+        (tmp_path / "val" / f"ILSVRC2012_val_0000000{k}.JPEG").touch()
+    with pytest.raises(ValueError, match="val has 0 class folders and 3 files beside them"):
+        list_classes(tmp_path, SUFFIXES, "images", validation_is_test=True)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train", "bus", "car"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    assert listed(tmp_path).classes == ("bus", "car", "train")
+
+
+def test_what_is_not_read_is_counted_by_its_kind(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set")
+    inside = path / "train" / "c1"
+    for name in ("a.HEIC", "b.heic", "notes.txt", "README", ".DS_Store", "Thumbs.db"):
+        (inside / name).write_bytes(b"no image")
+    for folder in ("__MACOSX", ".ipynb_checkpoints"):
+        (inside / folder).mkdir()
+        shutil.copy(inside / "0.png", inside / folder / "0-checkpoint.png")
+    (inside / "elsewhere").symlink_to(path / "val" / "c1")
+    data = images(path)
+    assert len(data.train) == 12
+    counted = (
+        "files of .db (1), files of .heic (2), files of .txt (1), files without a suffix (1), "
+        "folders .ipynb_checkpoints (1), folders __MACOSX (1), hidden files (1), links to folders (1); "
+        "images are files that end in .bmp, .gif, "
+    )
+    assert any(f"not read in {path}: {counted}" in note for note in data.notes)
+    assert data_card(data)["notes"] == list(data.notes)
+    files, notes = sample_files([inside], Data("images"))
+    assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
+    assert notes == [f"not read in {inside}: {counted.split(';')[0]}"]
+
+
+def test_a_folder_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    """It is so deep that its path is too long for the system; one without permission is the same to the reader."""
+    path = write_folder(tmp_path / "set")
+    place = os.open(path / "train" / "c1", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=place)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+    try:
+        with pytest.raises(ValueError, match=r"the folder .*c1/ddd.* can't be read \(File name too long\)"):
+            images(path)
+        with pytest.raises(ValueError, match="can't be read"):
+            sample_files([path], Data("images"))
+    finally:
+        shutil.rmtree(path / "train" / "c1")
+
+
+def listed(path: Path) -> Listing:
+    return list_classes(path, SUFFIXES, "images")
 
 
 def test_images_have_the_labels_of_their_folders(tmp_path: Path) -> None:
@@ -396,9 +544,9 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing in val": (lambda p: remove(p / "val/c1"), "the class c1 is in .*train only"),
     "missing in train": (lambda p: remove(p / "train/c2"), "the class c2 is in .*val only"),
     "no images": (lambda p: (p / "train/c3").mkdir(), "the class c3 has no images in .*c3"),
-    "other files": (lambda p: [f.rename(f.with_suffix(".tif")) for f in (p / "val/c0").iterdir()], "c0 has no images"),
+    "other files": (lambda p: [f.rename(f.with_suffix(".heic")) for f in (p / "val/c0").iterdir()], "c0 has no images"),
     "one class": (lambda p: [remove(p / "train" / c) for c in ("c0", "c1")], "train has 1 class folders"),
-    "no train": (lambda p: (p / "train").rename(p / "training"), "none named train"),
+    "no train": (lambda p: (p / "train").rename(p / "main"), "none named train"),
     "link to nowhere": (lambda p: (p / "val/c1/9.png").symlink_to(p / "nowhere.png"), "9.png"),
 }
 
@@ -510,11 +658,11 @@ def turned(file: Path, upright: Image.Image, **options: Any) -> Iterator[int]:
         yield orientation
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_every_orientation_gives_the_same_upright_picture(suffix: str, tmp_path: Path) -> None:
     upright = scene(90, 60)
     file = tmp_path / f"x.{suffix}"
-    options: dict[str, Any] = {"png": {}, "jpg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}[suffix]
+    options: dict[str, Any] = {"jpg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
     near = 3 if suffix == "jpg" else 0
     upright.save(file, **options)
     expected = decode(file, 32, None, 1.1).astype(int)
@@ -590,7 +738,15 @@ MODES: dict[str, tuple[Callable[[], Image.Image], str, tuple[int, int, int], tup
         lambda: Image.fromarray(np.full((20, 20), 40_000, np.uint16)),
         *("png", (156, 156, 156), (156, 156, 156)),
     ),
-    "BMP": (lambda: Image.new("RGB", (20, 20), (250, 100, 50)), "bmp", (250, 100, 50), (250, 100, 50)),
+    **{
+        suffix: (lambda: Image.new("RGB", (20, 20), (250, 100, 50)), suffix, (250, 100, 50), (250, 100, 50))
+        for suffix in ("bmp", "gif", "tif", "tiff", "ppm", "jfif")
+    },
+    "16-bit TIFF": (
+        lambda: Image.fromarray(np.full((20, 20), 40_000, np.uint16)),
+        *("tif", (156, 156, 156), (156, 156, 156)),
+    ),
+    "grey netpbm": (lambda: Image.new("L", (20, 20), 77), "pgm", (77, 77, 77), (77, 77, 77)),
 }
 
 
@@ -601,7 +757,7 @@ def test_every_kind_of_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
     make().save(file, **({"lossless": True} if suffix == "webp" else {}))
     for x in (decode(file, 20, None, 1), decode(file, 40, None, 1)):
         assert (x.dtype, x.shape[0]) == (np.uint8, 3)
-        near = 4 if suffix == "jpg" else 0
+        near = 4 if suffix in ("jpg", "jfif") else 0
         for side, value in ((x[:, :, 0], left), (x[:, :, -1], right)):
             assert np.abs(side.astype(int) - np.array(value)[:, None]).max() <= near
 
@@ -668,6 +824,61 @@ def test_a_large_jpeg_is_decoded_as_by_a_plain_resize(width: int, height: int, t
         assert difference.max() < 30
 
 
+def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path: Path) -> None:
+    first, *others = (Image.new("RGB", (20, 20), colour) for colour in ("red", "green", "blue"))
+    for name in ("x.gif", "x.tif", "x.webp", "x.png"):
+        first.save(tmp_path / name, save_all=True, append_images=others, **({"lossless": True} if "webp" in name else {}))
+        assert (decode(tmp_path / name, 8, None, 1) == np.array([255, 0, 0])[:, None, None]).all(), name
+
+
+def scans(n: int) -> bytes:
+    """A progressive JPEG of 2,000 x 2,000 pixels, whose last scan is there `n` times."""
+    file = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(file, "JPEG", progressive=True)
+    raw = file.getvalue()
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * (n - 1) + raw[-2:]
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 16 x 16 pixels in a deflated tile that says to be of that side."""
+    tile = zlib.compress(bytes(256))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
+    "scans": (lambda: scans(400), r"it is drawn in 40\d scans of 4,000,000 pixels"),
+    "tile": (lambda: tiled(60_000), "its tiles have 3,600,000,000 pixels"),
+    "floats": (lambda: saved(Image.fromarray(np.ones((9, 9), np.float32))), "its pixels are floating-point numbers"),
+    "32 bits": (lambda: saved(Image.fromarray(np.full((9, 9), 70_000, np.int32))), "its pixels have more than 16 bits"),
+    "below 0": (lambda: saved(Image.fromarray(np.full((9, 9), -1, np.int32))), "its pixels have more than 16 bits"),
+}
+
+
+def saved(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_images_that_would_take_long_or_be_another_are_refused(kind: str, tmp_path: Path) -> None:
+    raw, words = COSTLY[kind]
+    (tmp_path / "x.jpg").write_bytes(raw())
+    with pytest.raises(ValueError, match=rf"x\.jpg can't be decoded as an image \({words}") as caught:
+        decode(tmp_path / "x.jpg", 16, None, 1)
+    (tmp_path / "fine.tif").write_bytes(tiled(16))
+    assert not decode(tmp_path / "fine.tif", 16, None, 1).any()
+    assert "\n" not in str(caught.value)
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(2**40)
+    os.mkfifo(tmp_path / "y.png")
+    for name in ("x.png", "y.png"):
+        with pytest.raises(ValueError, match="it is no file of at most 268,435,456 bytes"):
+            decode(tmp_path / name, 16, None, 1)
+
+
 def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.png"
     Image.new("RGB", (50, 50)).save(file)
@@ -677,7 +888,7 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pyt
             decode(file, 16, None, 1)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "gif", "tif", "ppm"])
 @given(changes=MUTATIONS, cut=st.integers(0, 1000), random=st.binary(max_size=300), keep=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_any_damage_of_an_image_is_a_sentence_or_harmless(
@@ -686,7 +897,7 @@ def test_any_damage_of_an_image_is_a_sentence_or_harmless(
     file = intact / f"damaged.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    scene(40, 30).save(file, **({} if suffix == "bmp" else {"exif": exif}))
+    scene(40, 30).save(file, **({"exif": exif} if suffix in ("png", "jpg", "webp", "tif") else {}))
     file.write_bytes(mutated(file.read_bytes(), changes, cut) if keep else random)
     for seed in (None, cut):
         harmless(lambda seed=seed: decode(file, 16, seed, 1.1), file.name)  # type: ignore[misc]
@@ -760,6 +971,8 @@ CACHE_FAULTS: dict[str, Callable[[Path], Any]] = {
     "no rows": lambda p: (p / "rows").unlink(),
     "no facts": lambda p: (p / "facts.json").unlink(),
     "other facts": lambda p: (p / "facts.json").write_text("[]"),
+    "deep facts": lambda p: (p / "facts.json").write_text("[" * 100_000),
+    "a pipe": lambda p: ((p / "facts.json").unlink(), os.mkfifo(p / "facts.json")),
     "no text": lambda p: (p / "facts.json").write_bytes(b"\xff\xfe"),
     "no list of broken files": lambda p: edit(p / "facts.json", lambda facts: facts.pop("broken")),
     "another broken file": lambda p: edit(p / "facts.json", lambda facts: facts.update(broken={"0": "why"})),
@@ -800,11 +1013,11 @@ def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
         images(path, broken="skip")
 
 
-def test_val_and_test_together_are_refused(tmp_path: Path) -> None:
+def test_two_folders_of_one_part_are_refused(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "set")
-    (path / "test").mkdir()
-    with pytest.raises(ValueError, match="has the folders val and test: keep the one to test on"):
-        list_images(path)
+    (path / "valid").mkdir()
+    with pytest.raises(ValueError, match="has the folders val and valid, which mean the same part: keep one of them"):
+        listed(path)
 
 
 def test_nothing_is_left_of_a_cache_that_was_not_finished(tmp_path: Path) -> None:
@@ -838,7 +1051,7 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
         scene(40 + 3 * k, 50).save(file)
     data = images(path, workers=workers)
     plain = np.concatenate([x.numpy() for x in data.train.read([Block(b) for b in torch.arange(12).split(5)], CPU)])
-    files = [file for file, _ in list_images(path).train]
+    files = [file for file, _ in listed(path).train]
     assert np.array_equal(plain, np.stack([decode(file, 16, None, 256 / 224) for file in files]))
     asked: list[tuple[list[int], int | None]] = [([3, 1, 7], 5), ([2], None), ([3, 1, 7], 6), ([3, 3], 5)]
     blocks = [Block(torch.tensor(index), seed) for index, seed in asked]

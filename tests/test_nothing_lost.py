@@ -17,7 +17,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,7 +37,7 @@ from spikerate.data.download import Source, fetch, unpack
 from spikerate.measure.health import NotFinite
 from spikerate.models import short_path
 from spikerate.runs.config import Model, Run
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.runs.record import RunFolder, SaveError
 from spikerate.runs.state import State
 from spikerate.runs.train import Trainer, build_network
@@ -87,15 +87,17 @@ def assert_same(a: Path, b: Path) -> None:
 # stopped at any moment --------------------------------------------------------------------------------------------------
 
 
-def until_finished(processes: Processes, run: Path, kill: signal.Signals, times: int) -> list[int]:
+def until_finished(
+    processes: Processes, run: Path, kill: signal.Signals, times: int, arguments: Sequence[str] = ARGUMENTS
+) -> list[int]:
     """Start a run, stop it `times` times at random moments, resume it each time, and let it end; the exit statuses."""
     draw, statuses = random.Random(0), []
     for k in range(times + 1):
-        begin = [*ARGUMENTS, "--out", str(run), "--save-minutes", "0"]
+        begin = [*arguments, "--out", str(run), "--save-minutes", "0"]
         resume = ["train", "--resume", str(run), "--save-minutes", "0"]
-        arguments = resume if (run / "run.json").exists() else begin
+        command = resume if (run / "run.json").exists() else begin
         moment = functools.partial(time.sleep, draw.uniform(0, 0.6))
-        done = processes.run(*arguments, cwd=run.parent, kill=kill if k < times else None, when=moment)
+        done = processes.run(*command, cwd=run.parent, kill=kill if k < times else None, when=moment)
         statuses.append(done.returncode)
         if (run / "last.safetensors").exists():
             read_tensors(run / "last.safetensors")
@@ -618,9 +620,9 @@ def test_optimizer_state_comes_back_in_its_memory_format(digits: DataSet, tmp_pa
     folder = RunFolder.create(tmp_path / "run", TINY, {})
     state = Trainer(replace(TINY, epochs=1), digits, folder, Silent()).train()
     network = build_network(TINY, 10, (1, 8, 8), torch.device("cpu"))
-    again = State(network, Optim().build(network))
+    again = State(network, SGD().build(network))
     folder.restore(again)
     for a, b in zip(state.network.parameters(), network.parameters(), strict=True):
-        one, other = state.optimizer.state[a]["momentum_buffer"], again.optimizer.state[b]["momentum_buffer"]
+        one, other = state.optimizers[0].state[a]["momentum_buffer"], again.optimizers[0].state[b]["momentum_buffer"]
         assert torch.equal(one, other)
         assert other.stride() == b.stride()

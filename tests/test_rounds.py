@@ -29,7 +29,7 @@ from spikerate.measure.meter import Ledger, Meter
 from spikerate.neuron import Rectifier
 from spikerate.runs.config import Model, Rectified, Round, Run, decode, encode
 from spikerate.runs.estimate import training_flops
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import State
@@ -117,15 +117,15 @@ def test_the_rounds_of_a_run() -> None:
     run = Run(
         rule=OTTT(),
         loss=TET(),
-        optim=Optim(0.3, weight_decay=0),
+        optim=SGD(0.3, weight_decay=0),
         T=2,
         epochs=7,
         before=(Round(None, 5, 0.1), Round(6, 4, 0.2)),
     )
     first, second, last = run.rounds
     assert last == replace(run, before=())
-    assert second == replace(last, T=6, epochs=4, optim=Optim(0.2, weight_decay=0))
-    assert first == replace(last, T=1, epochs=5, optim=Optim(0.1, weight_decay=0), neuron=Rectified(), rule=BPTT())
+    assert second == replace(last, T=6, epochs=4, optim=SGD(0.2, weight_decay=0))
+    assert first == replace(last, T=1, epochs=5, optim=SGD(0.1, weight_decay=0), neuron=Rectified(), rule=BPTT())
     assert Run().rounds == (Run(),)
     assert training_flops(run, 10, 0, 7) == sum(training_flops(own, 10, 0, 7) for own in run.rounds)
 

@@ -111,7 +111,8 @@ class RateBP:
 
     Reference: Yu, Liu, Wang, Li, Wang: Advancing Training Efficiency of Deep Spiking Neural Networks through Rate-based
     Backpropagation, NeurIPS 2024, arXiv 2410.11488. The authors' code runs every layer a second time on the rates; here
-    the value is known from the spikes, and only the gradient is new. It divides the loss by T: see `Optim.loss_scale`.
+    the value is known from the spikes, and only the gradient is new. It divides the loss by T: see `loss_scale` of
+    `Run.optim`.
     """
 
     chunk: int | None = None

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spikerate.models import Staged
 from spikerate.rules import BPTT, RateBP
 from spikerate.runs.config import Model, Run, decode
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
 from spikerate.signal import Signal, Tape, Unrolled
@@ -100,7 +100,7 @@ class Cell:
         run = Run(model=of.model, T=self.T, batch=of.batch, precision=of.precision, compile=of.compile, device=of.device)
         method = {CHECKPOINTED: "bptt"}.get(self.method, "rate" if chunked else self.method)
         # The weights stay where they are, so that all steps cost the same.
-        made = by_method(replace(run, optim=Optim(lr=1e-9)), method)
+        made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
         return replace(made, rule=RateBP(int(chunked[1]))) if chunked else made
 
 
@@ -143,7 +143,8 @@ def training_step(cell: Cell) -> Step:
         return lambda: run.loss(forward_pass(run, outputs, x), labels)["loss"] * scale
 
     compiled = ready is not rule
-    return Step(loss(ready), loss(rule), run.optim.build(network), device, compiled, "" if compiled else " ".join(said))
+    (optimizer,) = run.optim.build(network)
+    return Step(loss(ready), loss(rule), optimizer, device, compiled, "" if compiled else " ".join(said))
 
 
 def ordinary(network: nn.Module, x: Tensor) -> Signal:

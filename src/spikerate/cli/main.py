@@ -36,6 +36,7 @@ from spikerate.measure.health import NotFinite
 from spikerate.models import fold_batch_norm
 from spikerate.runs.config import Run, encode
 from spikerate.runs.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
+from spikerate.runs.kinds import in_words, take_kinds, with_kinds
 from spikerate.runs.presets import headline, preset
 from spikerate.runs.record import RunFolder, SaveError, check_free
 from spikerate.runs.train import build_network, pick_device
@@ -322,13 +323,15 @@ def _dispatch(args: list[str]) -> int:
     return 0
 
 
-def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
+def _parse(
+    kind: type[Command], args: list[str], prog: str, default: Command | None = None, description: str | None = None
+) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
     told = io.StringIO()
     given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, prog=prog, args=args, default=given, config=(AvoidSubcommands,))
+            return tyro.cli(kind, prog=prog, args=args, default=given, description=description, config=(AvoidSubcommands,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -351,7 +354,9 @@ def _sentence(box: str, prog: str) -> str:
 
 
 def _train(name: str, rest: list[str], args: list[str]) -> None:
-    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
+    chosen, rest = take_kinds(rest)
+    run = with_kinds(preset(name).run, chosen)
+    command = _parse(Train, rest, f"spikerate train {name}", Train(run), f"{Train.__doc__} {in_words()}")
     about = {"preset": name, "command": shlex.join(["spikerate", *args])}
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")
@@ -457,6 +462,8 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     data = load(run.data, run.T, WaitingBar(out))
     if ranks.first:
         ranks.tell("")
+    for note in data.notes:
+        out.print(note)
     for reason in data.skipped[:3]:
         out.print(f"left out: {reason}")
     if data.skipped:
@@ -647,8 +654,10 @@ def _fresh(command: Gradient) -> Run:
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
-    files = sample_files(command.files, folder.config().data)
+    files, notes = sample_files(command.files, folder.config().data)
     out = console()
+    for note in notes:
+        out.print(note)
     answers = predict(folder, files, command.weights, pick_device(command.device))
     done: list[Prediction] = []
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
-_MADE_BY = 1
+_MADE_BY = 2
 """To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
 
@@ -114,11 +114,13 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
 def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:
     rows, row_bytes = place / "rows", math.prod(shape) * np.dtype(dtype).itemsize
     try:
+        if not (rows.is_file() and (place / "facts.json").is_file()):
+            raise ValueError("a pipe, for instance, which would be waited for")
         facts = json.loads((place / "facts.json").read_text())
         broken = {int(k): str(reason) for k, reason in facts["broken"].items()}
         whole = facts.pop("check") == _check(facts) and facts["key"] == text
         whole = whole and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"the cache {place} is damaged: remove it, and it is made again")

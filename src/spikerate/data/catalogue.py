@@ -101,6 +101,9 @@ def check(data: Data) -> None:
         raise ValueError(f"data.augment.autoaugment is for colour images, and {data.name} has none: give None")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
         raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
+    side = min(input_shape(data)[1:])
+    if augment.crop > side:
+        raise ValueError(f"data.augment.crop is {augment.crop}, wider than the samples: give at most {side} pixels")
     if (data.name == "events") != (data.sensor is not None):
         raise ValueError(
             "events needs the size of its sensor: give --data.sensor HEIGHT WIDTH"

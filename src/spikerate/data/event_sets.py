@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from spikerate.data.cache import Cached, cached
 from spikerate.data.camera import saccades
+from spikerate.data.class_folders import part_ends
 from spikerate.data.digits import digits
 from spikerate.data.events import Events
 from spikerate.data.frames import frames
@@ -57,7 +59,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
 
     def load(data: Data, T: int, track: Track) -> DataSet:
         found = layout(data)
-        everything = [*found.train, *found.test]
+        everything = [*found.train, *found.held_out, *found.test]
         cut = _Cut(T, found.sensor, data.frames)
 
         def rows() -> Iterator[Any]:
@@ -67,12 +69,9 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
         kept = _cached(data, cut, {"files": _digest(everything)}, rows, track)
         good = [k for k in range(len(everything)) if k not in kept.broken]
         labels = torch.tensor([everything[k].label for k in good])
-        in_train = sum(k < len(found.train) for k in good)
-        if in_train == 0 or (found.test and in_train == len(good)):
-            what = "to test" if in_train else "to train on"
-            raise ValueError(f"{data.path} has no whole recording {what}: {next(reversed(kept.broken.values()))}")
-        made = _frame_set(data, kept, labels, (in_train, in_train), found.classes, found.licence)
-        return replace(made, skipped=tuple(kept.broken.values()))
+        ends = part_ends(good, (found.train, found.held_out, found.test), data.path or Path(), kept.broken)
+        made = _frame_set(data, kept, labels, ends, found.classes, found.licence)
+        return replace(made, split=found.split, skipped=tuple(kept.broken.values()), notes=found.notes)
 
     return load
 

@@ -176,7 +176,8 @@ class DataSet:
         checksums: what was read -> sha256.
         split: how the parts were drawn.
         drawn: part -> the sorted indices of its samples, where they were drawn here.
-        skipped: why files were left out.
+        skipped: why broken files were left out.
+        notes: what else was not read, and what a folder was taken for.
     """
 
     name: str
@@ -190,6 +191,7 @@ class DataSet:
     split: str = ""
     drawn: dict[str, list[int]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -204,7 +206,7 @@ def divide(data: DataSet, held_out: int, test: int, subset: int | None) -> DataS
     """Draw the parts that a data set does not come with, once and for all by NumPy's generator of seed 0.
 
     Args:
-        held_out: how many training samples to hold out.
+        held_out: how many training samples to hold out, where the set has no held-out samples of its own.
         test: how many training samples to test on, where the set has no test samples of its own.
         subset: how many training samples to keep; held-out and test samples are cut down by the same share.
 
@@ -214,8 +216,12 @@ def divide(data: DataSet, held_out: int, test: int, subset: int | None) -> DataS
     total = len(data.train)
     if len(data.test) and test:
         raise ValueError(f"data.test is {test}, but {data.name} has {len(data.test):,} test samples of its own: leave it")
+    if len(data.held_out) and held_out:
+        own = f"{len(data.held_out):,} validation samples of its own"
+        raise ValueError(f"data.held_out is {held_out}, but {data.name} has {own}: leave it at 0")
     if not (len(data.test) or test):
-        raise ValueError(f"{data.name} has no test samples of its own: give --data.test N, to draw N of its {total:,}")
+        seen = f" ({data.notes[0]})" if data.notes else ""
+        raise ValueError(f"{data.name} has no test samples of its own{seen}: give --data.test N, to draw N of its {total:,}")
     for name, n in (("held_out", held_out), ("test", test)):
         if not 0 <= n < total:
             raise ValueError(f"data.{name} is {n}: give a number from 0 to {total - 1}, the training samples less one")
@@ -231,7 +237,9 @@ def divide(data: DataSet, held_out: int, test: int, subset: int | None) -> DataS
             made[name] = data.train[chosen]
             drawn |= {name: chosen.tolist()} if name != "train" else {}
     how = [f"{len(index)} {name} of {total}" for name, index in drawn.items()]
-    split = f"drawn by NumPy default_rng(0).permutation: {', '.join(how)}" if how else data.split or "as distributed"
+    ways = [data.split] if data.split else []
+    ways += [f"drawn by NumPy default_rng(0).permutation: {', '.join(how)}"] if how else []
+    split = "; ".join(ways) or "as distributed"
     done = replace(data, train=made["train"], held_out=made["held_out"], test=made["test"], split=split, drawn=drawn)
     return done if subset is None else _cut(done, subset)
 

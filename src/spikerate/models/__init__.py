@@ -8,13 +8,14 @@ from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
 from spikerate.models.staged import Staged, short_path, stage_shapes
-from spikerate.models.synchronized import synchronize_batch_norm
+from spikerate.models.synchronized import Synchronized, synchronize_batch_norm
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
 __all__ = [
     "Branched",
     "DeepConv",
     "Staged",
+    "Synchronized",
     "branch_macs",
     "deepconv_branches",
     "fold_batch_norm",

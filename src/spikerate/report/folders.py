@@ -114,6 +114,7 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
         ("data.sha256", data.get("sha256"), dict),
         ("data.classes", data.get("classes"), list),
         ("data.skipped", data.get("skipped"), list),
+        ("data.notes", data.get("notes"), list),
         ("environment.gpus", environment.get("gpus"), list),
         ("environment.packages", environment.get("packages"), dict),
     )

@@ -64,6 +64,7 @@ def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) ->
             "data set": data.get("name"),
             "licence": data.get("licence"),
             "left out": f"{len(data['skipped'])} broken files" if data.get("skipped") else None,
+            "noted": "; ".join(map(str, data.get("notes") or [])),
             **{f"sha256 of {name}": value for name, value in dict(data.get("sha256") or {}).items()},
         },
         "How are they split?": {

@@ -39,7 +39,7 @@ from spikerate.models import (
 )
 from spikerate.neuron import LIF, Rectifier
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD, Optim, OptimizerFactory
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
 
 _WITH_STEM = {
@@ -193,7 +193,7 @@ class Run:
     neuron: Neuron | Rectified = Neuron()
     rule: BPTT | RateBP | SLTT | OTTT = RateBP()
     loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
-    optim: Optim = Optim()
+    optim: Optim = SGD()
     search: Search | None = None
     T: int = 4
     """time steps; recordings are cut into so many frames"""
@@ -220,6 +220,8 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self.data)
+        if not isinstance(self.optim, OptimizerFactory):
+            raise ValueError(f"optim is {self.optim!r}: give SGD, AdamW, Muon or another OptimizerFactory")
         _check_counts(
             ("T", self.T, "a number of time steps"),
             ("epochs", self.epochs, "a number of epochs"),
@@ -300,13 +302,21 @@ def encode(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def upgraded(record: Any) -> Any:
+    """The record of a run as `encode` writes it today; in those of earlier versions, SGD was called Optim."""
+    match record:
+        case {"optim": {"type": "Optim", **optim}}:
+            return record | {"optim": encode(SGD()) | optim}
+    return record
+
+
 def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """What `encode` gives, or another record, as rows of dotted names; of the types, those that a person chooses."""
     rows: list[tuple[str, Any]] = []
     for key, value in record.items():
         if isinstance(value, dict):
             rows += flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate."):
+        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate.", "optim.", "optim.schedule."):
             rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
     return rows
 

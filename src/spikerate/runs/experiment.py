@@ -130,6 +130,7 @@ def data_card(data: DataSet) -> dict[str, Any]:
         "split": data.split,
         "drawn": {part: " ".join(map(str, index)) for part, index in data.drawn.items()},
         "skipped": list(data.skipped),
+        "notes": list(data.notes),
         "sha256": data.checksums,
     }
 

@@ -11,7 +11,7 @@ from spikerate.gradients.temperature import Search
 from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
 from spikerate.runs.config import Model, Neuron, Rectified, Round, Run
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.surrogate import Dspike
 
 RATE = "Rate-based backpropagation: Yu, Liu, Wang, Li, Wang; NeurIPS 2024; arXiv 2410.11488"
@@ -79,7 +79,7 @@ METHODS: dict[str, tuple[str, Rule, Loss]] = {
 
 _CIFAR = Run(
     data=Data("cifar10", held_out=5000, augment=Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)),
-    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
+    optim=SGD(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
     T=4,
     epochs=300,
     batch=128,
@@ -87,7 +87,7 @@ _CIFAR = Run(
 _IMAGENET = Run(
     data=Data("imagenet", held_out=10_000, augment=Augment(resized_crop=True, flip=True)),
     model=Model("preact-resnet34", 64, "7x7", residual_branches=True),
-    optim=Optim(lr=0.2, weight_decay=2e-5, loss_scale="1/T"),
+    optim=SGD(lr=0.2, weight_decay=2e-5, loss_scale="1/T"),
     T=4,
     epochs=100,
     batch=512,
@@ -95,7 +95,7 @@ _IMAGENET = Run(
 _DVS = Run(
     data=Data("cifar10-dvs", held_out=500, test=1000, size=48, store="host", augment=Augment(flip=True, roll=5)),
     model=Model("vggsnn", 64),
-    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
+    optim=SGD(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
     T=10,
     epochs=300,
     batch=128,
@@ -103,7 +103,7 @@ _DVS = Run(
 _SMALL = Run(
     data=Data("digits"),
     model=Model("resnet18", 16),
-    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1"),
+    optim=SGD(lr=0.1, weight_decay=5e-4, loss_scale="1"),
     T=4,
     epochs=20,
     batch=32,
@@ -206,7 +206,7 @@ def _dspike() -> Iterator[tuple[str, Preset]]:
         _CIFAR,
         neuron=Neuron(decay=0.25, v_reset=0.0, surrogate=Dspike(1.0, width=2.0)),
         search=Search(),
-        optim=Optim(lr=0.004, weight_decay=1e-4),
+        optim=SGD(lr=0.004, weight_decay=1e-4),
         before=rounds,
         T=2,
         epochs=50,
@@ -214,7 +214,7 @@ def _dspike() -> Iterator[tuple[str, Preset]]:
     image = (Round(None, 100, 0.1), Round(6, 100, 0.01), *rounds[2:])
     large = replace(base, data=_IMAGENET.data, before=image)
     event = replace(
-        base, data=_DVS.data, before=(Round(None, 300, 0.1),), T=10, epochs=300, optim=Optim(0.01, weight_decay=1e-4)
+        base, data=_DVS.data, before=(Round(None, 300, 0.1),), T=10, epochs=300, optim=SGD(0.01, weight_decay=1e-4)
     )
     runs = {
         "cifar10": ("CIFAR-10, ResNet-18", "93.66 % at T = 4, 94.25 % at T = 6", base),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from spikerate.runs.config import Run, decode, encode
+from spikerate.runs.config import Run, decode, encode, upgraded
 from spikerate.runs.state import Row, State, inherit_weights, load_weights
 from spikerate.system.files import is_leftover, pack_tensors, read_tensors, write_json, write_whole
 
@@ -96,7 +96,7 @@ class RunFolder:
         """
         record = self.about()
         try:
-            return decode(Run, record.get("run"))
+            return decode(Run, upgraded(record.get("run")))
         except ValueError as error:
             raise ValueError(f"{self.path / 'run.json'}: {error}") from error
 
@@ -156,7 +156,7 @@ class RunFolder:
             return
         write_whole(self.path / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
         if state.best is state.rows[-1]:
-            self.save_weights("best", state.network, state.best)
+            self.save_weights("best", state.trained, state.best)
 
     def restore(self, state: State) -> None:
         """Take the state of the checkpoint.
@@ -203,7 +203,8 @@ class RunFolder:
         if not file.is_file():
             raise ValueError(f"{file} is not there: the run has not finished its first epoch, or it was removed")
         tensors, _ = read_tensors(file)
-        prefix = "network."
+        # A state has the network and, where the run has one, the average of its weights, which is what counts then.
+        prefix = "average." if any(name.startswith("average.") for name in tensors) else "network."
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file)
 
     def _unwritable(self, error: OSError) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
 from spikerate.models import Branched, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
+from spikerate.runs.average import estimate_statistics, update_average
 from spikerate.runs.config import Run
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
@@ -33,6 +36,8 @@ _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
 _LOOK = 100
 """Steps after which it is seen whether all were finite, which waits for the device."""
+_ESTIMATE = 2048
+"""Training samples by which the batch-norm statistics of an averaged network are estimated."""
 _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
@@ -164,13 +169,18 @@ class Trainer:
             network = build_network(run, len(self.data.classes), self.data.shape, device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
-            state = State(network, run.optim.build(network))
+            # As rank 0 sees it: the others may look when it has written one.
+            resumed = bool(ranks.tell("resume" if self.folder.has_state else ""))
+            if self.start and not resumed:
+                self.start.hand_on(network)
+            average = None if run.optim.ema is None else copy.deepcopy(network)
+            state = State(network, run.optim.build(network), average)
             if run.compile and self.start:
                 torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
             rule = prepare(run.rule)
             forward = ranks.wrap(Outputs(network, rule, run.loss.per_step))
-            self._begin(state)
+            self._begin(state, resumed)
             data = self.data.to(device) if run.data.store == "device" else self.data
             ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not run.rule)
             finite = True
@@ -180,16 +190,13 @@ class Trainer:
                     self.folder.restore(state)
         return state
 
-    def _begin(self, state: State) -> None:
-        # As rank 0 sees it: the others may look when it has written one.
-        if self.ranks.tell("resume" if self.folder.has_state else ""):
+    def _begin(self, state: State, resumed: bool) -> None:
+        if resumed:
             self.folder.restore(state)
             if self.ranks.first:
                 self.folder.publish(state)
             self.ranks.meet()
         else:
-            if self.start:
-                self.start.hand_on(state.network)
             self._save(state)
 
     def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready, careful: bool) -> bool:
@@ -209,13 +216,14 @@ class Trainer:
         for parts in batches:
             done = state.epoch * steps + state.step
             torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
-            for group in state.optimizer.param_groups:
-                group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
+            state.set_lr(run.optim.schedule(done, run.epochs * steps))
             begun = time.perf_counter()
             terms = self._step(state, ready.forward, parts, careful)
             if ready.compiled and done == 0:
                 took = time.perf_counter() - begun
                 self.watch.say(f"compiled: the first step took {took:.0f} s; a cache keeps that for other runs")
+            if state.average is not None:
+                update_average(state.average, network, run.optim.ema_at(done))
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             self.watch.step(done + 1, terms)
@@ -227,11 +235,17 @@ class Trainer:
                 saved = time.perf_counter()
             if wish == _STOP and state.step < steps:
                 raise Interrupted(self.stop.signal)
-        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch / run.epochs)}
+        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
-        if len(data.held_out):
+        if len(data.held_out) or state.average is not None:
             ranks.align(network)
-            row["held_out"] = self._held_out(network, data, device, ready.look).value
+        if state.average is not None:
+            batches = epoch_batches(data, run.batch, run.data.augment, run.seed, state.epoch, device=device)
+            few = (over_time(part.x, run.T) for (part,) in itertools.islice(batches, -(-_ESTIMATE // run.batch)))
+            estimate_statistics(state.average, network, few, run.precision)
+            ranks.align(state.average)
+        if len(data.held_out):
+            row["held_out"] = self._held_out(state.trained, data, device, ready.look).value
         row |= self._probe(state, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
@@ -261,8 +275,12 @@ class Trainer:
         norm = {"gradient_norm": health.gradient_norm(network)}
         if careful and not health.all_finite(terms | norm):
             self._give_up(state, parts, before, terms)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        if run.optim.clip is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), run.optim.clip, norm["gradient_norm"])
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        network.zero_grad()  # an optimiser may have parameters of its own that are views of the network's
         return terms | norm
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:

@@ -1,19 +1,28 @@
-"""Class folders of image files: which there are, and how one is decoded."""
+"""Image files: which formats are read, and how one is decoded."""
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """Whatever the file's name says: Pillow would hand PostScript to an interpreter."""
+_LARGEST = 2**28
+"""Bytes of a file."""
+_WORK = 2**29
+"""Scans of a JPEG times its pixels; each scan is a pass over all of them, and a few bytes are enough for one."""
+_SCAN = b"\xff\xda"
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,72 +34,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes the picture upright."""
-_TESTS = ("val", "validation", "test")
-
-Entries = tuple[tuple[Path, int], ...]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Files with their labels, in the order of classes and names; `test` is empty where there are no such folders."""
-
-    train: Entries
-    test: Entries
-    classes: tuple[str, ...]
-
-
-def list_images(path: Path) -> Listing:
-    """`PATH/train/CLASS/...` and `PATH/val/CLASS/...` (or `validation`, or `test`), or `PATH/CLASS/...`.
-
-    Raises:
-        ValueError: there are no class folders, a class has no images, a name is there twice but for its case, or the
-            two parts differ in their classes.
-    """
-    tests = [path / name for name in _TESTS if (path / name).is_dir()]
-    if not (path / "train").is_dir():
-        if tests:
-            raise ValueError(f"{path} has a folder {tests[0].name}, but none named train: put the training images there")
-        train, classes = _part(path)
-        return Listing(train, (), classes)
-    if len(tests) > 1:
-        names = " and ".join(test.name for test in tests)
-        raise ValueError(f"{path} has the folders {names}: keep the one to test on")
-    train, classes = _part(path / "train")
-    if not tests:
-        return Listing(train, (), classes)
-    test, others = _part(tests[0])
-    differing = sorted(set(classes) ^ set(others))
-    if differing:
-        where = "train" if differing[0] in classes else tests[0].name
-        raise ValueError(f"the class {differing[0]} is in {path / where} only: give train and {tests[0].name} the same")
-    return Listing(train, test, classes)
-
-
-def _part(folder: Path) -> tuple[Entries, tuple[str, ...]]:
-    with os.scandir(folder) as entries:
-        classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if len(classes) < 2:
-        raise ValueError(f"{folder} has {len(classes)} class folders: give a folder with one for each class, two at least")
-    files: list[tuple[Path, int]] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            os.path.join(place, file)  # noqa: PTH118  # a million Path objects take a minute
-            for place, _, inside in os.walk(folder / name)
-            for file in inside
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")  # noqa: PTH122
-        )
-        if not found:
-            raise ValueError(f"the class {name} has no images in {folder / name}: add some ({', '.join(sorted(SUFFIXES))})")
-        lower = [file.lower() for file in found]
-        if len(set(lower)) < len(lower):
-            twice = next(file for file in found if lower.count(file.lower()) > 1)
-            raise ValueError(f"{twice} is there twice, in upper and lower case: rename or remove one of the two")
-        files += [(Path(file), label) for file in found]
-    return tuple(files), tuple(classes)
 
 
 def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray:
-    """An image as [3, size, size] bytes, upright by its EXIF orientation, transparent parts black.
+    """An image as [3, size, size] bytes, upright by its EXIF orientation, transparent parts black; the first of several.
 
     Args:
         seed: of a random resized crop, 8 to 100 % of the area at a ratio of sides from 3/4 to 4/3 (Szegedy et al., CVPR
@@ -98,15 +45,20 @@ def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray
         margin: without a seed, the short side is brought to `margin * size` before the middle is cut out.
 
     Raises:
-        ValueError: the file is broken, no image, or larger than Pillow takes for safe; the sentence names it.
+        ValueError: the file is broken, no image of the formats above, larger than Pillow takes for safe, or made to take
+            long; the sentence names it.
     """
-    if not file.is_file():
-        raise ValueError(f"{file} can't be decoded as an image (it is no file): remove it")
     try:
+        if not file.is_file() or file.stat().st_size > _LARGEST:
+            raise ValueError(f"it is no file of at most {_LARGEST:,} bytes")
+        raw = file.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
+                _check(image, raw)
+                if isinstance(image, TiffImageFile):
+                    image.load()  # turns it upright, and takes the orientation away
                 turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
                 width, height = image.size
                 box = _middle(width, height, margin) if seed is None else _random_box(width, height, seed)
@@ -122,6 +74,18 @@ def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray
     cut = rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, right, bottom))
     upright = cut if turn is None else cut.transpose(turn)  # after the cut: what rounding adds is at the stored end
     return np.asarray(upright).transpose(2, 0, 1).copy()
+
+
+def _check(image: Image.Image, raw: bytes) -> None:
+    """Raise `ValueError` where decoding would take far more time or memory than the pixels of the image do."""
+    pixels = image.width * image.height
+    scans = raw.count(_SCAN) if isinstance(image, JpegImageFile) else 0
+    if scans * pixels > _WORK:
+        raise ValueError(f"it is drawn in {scans} scans of {pixels:,} pixels")
+    if isinstance(image, TiffImageFile):
+        tile = image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_LENGTH, 0)
+        if tile > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"its tiles have {tile:,} pixels")
 
 
 Box = tuple[float, float, float, float]
@@ -148,8 +112,13 @@ def _random_box(width: int, height: int, seed: int) -> Box:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, not whole ones of 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion would clip all but the lowest 8
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        wide = np.asarray(image)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")

@@ -292,7 +292,7 @@ def test_neurobench_takes_an_ann() -> None:
 
 def test_the_documents_examples_run_where_the_libraries_are(tmp_path: Path) -> None:
     jelly(), pytest.importorskip("neurobench.models")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "neighbours.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "other-libraries.md").read_text(), re.DOTALL)
     assert len(blocks) >= 2
     file = tmp_path / "example.py"
     file.write_text("\n".join(blocks))

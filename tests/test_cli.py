@@ -13,7 +13,9 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_data import truncate, write_cifar
 from test_events import write_folder
 
@@ -125,6 +127,17 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
     half = spikerate("predict", "run", "pictures", "broken.png")
     assert half.returncode == 2
     assert "x[bold][red].png" in half.stdout, "what was done is shown, as it is"
+    weights = load_file(tmp_path / "run" / "best.safetensors")
+    weights["stem.0.weight"][0] = torch.nan
+    save_file(weights, tmp_path / "run" / "best.safetensors")
+    for command, out in ((["predict", "run", "pictures/a.png"], "a.png"), (["eval", "run"], "Firing rates")):
+        broken = spikerate(*command)
+        assert broken.returncode == 1
+        assert "first in the output of stem.0 (Conv2d), whose weight is not finite already" in broken.stderr.replace(
+            "\n", " "
+        )
+        hidden = spikerate(*command, "--no-check-finite")
+        assert hidden.returncode == 0 and out in hidden.stdout, "the answers are finite, and wrong"
     record = tmp_path / "run" / "run.json"
     content = json.loads(record.read_text())
     for change in ({"classes": None}, {"std": [0]}, {"mean": []}, {"shape": [1, 0, 0]}):

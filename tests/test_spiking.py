@@ -177,7 +177,7 @@ def test_layers_whose_settings_or_hooks_a_signal_does_not_serve_are_refused_by_n
         "full": hooked("register_full_backward_hook"),
         "pre": hooked("register_full_backward_pre_hook"),
         "old": hooked("register_backward_hook"),
-        "forward": hooked("register_forward_hook"),
+        "ahead": hooked("register_forward_hook"),
         "act": nn.ReLU(),
     }
     with pytest.raises(TypeError) as error:
@@ -190,10 +190,10 @@ def test_layers_whose_settings_or_hooks_a_signal_does_not_serve_are_refused_by_n
         *(f"{name} (Linear with a backward hook, which would never be called" for name in ("full", "pre", "old")),
     ):
         assert words in said
-    assert "forward (" not in said and "act" not in said
+    assert "ahead (" not in said and "act" not in said
     calls: list[Any] = []
-    network = nn.Sequential(layers["forward"], layers["act"])
-    layers["forward"].register_forward_hook(lambda module, args, out: calls.append(out))
+    network = nn.Sequential(layers["ahead"], layers["act"])
+    layers["ahead"].register_forward_hook(lambda module, args, out: calls.append(out))
     assert BPTT()(spiking(network), torch.rand(2, 2, 3)).rate.shape == (2, 3) and len(calls) == 1
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 from spikerate.surrogate import check_number
@@ -30,8 +32,10 @@ class BPTT:
     and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
 
     Raises:
-        ValueError: `chunk` is less than 1, or x is not [T, B, ...], or the outputs differ in kind from chunk to chunk.
+        ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
+            another, or returns other outputs.
         TypeError: the network has an operation without a rule.
+        RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
     """
 
     chunk: int | None = None
@@ -41,8 +45,7 @@ class BPTT:
 
     def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
-        outputs = [network(Unrolled(*chunk)) for chunk in _chunks(x, self.chunk)]
-        return _join(outputs, len(x))
+        return _run(network, x, self.chunk, Unrolled)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class SLTT:
 
     def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
-        return _join([network(Spatial(*chunk)) for chunk in _chunks(x, self.chunk)], len(x))
+        return _run(network, x, self.chunk, Spatial)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class OTTT:
 
     def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
-        return _join([network(Traced(*chunk, decay=self.decay)) for chunk in _chunks(x, self.chunk)], len(x))
+        return _run(network, x, self.chunk, partial(Traced, decay=self.decay))
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,47 @@ class RateBP:
     def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         rate = x[0] if is_constant(x) else x.mean(0)
-        outputs = []
-        for train, constant, T, tape in _chunks(x, self.chunk):
-            with torch.set_grad_enabled(tape.last and torch.is_grad_enabled()):
-                outputs.append(network(RateCoded(train, constant, T, tape, average=rate)))
-        return _join(outputs, len(x))
+        return _run(network, x, self.chunk, partial(RateCoded, average=rate), graphs="last")
 
 
 Rule = BPTT | RateBP | SLTT | OTTT
+
+
+def _run(
+    network: Network, x: Tensor, chunk: int | None, kind: Callable[..., Signal], graphs: Literal["all", "last"] = "all"
+) -> Signal:
+    """The network's output for x [T, B, ...] as signals of a kind, of `chunk` steps each; `graphs` are of which chunks."""
+    outputs = []
+    watches = _watch_backward_hooks(network)
+    try:
+        for train, constant, T, tape in _chunks(x, chunk):
+            with torch.set_grad_enabled((tape.last or graphs == "all") and torch.is_grad_enabled()):
+                output = network(kind(train, constant, T, tape))
+            if not (tape.whole or torch.compiler.is_compiling()):
+                signals = pytree.tree_leaves(output, is_leaf=lambda y: isinstance(y, Signal))
+                tape.meet("the output", [y.number for y in signals if isinstance(y, Signal)])
+            outputs.append(output)
+    finally:
+        for watch in watches:
+            watch.remove()
+    return _join(outputs, len(x))
+
+
+def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
+    """Refuse what comes out of modules with backward hooks, which torch calls for tensors only."""
+    if torch.compiler.is_compiling() or not isinstance(network, nn.Module):
+        return []
+    hooked = (m for m in network.modules() if m._backward_hooks or m._backward_pre_hooks)
+    return [module.register_forward_hook(_refuse_signal) for module in hooked]
+
+
+def _refuse_signal(module: nn.Module, inputs: Any, output: Any) -> None:
+    if isinstance(output, Signal):
+        raise ValueError(
+            f"there is a backward hook on a {type(module).__name__} that gives a signal, and torch calls it for tensors "
+            "only: register a forward hook, and in it output.tap().register_hook(...) under RateBP, "
+            "output.train.register_hook(...) under other rules"
+        )
 
 
 def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, Tape]]:
@@ -139,9 +175,10 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
     constant = is_constant(x)
     tape = Tape(len(x), whole=len(parts) == 1)
     for k, part in enumerate(parts):
-        tape.rewind(last=k == len(parts) - 1)
+        if k > 0:
+            tape = tape.following(last=k == len(parts) - 1)
         yield part[:1] if constant else part, constant, len(part), tape
-    tape.close()
+        tape.close()
 
 
 def _join(outputs: list[Any], T: int) -> Any:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from types import FrameType, FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from spikerate import autograd
 
@@ -41,6 +44,8 @@ class Neuron(Protocol):
 class Tape:
     """What the layers remember from chunk to chunk of one forward pass: one slot for each, in order of execution.
 
+    Every chunk has a tape of its own, by which the signals of a chunk are told from those of others; the slots are shared.
+
     Args:
         T: steps in all chunks together.
         whole: whether one chunk holds them all, so that there is nothing to remember.
@@ -51,17 +56,48 @@ class Tape:
         self.whole = whole
         self.last = whole
         self.closed = False
+        self.graph = torch.is_grad_enabled()
         self.slots: list[Any] = []
         self.position = 0
+        self.layers: list[Any] = []
+        self.met = 0
+        self.first = True
 
-    def rewind(self, last: bool) -> None:
-        """Start the next chunk from the first layer; `last` says that no other follows."""
-        self.position = 0
-        self.last = last
+    def following(self, last: bool) -> Tape:
+        """The tape of the next chunk; `last` says that no other follows it."""
+        tape = Tape(self.T, self.whole)
+        tape.last = last
+        tape.slots, tape.layers, tape.first = self.slots, self.layers, False
+        return tape
+
+    def meet(self, *layer: Any) -> None:
+        """Say which layer comes now: in every chunk it must be the same, or it would find what another one kept.
+
+        Args:
+            layer: the kind of layer and what tells it from others: its parameters, settings, functions.
+
+        Raises:
+            ValueError: in the first chunk there was another one here.
+            RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
+        """
+        if self.whole:
+            return
+        self._check_open()
+        if self.first:
+            self.layers.append(layer)
+        elif self.met == len(self.layers) or not _alike(layer, self.layers[self.met]):
+            raise ValueError(_other_layers(f"{layer[0]} is number {self.met + 1} of the layers"))
+        self.met += 1
 
     def close(self) -> None:
-        """No layer may run on this tape again, unless it holds nothing."""
+        """The chunk is over: no layer may run on this tape again, unless it holds nothing.
+
+        Raises:
+            ValueError: fewer layers ran than in the first chunk.
+        """
         self.closed = not self.whole
+        if self.met < len(self.layers):
+            raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
         """What this layer kept in the chunk before; None in the first one.
@@ -69,11 +105,7 @@ class Tape:
         Raises:
             RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
         """
-        if self.closed:
-            raise RuntimeError(
-                "a layer ran again after the forward pass, but with chunk < T it can be run once only: "
-                "use chunk=None together with activation checkpointing"
-            )
+        self._check_open()
         return self.slots[self.position] if self.position < len(self.slots) else None
 
     def keep(self, state: Any) -> None:
@@ -96,10 +128,46 @@ class Tape:
         self.keep(total)
         return (total / self.T).to(x.dtype)
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(
+                "a layer ran again after the forward pass, but with chunk < T it can be run once only: "
+                "use chunk=None together with activation checkpointing"
+            )
+
+
+def _other_layers(found: str) -> str:
+    return (
+        f"the network runs other layers in this chunk of steps than in the first one ({found}): with chunk < T all chunks "
+        "must run the same layers in the same order, so draw or decide once in each forward pass, or use chunk=None"
+    )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two descriptions of a layer are of the same one; tensors that are computed anew each time may be."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        computed = a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter)
+        return a is b or (computed and (a.is_floating_point() or torch.equal(a, b)))  # indices are compared
+    if isinstance(a, FunctionType) and isinstance(b, FunctionType):
+        # The compiler can't look into functions; but what it makes one graph of has no draw that could differ in a chunk.
+        return torch.compiler.is_compiling() or (a.__code__ is b.__code__ and _alike(_enclosed(a), _enclosed(b)))
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _enclosed(f: FunctionType) -> tuple[Any, ...]:
+    """What a function knows from where it was made."""
+    return tuple(cell.cell_contents for cell in f.__closure__ or ())
+
 
 @dataclass(frozen=True, eq=False)
 class Signal(ABC):
     """Spikes or currents over time, and their mean, the rate: always `rate == steps.mean(0)`.
+
+    Every kind is a node of torch's pytrees, by which others find the tensors in it: `DistributedDataParallel`, FSDP, `vmap`.
 
     Attributes:
         train: [T, B, ...], or [1, B, ...] where it is constant.
@@ -107,13 +175,28 @@ class Signal(ABC):
         T: the number of time steps in this chunk.
         tape: what the layers remember from chunk to chunk.
         exits: logits [B, K] of the early exits, first to last; only on the output of a `Branched` in training.
+        number: of the layer that gave it, on its tape, where the same one must give it in every chunk.
+        plain: names of the fields without tensors in them.
     """
+
+    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape", "number")
 
     train: Tensor
     constant: bool
     T: int
     tape: Tape
     exits: tuple[Tensor, ...] = field(default=(), kw_only=True)
+    number: int = field(default=0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        pytree.register_pytree_node(cls, _leaves, partial(_grown, cls))
+
+    def __post_init__(self) -> None:
+        if self.tape.graph and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _in_a_function():
+            raise RuntimeError(
+                "a part of the network ran inside of an autograd function, which finds no tensor in a signal, so that all "
+                "layers before would get no gradient: use torch.utils.checkpoint with use_reentrant=False"
+            )
 
     @property
     def steps(self) -> Tensor:
@@ -274,6 +357,41 @@ for _name in _WITHOUT_RULE.split():
     setattr(Signal, f"__{_name}__", _refused(f"__{_name}__"))
 
 
+def _leaves(x: Signal) -> tuple[list[Any], tuple[dict[str, Any], tuple[int, int] | None]]:
+    """The fields of a signal that have tensors in them; the others by name, and what is known of the train's axes."""
+    axes = _axes(x.train) if isinstance(x.train, Tensor) else None
+    plain = {name: getattr(x, name) for name in x.plain}
+    return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], (plain, axes)
+
+
+def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[dict[str, Any], tuple[int, int] | None]) -> Signal:
+    """The signal of these fields; where others than tensors stand in for them, so they do in it."""
+    plain, axes = context
+    names = (f.name for f in fields(kind) if f.name not in kind.plain)
+    values = dict(zip(names, leaves, strict=True))
+    if axes is not None and isinstance(values["train"], Tensor) and _axes(values["train"]) != axes:
+        raise ValueError(
+            "the first axis of a signal's train is time: it can't be cut, and torch.vmap can't take it for one of its own, "
+            "so let the function under vmap return the signal's .rate"
+        )
+    return kind(**values, **plain)
+
+
+def _axes(train: Tensor) -> tuple[int, int]:
+    return train.dim(), len(train)
+
+
+def _in_a_function() -> bool:
+    """Whether this is called by the forward of a `torch.autograd.Function`."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not _APPLY:
+        frame = frame.f_back
+    return frame is not None
+
+
+_APPLY = torch.autograd.Function.__dict__["apply"].__func__.__code__
+
+
 @dataclass(frozen=True, eq=False)
 class Stepwise(Signal):
     """The steps carry the gradient; how much of it a neuron hands back through time is left to the kinds."""
@@ -291,10 +409,12 @@ class Stepwise(Signal):
         return replace(self, train=y)
 
     def tap(self) -> Tensor:
+        self.tape.meet("a tap")
         return self.tape.mean(self.train.mean(0), self.T)
 
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
         """Fire, with the gradient of each step going to that step alone."""
+        self.tape.meet("a neuron", neuron)
         inputs = self.expanded()
         spikes, slopes, state = neuron.slopes(inputs, self.tape.recall())
         self.tape.keep(state)
@@ -311,6 +431,7 @@ class Unrolled(Stepwise):
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
             return replace(self, train=neuron.spikes(self.expanded()), constant=False)
+        self.tape.meet("a neuron", neuron)
         spikes, state = neuron.unroll(self.expanded(), self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
@@ -334,11 +455,14 @@ class Traced(Stepwise):
     The trace of an input is `a[t] = decay a[t-1] + input[t]`: all that a leaky membrane has had of it by then.
     """
 
+    plain = (*Signal.plain, "decay")
+
     decay: float = field(kw_only=True)
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Traced:
         if at_rate is None:
             return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        self.tape.meet(*_described(f, at_rate))
         with torch.no_grad():
             value = mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
             traces = []
@@ -379,6 +503,8 @@ class RateCoded(Signal):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
+        _check_together(signals)
+        self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
         if at_rate is None:
@@ -387,15 +513,17 @@ class RateCoded(Signal):
             with torch.no_grad():
                 value = self.tape.mean(train.mean(0), self.T)
             average = at_rate(value, self.average)
-        return replace(self, train=train, constant=all(s.constant for s in signals), average=average)
+        return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
+        self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
             value = self.tape.mean(train.mean(0), self.T)
-        return replace(self, train=train, average=_anchor(value, f(self.average)))
+        return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
+        self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
             value = self.tape.mean(train.mean(0), self.T)
@@ -404,14 +532,17 @@ class RateCoded(Signal):
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
         average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average)
+        return replace(self, train=train, average=average, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
+        self.tape.meet("a neuron", neuron, self.number)
         spikes, state = neuron.trace(self.expanded(), self.tape.recall())
         self.tape.keep(state)
         gain = (state[-1] / self.tape.T).to(spikes.dtype)
         value = self.tape.mean(spikes.mean(0), self.T)
-        return replace(self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain))
+        return replace(
+            self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
+        )
 
     def tap(self) -> Tensor:
         return self.average
@@ -453,6 +584,11 @@ class Normalization:
         if n < 2:
             raise ValueError(f"batch norm in training needs more than one value per channel, got {list(train.shape)}")
         if self.running_mean is not None and self.running_var is not None:
+            if autograd.transformed():
+                raise ValueError(
+                    "batch norm in training changes its running statistics, which torch.func (vmap, grad) can't follow: "
+                    "call eval(), or take them away by torch.func.replace_all_batch_norm_modules_"
+                )
             with torch.no_grad():
                 variance = invstd.pow(-2) - self.eps
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -483,12 +619,31 @@ def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
 
+def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
+    """What tells a layer from others."""
+    return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
+
+
+def _check_together(signals: Sequence[Signal]) -> None:
+    if any(s.tape is not signals[0].tape for s in signals):
+        raise ValueError(
+            "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
+            "so take all from the same call of a rule"
+        )
+
+
 def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
-    """The train of `f` of the signals: once for all steps where they are constant."""
+    """The train of `f` of the signals: once for all steps where they are constant.
+
+    Raises:
+        ValueError: they are not all of one chunk of one forward pass.
+    """
+    _check_together(signals)
     if not all(s.constant for s in signals):
         return _per_step(f, *(s.expanded() for s in signals))
     # Computed in the first chunk, and shared by the others.
     tape = signals[0].tape
+    tape.meet("a layer", f)
     train = tape.recall()
     if train is None:
         train = _per_step(f, *(s.train for s in signals))
@@ -804,6 +959,7 @@ def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         if not training or p == 0:
             return x
 
+        x.tape.meet("a dropout", p)
         mask = x.tape.recall()
         if mask is None:
             mask = f(torch.ones_like(x.train[0, : x.samples]), p, True)

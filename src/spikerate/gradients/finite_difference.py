@@ -32,6 +32,8 @@ class Variants(Stepwise):
         changes: what is added to it, [n, *weight.shape].
     """
 
+    plain = (*Signal.plain, "batch")
+
     batch: int = field(kw_only=True)
     weight: Tensor = field(kw_only=True)
     changes: Tensor = field(kw_only=True)

@@ -161,12 +161,14 @@ class Around(Signal):
         return self.inner.tap()
 
     def _around(self: _Own, inner: Signal) -> _Own:
-        return replace(self, train=inner.train, constant=inner.constant, inner=inner)
+        return replace(self, train=inner.train, constant=inner.constant, number=inner.number, inner=inner)
 
 
 @dataclass(frozen=True, eq=False)
 class Metered(Around):
     """An `Unrolled` signal whose firings are noted in a ledger, and its operations, where wanted, in a tally."""
+
+    plain = (*Signal.plain, "ledger", "tally")
 
     ledger: Ledger | Trains = field(kw_only=True)
     tally: Tally | None = field(kw_only=True)
@@ -184,6 +186,8 @@ class Metered(Around):
 @dataclass(frozen=True, eq=False)
 class Watched(Around):
     """A signal of any rule that shows the inputs of each layer of neurons, and its spikes."""
+
+    plain = (*Signal.plain, "look")
 
     look: Callable[[Neuron, Signal, Signal], None] = field(kw_only=True)
 

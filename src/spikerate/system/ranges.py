@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
+
+from torch import Tensor
+
 LARGEST = 1e12
 """Of a factor, a rate or a potential: far beyond every use, and its products stay finite in float32."""
 SMALLEST = 1e-30
@@ -14,6 +18,16 @@ MOST_SAMPLES = 1_000_000
 """Of a batch."""
 
 
+def check_plain(name: str, value: object) -> None:
+    """Raise `ValueError` where a value is no number: a tensor would get no gradient under most rules."""
+    if not isinstance(value, numbers.Real):
+        kind = f"{type(value).__name__} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+        raise ValueError(
+            f"{name} is a {kind}: give a plain number for all neurons of the layer, as float(value); parameters of neurons "
+            "can't be learned, and differ between layers only"
+        )
+
+
 def check_number(name: str, value: float, low: float = -LARGEST, high: float = LARGEST) -> None:
     """Raise `ValueError` unless low <= value <= high; NaN is in no range."""
     if not low <= value <= high:
@@ -21,7 +35,8 @@ def check_number(name: str, value: float, low: float = -LARGEST, high: float = L
 
 
 def check_positive(name: str, value: float, high: float = LARGEST) -> None:
-    """Raise `ValueError` unless value is positive, up to `high`, and not so small that float32 takes it for 0."""
+    """Raise `ValueError` unless value is a positive number up to `high`, and not so small that float32 takes it for 0."""
+    check_plain(name, value)
     if not SMALLEST <= value <= high:
         raise ValueError(f"{name} is {value}: give a positive number, {SMALLEST:g} to {high:g}")
 

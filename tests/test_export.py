@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def assert_same_graph(one: Any, other: Any) -> None:
 def test_nir_and_back_gives_the_same_spikes_and_the_same_graph(make: Any, tmp_path: Path) -> None:
     network = lived_in(make(width=2, activation=HARD), 3, 16, 16)
     graph = through_file(to_nir(network, (3, 16, 16)), tmp_path)
-    assert graph.metadata == {"dt": DT}
+    assert graph.metadata == {"dt": DT, "reset": "zero"}
     again = from_nir(graph)
     x = torch.randn(4, 3, 3, 16, 16)
     before, logits = spikes_of(fold_batch_norm(network), x)
@@ -203,7 +204,7 @@ class Odd(nn.Module):
 def test_every_operation_that_nir_knows(tmp_path: Path) -> None:
     network = Odd().eval()
     graph = through_file(to_nir(network, (2, 8, 8), metadata={"T": 5}), tmp_path)
-    assert graph.metadata == {"dt": DT, "T": 5}
+    assert graph.metadata == {"dt": DT, "reset": "zero", "T": 5}
     kinds = collections.Counter(type(node).__name__ for node in graph.nodes.values())
     assert kinds == collections.Counter(
         ["Input", *["Conv2d"] * 3, "LIF", *["IF"] * 2, "SumPool2d", "AvgPool2d", *["Flatten"] * 2, "Linear", "Output"]
@@ -299,6 +300,7 @@ def neuron(n: int = 2, **changed: Any) -> Any:
         (neuron(tau=np.array([2e-4, 3e-4])), r"the node lif \(LIF\) .*: its neurons differ in tau"),
         (neuron(v_leak=np.ones(2)), "v_leak is not 0"),
         (neuron(tau=np.full(2, 1e-4)), "LIF.decay is 0.0: give a number"),
+        (neuron(tau=np.zeros(2)), "its tau is 0: the time constant is seconds > 0"),
         (neuron(r=np.full(2, -1.0)), "its input is scaled by -0.5"),
         (neuron(v_threshold=-np.ones(2)), "LIF.threshold is -0.99"),
         (nir.Linear(np.ones((2, 2, 2))), r"the node linear \(Linear\) .* can't be imported: too many values"),
@@ -309,7 +311,7 @@ def test_nodes_that_spikerate_has_no_layer_for(node: Any, words: str, tmp_path: 
     shape = node.input_type["input"]
     graph = nir.NIRGraph.from_list(nir.Input(shape), node, nir.Output(node.output_type["output"]))
     with pytest.raises(ValueError, match=words) as error:
-        from_nir(graph)
+        from_nir(graph, reset="zero")
     assert "\n" not in str(error.value)
     if isinstance(node, nir.Scale):
         with pytest.raises(ValueError, match=rf"net.nir: {words}"):
@@ -354,7 +356,7 @@ def test_files_that_are_no_nir_graph(tmp_path: Path) -> None:
     whole = pack_nir(to_nir(nn.Sequential(nn.Linear(2, 2), HARD()), (2,)))
     file = tmp_path / "net.nir"
     for content, words in (
-        (None, "net.nir is no NIR graph, or truncated: .*[Nn]o such file"),
+        (None, "net.nir is no NIR graph: there is no such file"),
         (b"", "is no NIR graph, or truncated"),
         (whole[: len(whole) // 2], "is no NIR graph, or truncated"),
     ):
@@ -379,6 +381,59 @@ def test_files_that_are_no_nir_graph(tmp_path: Path) -> None:
         content["node/nodes/_0/stride"][...] = 0
     with pytest.raises(ValueError, match=r"net.nir is a NIR graph that does not fit together"):
         read_nir(file)
+
+
+def test_what_a_nir_file_has_elsewhere_or_twice_is_not_read(tmp_path: Path) -> None:
+    import h5py
+
+    whole = pack_nir(to_nir(nn.Sequential(nn.Linear(2, 2), HARD()), (2,)))
+    file, other, place = tmp_path / "net.nir", tmp_path / "other.bin", "node/nodes/_0/weight"
+    other.write_bytes(np.ones((2, 2), np.float32).tobytes())
+    with h5py.File(tmp_path / "other.h5", "w") as content:
+        content["x"] = np.ones((2, 2), np.float32)
+    virtual = h5py.VirtualLayout((2, 2), np.float32)
+    virtual[:] = h5py.VirtualSource(tmp_path / "other.h5", "x", (2, 2))
+    spoil: dict[str, Callable[[Any], Any]] = {
+        "is a link to another place": lambda f: f.__setitem__(place, h5py.ExternalLink(tmp_path / "other.h5", "x")),
+        "weight in it is a link": lambda f: f.__setitem__(place, h5py.SoftLink("/node/nodes/_0/bias")),
+        "in another file, which is not read": lambda f: f.create_dataset(
+            place, (2, 2), np.float32, external=[(str(other), 0, h5py.h5f.UNLIMITED)]
+        ),
+        "weight in it are in another file": lambda f: f.create_virtual_dataset(place, virtual),
+        "has another name too": lambda f: f.__setitem__("node/nodes/_0/again", f["node"]),
+        "larger than the file": lambda f: f.create_dataset(place, (10**6, 10**6), np.float32, chunks=(1000, 1000)),
+    }
+    for words, change in spoil.items():
+        file.write_bytes(whole)
+        with h5py.File(file, "a") as content:
+            del content[place]
+            change(content)
+        with pytest.raises(ValueError, match=rf"net.nir is no NIR graph, or truncated: .*{words}") as error:
+            read_nir(file)
+        assert "\n" not in str(error.value)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="is a folder or a device"):
+            read_nir(path)
+
+
+def test_a_graph_of_snntorch_does_not_say_whether_its_reset_subtracts() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    exporter = pytest.importorskip("snntorch.export_nir")
+    of_all = {"beta": torch.full((6,), 0.9), "threshold": torch.ones(6), "reset_delay": False}
+    layer, neurons, x = nn.Linear(4, 6), snntorch.Leaky(**of_all), 2 * torch.rand(20, 1, 4)
+    graph = exporter.export_to_nir(nn.Sequential(layer, snntorch.Leaky(**of_all, init_hidden=True)), x[0, 0])
+    membrane, theirs = neurons.init_leaky(), []
+    for frame in x:
+        spikes, membrane = neurons(layer(frame), membrane)
+        theirs.append(spikes)
+    assert torch.equal(BPTT()(from_nir(graph, reset="subtract"), x).steps, torch.stack(theirs))
+    with pytest.warns(UserWarning, match="does not say whether a spike resets .* give reset='subtract'"):
+        hard = from_nir(graph)
+    counts = [int(BPTT()(network, x).steps.sum()) for network in (hard, from_nir(graph, reset="zero"))]
+    assert counts[0] == counts[1] < torch.stack(theirs).sum()
+    with pytest.raises(ValueError, match="reset is 'none': give zero or subtract"):
+        from_nir(graph, reset="none")  # type: ignore[arg-type]
 
 
 # NIR in another simulator --------------------------------------------------------------------------------------------------

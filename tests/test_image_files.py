@@ -924,7 +924,7 @@ def test_images_are_decoded_into_a_cache_once(tmp_path: Path, monkeypatch: pytes
     assert first.shape == again.shape == (3, 16, 16)
     assert np.array_equal(read_all(first.train), read_all(again.train))
     assert np.array_equal(read_all(first.test), read_all(again.test))
-    assert again.checksums == first.checksums
+    assert again.checksums == first.checksums and "contents" in first.checksums
     (a,), (b,) = (next(epoch_batches(d, 12, Augment(resized_crop=True), 0, 0)) for d in (first, again))
     assert torch.equal(a.x, b.x)
     with pytest.raises(AssertionError, match="there is a cache"):

@@ -17,6 +17,8 @@ from conftest import ROOT
 from processes import wait_for
 from test_nothing_lost import ARGUMENTS, assert_same
 
+from spikerate.system.dist import joined
+
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
 
 
@@ -87,7 +89,6 @@ def test_a_killed_rank_is_restarted_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_lost_rank_ends_all_within_a_minute_with_the_reason(tmp_path: Path) -> None:
-    # Few checkpoints: a rank that is frozen within one is waited for (docs/reliability.md).
     run = train(tmp_path / "run", "--epochs", "2000", "--batch", "32", "--save-minutes", "10")
     wait_for(tmp_path / "run" / "last.safetensors")
     time.sleep(1)
@@ -106,6 +107,14 @@ def test_one_signal_stops_all_ranks_at_one_step(tmp_path: Path) -> None:
     os.kill(workers(run.pid)[1], signal.SIGTERM)
     said, _ = run.communicate(timeout=60)
     assert "and saved; go on by: spikerate train --resume" in said, said
+
+
+def test_more_ranks_than_gpus_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"which has 1 GPU: give --nproc-per-node 1, or --device cpu"), joined(True, False):
+        pass
 
 
 def test_too_many_ranks_for_a_batch(tmp_path: Path) -> None:

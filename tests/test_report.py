@@ -370,9 +370,28 @@ def test_what_differs_in_secret_is_said(tmp_path: Path) -> None:
     assert "torchrun --nproc-per-node 2 -m spikerate train it # or on several machines" in page.text
 
 
-def test_a_forged_number_of_steps_costs_nothing(tmp_path: Path) -> None:
-    drawn = gather([make(tmp_path / "run", replace(RUN, T=10**12))]).over_time
-    assert drawn is not None and [len(line.dots) for line in drawn.lines] == [2]
+def test_a_forged_number_of_steps_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    record["run"]["T"] = 10**9
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"run.json: T is 1000000000: give a number of time steps >= 1, and 10,000 at most"):
+        gather([folder])
+
+
+def test_of_many_classes_the_confusions_that_occur_are_told(tmp_path: Path) -> None:
+    K = 20_000
+    labels = torch.tensor([0, 0, 0, 7, K - 1, K - 1])
+    found = torch.tensor([0, 5, 5, 7, 3, K - 1]).unsqueeze(1)
+    rows = Answers(found, labels, K).confusions().tolist()
+    assert rows == [[0, 0, 1], [0, 5, 2], [7, 7, 1], [K - 1, 3, 1], [K - 1, K - 1, 1]]
+    folder = make(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    del result["confusion"]
+    (folder / "result.json").write_text(json.dumps(result | {"confusions": rows}))
+    confusion = gather([folder]).groups[0].confusion
+    assert confusion is not None and not confusion.rows
+    assert confusion.often == [("0", "5", 2, pytest.approx(2 / 3)), (str(K - 1), "3", 1, 0.5)]
 
 
 def test_metrics_of_one_group_alone_share_a_chart(tmp_path: Path) -> None:

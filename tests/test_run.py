@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,43 @@ def test_no_step_waits_for_the_device(rule: Any, digits: DataSet, tmp_path: Path
     with counter:
         float(torch.zeros(1))
     assert counter.n == 1
+
+
+class RefusedOnGpu(TorchDispatchMode):
+    """Refuses in a deterministic run what PyTorch refuses there on a GPU (`torch.use_deterministic_algorithms`)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        refused = func in (aten.histc.default, aten._adaptive_avg_pool2d_backward.default, aten.kthvalue.default)
+        refused |= func is aten.cumsum.default and args[0].is_floating_point()
+        if refused and torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(f"{func} does not have a deterministic implementation")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_deterministic_run_has_no_operation_that_a_gpu_refuses(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with RefusedOnGpu():
+        run_in(tmp_path / "run", replace(TINY, deterministic=True, epochs=1), digits)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            equalized = [Augment(autoaugment="cifar10")(torch.rand(16, 3, 8, 8), seed) for seed in range(8)]
+            with pytest.raises(RuntimeError, match="cumsum"):
+                torch.rand(3).cumsum(0)
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert all(x.isfinite().all() for x in equalized)
+
+
+def test_a_gpu_without_a_c_compiler_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_version", lambda package: "3.6")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert environment.compiler_problem(torch.device("cuda")) == "there is no C compiler (install gcc or clang)"
 
 
 def test_without_a_compiler_there_is_a_line_and_the_eager_run(

@@ -15,8 +15,9 @@ from networks import Functional, Probe, gradients
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, FiringRates, RateBP, Sigmoid, Signal
+from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, FiringRates, RateBP, Sigmoid, Signal, autograd
 from spikerate.measure.meter import Ledger, Meter
+from spikerate.signal import Normalization
 
 RULES = [BPTT(), BPTT(chunk=1), BPTT(chunk=2), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
 
@@ -434,3 +435,9 @@ def test_functions_with_the_signal_elsewhere_are_refused() -> None:
 
     with pytest.raises(TypeError, match="linear has no rule"):
         BPTT()(Odd(), torch.rand(2, 4, 3))
+
+
+@pytest.mark.parametrize("kind", [Normalization, autograd.Convolution, autograd.Linear])
+def test_what_is_made_and_called_in_a_forward_pass_has_a_hash_before_it_is_filled(kind: type) -> None:
+    """The compiler of PyTorch 2.11 asks for it, and compiled nothing here without."""
+    assert hash(kind.__new__(kind)) is not None

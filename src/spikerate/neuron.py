@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikerate.surrogate import Sigmoid, Surrogate, check_number
+from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.system.ranges import check_number, check_plain, check_positive
 
 State = tuple[Any, ...]
 """What a neuron keeps from chunk to chunk: tensors [B, ...], or a number for all neurons."""
@@ -58,7 +59,7 @@ class LIF(nn.Module):
         super().__init__()
         for name, value in {"decay": decay, "tau": tau, "threshold": threshold, "v_reset": v_reset}.items():
             if value is not None or name == "threshold":
-                check_number(f"LIF.{name}", value)
+                check_plain(f"LIF.{name}", value)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
                 f"LIF.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
@@ -75,9 +76,10 @@ class LIF(nn.Module):
         self.decay = 1 - 1 / tau if tau is not None else 0.2 if decay is None else decay
         if not 0 < self.decay <= 1:
             raise ValueError(f"LIF.decay is {decay}: give a number in (0, 1]")
-        if not (threshold > 0 and math.isfinite(threshold)):
-            raise ValueError(f"LIF.threshold is {threshold}: give a positive, finite number")
-        if v_reset is not None and not -math.inf < v_reset < threshold:
+        check_positive("LIF.threshold", threshold)
+        if v_reset is not None:
+            check_number("LIF.v_reset", v_reset)
+        if v_reset is not None and v_reset >= threshold:
             raise ValueError(f"LIF.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
         self.threshold = threshold
         self.v_reset = v_reset
@@ -86,7 +88,7 @@ class LIF(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Raise `ValueError`: an attribute that is set to a parameter later would get no gradient either."""
-        check_number(f"LIF.{name}", param)
+        check_plain(f"LIF.{name}", param)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):

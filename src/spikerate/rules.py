@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
-from spikerate.surrogate import check_number
+from spikerate.system.ranges import MOST_STEPS, check_plain
 
 Network = Callable[[Signal], Any]
 """A signal -> a signal, or several in tuples, lists and dicts."""
@@ -88,7 +88,7 @@ class OTTT:
 
     def __post_init__(self) -> None:
         _check_chunk("OTTT", self.chunk)
-        check_number("OTTT.decay", self.decay)
+        check_plain("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
             raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
 
@@ -205,8 +205,10 @@ def _is_signal(y: Any) -> bool:
 
 
 def _check_chunk(rule: str, chunk: int | None) -> None:
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"{rule}.chunk is {chunk}: give a number of steps >= 1, or None for all T at once")
+    if chunk is not None and not 1 <= chunk <= MOST_STEPS:
+        raise ValueError(
+            f"{rule}.chunk is {chunk}: give a number of steps >= 1, and {MOST_STEPS:,} at most, or None for all T at once"
+        )
 
 
 def _check_input(x: Tensor) -> None:

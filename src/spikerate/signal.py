@@ -548,7 +548,7 @@ class RateCoded(Signal):
         return self.average
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalization:
     """Batch normalisation in training: parameters, and running statistics, which a call updates.
 

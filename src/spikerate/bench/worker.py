@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from spikerate.data import LARGEST_SIDE
 from spikerate.models import Staged
 from spikerate.rules import BPTT, RateBP
 from spikerate.runs.config import Model, Run, decode
@@ -29,12 +30,15 @@ from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
 from spikerate.signal import Signal, Tape, Unrolled
+from spikerate.system.memory import ADVICE, is_out_of_memory
+from spikerate.system.ranges import MOST_SAMPLES, check_count
 
 CHECKPOINTED = "bptt-checkpointed"
 BENCHED = (*METHODS, CHECKPOINTED)
 PARTS = ("forward", "backward", "optimizer")
 """Of a step, in order."""
 MIB = 2**20
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Setting:
     """threads of the processor; None for as many as PyTorch takes"""
 
     def __post_init__(self) -> None:
-        for name, value in (("side", self.side), ("classes", self.classes), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: give a number >= 1")
+        check_count("side", self.side, "a number of pixels", LARGEST_SIDE)
+        check_count("classes", self.classes, "a number of classes", MOST_SAMPLES)
+        check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
+        if self.threads is not None:
+            check_count("threads", self.threads, "a number", _MOST_THREADS)
         self.model.check(self.shape)
 
     @property
@@ -91,7 +97,7 @@ class Cell:
         Raises:
             ValueError: the method is unknown, or a number is out of its range.
         """
-        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]*)", self.method)
+        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]{0,8})", self.method)
         if self.method not in BENCHED and not chunked:
             raise ValueError(
                 f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, rate-chunk2, ..."
@@ -313,8 +319,8 @@ def _answers(build: Callable[[Cell], Step], lines: Iterator[str]) -> Iterator[di
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "there is not enough memory: a smaller --batch, --width or --T takes less"
+    if is_out_of_memory(error):
+        return ADVICE
     sentence = str(error).split("\n")[0]
     return sentence if isinstance(error, ValueError) else f"{type(error).__name__}: {sentence}"
 

@@ -2,6 +2,7 @@
 
 from spikerate.data.augment import LARGEST_SIDE, Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch
+from spikerate.data.cache import keeps_caches
 from spikerate.data.catalogue import SETS, check, input_shape, load
 from spikerate.data.download import SOURCES, fetch
 from spikerate.data.sample_files import read_sample, sample_files
@@ -24,6 +25,7 @@ __all__ = [
     "epoch_batches",
     "fetch",
     "input_shape",
+    "keeps_caches",
     "load",
     "plain_batches",
     "read_sample",

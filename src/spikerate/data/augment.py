@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -60,7 +61,8 @@ class Augment:
             if self.flip:
                 planes = RandomHorizontalFlip()(planes)
             if self.autoaugment:
-                planes = torch.cat([_autoaugment(self.autoaugment)(group) for group in planes.split(8)])
+                with _counts_in_any_order():
+                    planes = torch.cat([_autoaugment(self.autoaugment)(group) for group in planes.split(8)])
             moves = self._moves()
             if self.one_of:
                 groups = planes.split(8)
@@ -85,6 +87,20 @@ class Augment:
 @cache
 def _autoaugment(policy: str) -> AutoAugment:
     return AutoAugment(policy)
+
+
+@contextmanager
+def _counts_in_any_order() -> Iterator[None]:
+    """Lets run what PyTorch refuses on a GPU in a deterministic run, and what repeats to the bit all the same.
+
+    It is the histogram of AutoAugment's equalisation: sums of whole numbers, which are exact in every order.
+    """
+    wanted, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(wanted, warn_only=warns)
 
 
 def _rolled(x: Tensor, most: int) -> Tensor:

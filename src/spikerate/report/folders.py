@@ -31,6 +31,7 @@ class Result:
     rates: dict[str, float]
     rates_at_step: dict[str, list[float]]
     confusion: list[list[int]]
+    confusions: list[list[int]]
     energy: Energy | None
 
     @classmethod
@@ -53,6 +54,7 @@ class Result:
             rates={layer: _share(rate) for layer, rate in record["firing_rates"].items()},
             rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
+            confusions=[_confusion(row) for row in record.get("confusions", [])],
             energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
         )
 
@@ -83,13 +85,12 @@ class Finding:
         """
         folder = RunFolder.open(path)
         about, run = folder.about(), folder.config()
-        _check_about(about, path)
         before = folder.rounds(run)[:-1]
         return cls(
             path,
             run,
             about,
-            [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
+            [_finite(row, path) for row in folder.metrics()] if folder.has_epochs else [],
             _result(folder, run.T),
             Examples.read(path),
             [(of, cls.read(place.path) if place.stands else None) for of, place in before],
@@ -100,27 +101,6 @@ class Finding:
         """The training time, with that of the rounds before."""
         before = sum(found.seconds for _, found in self.rounds if found)
         return before + float(sum(row.get("seconds", 0.0) for row in self.rows))
-
-
-def _check_about(about: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
-    data, environment = about["data"], about["environment"]
-    entries: tuple[tuple[str, Any, type], ...] = (
-        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
-        ("ranks", about.get("ranks"), int),
-        ("source", about.get("source"), dict),
-        ("resumed", about.get("resumed"), list),
-        ("data.sizes", data.get("sizes"), dict),
-        ("data.sha256", data.get("sha256"), dict),
-        ("data.classes", data.get("classes"), list),
-        ("data.skipped", data.get("skipped"), list),
-        ("data.notes", data.get("notes"), list),
-        ("environment.gpus", environment.get("gpus"), list),
-        ("environment.packages", environment.get("packages"), dict),
-    )
-    for name, value, kind in entries:
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{path / 'run.json'} has an entry {name} that is no {kind.__name__}: it was altered")
 
 
 def _result(folder: RunFolder, T: int) -> Result | None:
@@ -137,7 +117,7 @@ def _finite(row: Row, path: Path) -> Row:
     """The numbers of a line of `metrics.jsonl` that can be drawn."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     if "epoch" not in kept:
-        raise ValueError(f"{path / 'metrics.jsonl'} has a line without an epoch: it is altered, or of another version")
+        raise ValueError(f"{path / 'metrics.jsonl'} has the epoch {row['epoch']}: it is altered")
     return kept
 
 
@@ -160,6 +140,13 @@ def _counts(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
     if any(len(row) != len(counts) or min(row) < 0 for row in counts):
         raise ValueError("confusion is not square, or has a negative count")
     return counts
+
+
+def _confusion(row: Sequence[Any]) -> list[int]:
+    label, found, count = (int(_number(n)) for n in row)
+    if min(label, found, count) < 0:
+        raise ValueError("confusions has a negative number")
+    return [label, found, count]
 
 
 def _operations(of: Mapping[str, Any]) -> Operations:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Step
+from spikerate.system.ranges import LARGEST, SMALLEST
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class OptimizerFactory(ABC):
     """factor on the gradient of the loss: the authors of RateBP and ESD divide it by T; the loss shown is never scaled"""
 
     def __post_init__(self) -> None:
-        self.check("lr", 0 < self.lr < math.inf, "a positive number")
-        self.check("clip", self.clip is None or 0 < self.clip < math.inf, "a positive number, or None")
+        self.check("lr", SMALLEST <= self.lr <= LARGEST, f"a positive number up to {LARGEST:g}")
+        self.check(
+            "clip", self.clip is None or SMALLEST <= self.clip <= LARGEST, f"a positive number up to {LARGEST:g}, or None"
+        )
         self.check("ema", self.ema is None or 0 < self.ema < 1, "a number between 0 and 1, or None")
         self.check("loss_scale", self.loss_scale in ("1/T", "1"), "'1/T' or '1'")
 
@@ -98,7 +100,7 @@ class SGD(OptimizerFactory):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
-        self.check("weight_decay", 0 <= self.weight_decay < math.inf, "a number >= 0")
+        self.check("weight_decay", 0 <= self.weight_decay <= LARGEST, f"a number >= 0, up to {LARGEST:g}")
         self.check("nesterov", not self.nesterov or self.momentum > 0, "False, or a positive momentum")
 
     def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
@@ -122,7 +124,7 @@ class AdamW(OptimizerFactory):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_adam(self, self.betas, self.weight_decay)
-        self.check("eps", 0 < self.eps < math.inf, "a positive number")
+        self.check("eps", SMALLEST <= self.eps <= LARGEST, f"a positive number up to {LARGEST:g}")
 
     def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
         groups = _groups(_trained(network), self.weight_decay)
@@ -156,7 +158,11 @@ class Muon(OptimizerFactory):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
-        self.check("adamw_lr", self.adamw_lr is None or 0 < self.adamw_lr < math.inf, "a positive number, or None")
+        self.check(
+            "adamw_lr",
+            self.adamw_lr is None or SMALLEST <= self.adamw_lr <= LARGEST,
+            f"a positive number up to {LARGEST:g}, or None",
+        )
         _check_adam(self, self.adamw_betas, self.weight_decay, "adamw_betas")
 
     def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
@@ -228,4 +234,4 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
 
 def _check_adam(optim: OptimizerFactory, betas: tuple[float, float], weight_decay: float, name: str = "betas") -> None:
     optim.check(name, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
-    optim.check("weight_decay", 0 <= weight_decay < math.inf, "a number >= 0")
+    optim.check("weight_decay", 0 <= weight_decay <= LARGEST, f"a number >= 0, up to {LARGEST:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,22 +93,25 @@ class State:
             where: what to call the file in an error.
 
         Raises:
-            ValueError: the file is of another network or optimiser, or of another version of spikerate.
+            ValueError: the file is of another network, optimiser or version of spikerate, or its facts can't be.
         """
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}, "totals": {}}
-        for name, value in tensors.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = value
-        if len(parts) != 4 or {"epoch", "step", "rows", "found", "optimizers"} != facts.keys():
-            raise ValueError(f"{where} is of another version of spikerate, or holds weights only")
+        parts = parts_of(tensors, facts, where)
         load_weights(self.network, parts["network"], where)
         if self.average is not None:
             load_weights(self.average, parts["average"], where)
         self._restore_optimizers(facts["optimizers"], tensors, where)
         device = next(self.network.parameters()).device
         self.totals = {name: value.to(device) for name, value in parts["totals"].items()}
-        self.epoch, self.step = int(facts["epoch"]), int(facts["step"])
-        self.rows, self.found = list(facts["rows"]), dict(facts["found"])
+        self.epoch, self.step = facts["epoch"], facts["step"]
+        self.rows, self.found = facts["rows"], facts["found"]
+
+    def check_within(self, epochs: int, steps: int) -> None:
+        """Raise `ValueError` where a run of so many epochs of so many steps can't have come so far."""
+        if self.step >= steps or self.epoch > epochs or (self.epoch == epochs and self.step):
+            raise ValueError(
+                f"the checkpoint is after epoch {self.epoch} and {self.step} steps more, and the run has "
+                f"{epochs} epochs of {steps} steps: it was altered"
+            )
 
     def _restore_optimizers(self, kept: Any, tensors: dict[str, Tensor], where: str) -> None:
         names = [type(optimizer).__name__ for optimizer in self.optimizers]
@@ -122,6 +126,56 @@ class State:
                 optimizer.load_state_dict(state)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(f"{where} has the state of another optimiser than run.json says ({error})") from error
+
+
+def parts_of(tensors: dict[str, Tensor], facts: dict[str, Any], where: str) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by what they are of, "network", "average", "optimizer" or "totals", and by name.
+
+    Args:
+        where: what to call the file in an error.
+
+    Raises:
+        ValueError: it is of another version of spikerate, or its facts can't be.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}, "totals": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    if len(parts) != 4 or {"epoch", "step", "rows", "found", "optimizers"} != facts.keys():
+        raise ValueError(f"{where} is of another version of spikerate, or holds weights only")
+    impossible = _impossible(parts["totals"], *(facts[name] for name in ("epoch", "step", "rows", "found")))
+    if impossible:
+        raise ValueError(f"{where} tells what can't be, so it was altered: {impossible}")
+    return parts
+
+
+def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, found: Any) -> str:
+    """What no training can have written into a checkpoint, in words; "" where all is well."""
+    for name, value in (("epoch", epoch), ("step", step)):
+        if type(value) is not int or value < 0:
+            return f"{name} is {value!r:.40}"
+    if not isinstance(rows, list) or len(rows) != epoch:
+        return f"after epoch {epoch} it has no {epoch} rows"
+    for k, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or row.get("epoch") != k or not {"lr", "loss", "seconds"} <= row.keys():
+            return f"row {k} is none of epoch {k}"
+        for name, value in row.items():
+            of_layers = name == "firing_rates"
+            if isinstance(value, dict) != of_layers or not all(map(is_number, value.values() if of_layers else [value])):
+                return f"{name} of epoch {k} is {value!r:.40}"
+    if not isinstance(found, dict) or not all(map(is_number, found.values())):
+        return f"what a search found is {found!r:.40}"
+    if bool(totals) != bool(step):
+        return f"after {step} steps it has sums of {len(totals)} terms"
+    for name, total in totals.items():
+        if total.dim() or not total.is_floating_point() or not total.isfinite():
+            return f"the sum of {name} is no finite number"
+    return ""
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor], texts: bool) -> Any:

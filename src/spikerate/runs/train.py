@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +45,13 @@ _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
 
 
+class Start(Protocol):
+    """Where the weights of a run come from, if not from its seed: the round before, or another run."""
+
+    def hand_on(self, network: nn.Module) -> None:
+        """Give them to the network, in place; raises `ValueError` where it is another."""
+
+
 class Watch(Protocol):
     """Who looks on while a network is trained."""
 
@@ -64,13 +73,13 @@ def pick_device(name: str, local: int = 0) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
+        raise ValueError(f"device is {name!r}: give auto, cpu, cuda or cuda:1")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which is not to be had here: give auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}: give auto, cpu or cuda")
     return device
 
 
@@ -143,7 +152,7 @@ class Trainer:
         folder: where the run is kept; only rank 0 writes.
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
-        start: the round before, whose best weights a run without a checkpoint starts from; None for fresh ones.
+        start: where a run without a checkpoint has its weights from; None for fresh ones.
     """
 
     run: Run
@@ -153,7 +162,7 @@ class Trainer:
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
-    start: RunFolder | None = None
+    start: Start | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
@@ -165,10 +174,9 @@ class Trainer:
             Interrupted: `stop` was asked for; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken or of another network.
+            ValueError: the checkpoint is broken, of another network, or tells what can't be.
         """
         run, ranks = self.run, self.ranks
-        ranks.meet()  # one may have read the data for longer
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
@@ -200,10 +208,11 @@ class Trainer:
 
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:
-            self.folder.restore(state)
-            if self.ranks.first:
-                self.folder.publish(state)
-            self.ranks.meet()
+            with self.ranks.waited_for():
+                self.folder.restore(state)
+                state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
+                if self.ranks.first:
+                    self.folder.publish(state)
         else:
             self._save(state)
 
@@ -234,6 +243,11 @@ class Trainer:
                 update_average(state.average, network, run.optim.ema_at(done))
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
+            if careful and not health.all_finite(state.totals):
+                raise health.NotFinite(
+                    f"epoch {state.epoch + 1} step {state.step}: the sum of a term is not finite, though the term is; "
+                    "a smaller --optim.lr may help"
+                )
             self.watch.step(done + 1, terms)
             wish = ranks.most(self._wish(saved))
             if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):
@@ -360,15 +374,16 @@ class Trainer:
         return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
 
     def _save(self, state: State) -> None:
-        if self.ranks.first:
-            self.folder.save(state)
-        self.ranks.tell("")
+        with self.ranks.waited_for():
+            if self.ranks.first:
+                self.folder.save(state)
 
 
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order each time
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:

@@ -94,7 +94,7 @@ def test_training_with_a_penalty_reaches_the_target() -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [({"target": -0.1}, "target is -0.1"), ({"weight": -1}, "weight is -1")])
 def test_penalties_out_of_range(arguments: dict[str, float], words: str) -> None:
-    with pytest.raises(ValueError, match=f"RatePenalty.{words}: give a number >= 0"):
+    with pytest.raises(ValueError, match=f"RatePenalty.{words}: give a number from 0"):
         RatePenalty(**arguments)
     with pytest.raises(ValueError, match="got no firing rates"):
         RatePenalty()({})

@@ -211,7 +211,7 @@ VALUES = [nn.Parameter(torch.tensor(0.5)), torch.tensor(0.5), torch.rand(3), "0.
 def test_what_is_no_number_is_refused_by_every_field(value: Any) -> None:
     """A tensor would be a learnable neuron, whose gradient most rules don't have."""
     for field in ("decay", "tau", "threshold", "v_reset"):
-        with pytest.raises(ValueError, match=rf"^LIF\.{field} is a .*: give a plain number for all neurons"):
+        with pytest.raises(ValueError, match=rf"^LIF\.{field} is a .*: give a plain number"):
             LIF(**{field: value})
     for field in ("threshold", "v_reset"):
         with pytest.raises(ValueError, match=rf"^LIF\.{field} is a "):
@@ -235,7 +235,7 @@ def test_learnable_parts_of_a_neuron_are_refused() -> None:
         LIF(surrogate=Learnable())
     with pytest.raises(ValueError, match=r"^LIF.surrogate is 'sigmoid': give a surrogate"):
         LIF(surrogate="sigmoid")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^LIF.threshold is a Parameter of shape \[\]: give a plain number"):
+    with pytest.raises(ValueError, match=r"^LIF.threshold is a Parameter: give a plain number"):
         LIF().threshold = nn.Parameter(torch.ones(()))  # type: ignore[assignment]
     numbers = np.float32(0.5), np.float64(0.5), 1
     assert [LIF(decay=number).decay for number in numbers] == [0.5, 0.5, 1]

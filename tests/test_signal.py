@@ -15,7 +15,7 @@ from networks import Functional, Probe, gradients
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, RateBP, Sigmoid, Signal, autograd
+from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, FiringRates, RateBP, Sigmoid, Signal, autograd
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.signal import Normalization
 
@@ -248,6 +248,19 @@ def test_properties_that_a_signal_has_in_common_with_a_tensor() -> None:
     assert (x.dtype, x.device, x.ndim, len(x), x.numel(), x.is_floating_point()) == (
         torch.float32, torch.device("cpu"), 4, 3, 384, True
     )  # fmt: skip
+
+
+def test_the_operations_and_the_rates_of_layers_are_compiled_whole() -> None:
+    def operations(x: Any) -> Any:
+        a, b = x.view(len(x), 2, -1).unflatten(2, (6, 6)).chunk(2, 1)
+        parts = [x.permute(0, 2, 3, 1)[:, :2].flatten(1) * 0.5, (a - b).mean((2, 3)), x[:, [1, 0]].reshape(-1, 72)]
+        return torch.cat([*parts, torch.stack([-x, 1 - x], 2).flatten(1)], 1)
+
+    network, x = nn.Sequential(Functional(operations), LIF(threshold=0.2)), torch.rand(3, 4, 2, 6, 6)
+    rule = FiringRates(RateBP())
+    compiled = torch.compile(rule, fullgraph=True, dynamic=False, backend="aot_eager")
+    (out, rates), (same, of_layers) = compiled(network, x), rule(network, x)
+    assert torch.equal(out.rate, same.rate) and torch.equal(rates["1"], of_layers["1"])
 
 
 class Heads(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +154,7 @@ class RatePenalty:
         for name, value in {"target": self.target, "weight": self.weight}.items():
             check_number(f"RatePenalty.{name}", value, 0)
 
-    def __call__(self, rates: Mapping[str, Tensor]) -> Terms:
+    def __call__(self, rates: Mapping[Any, Tensor]) -> Terms:
         if not rates:
             raise ValueError("RatePenalty got no firing rates: give those of one layer at least")
         means = torch.stack([rate.to(torch.promote_types(rate.dtype, torch.float32)).mean() for rate in rates.values()])

@@ -843,7 +843,7 @@ def _reshape(x: Signal, *shape: Any) -> Signal:
     if not all(isinstance(n, int | torch.SymInt) for n in sizes):
         raise TypeError(_no_rule("view as another type"))
     first, *rest = sizes
-    elements, known_ones = math.prod(x.shape[1:]), math.prod(n for n in rest if n != -1)
+    elements, known_ones = math.prod(x.shape[1:]), math.prod([n for n in rest if n != -1])
     if first != len(x) and (first != -1 or known_ones != elements or -1 in rest):
         raise TypeError(_no_rule(f"reshaping to {sizes}, which mixes the samples of a batch,"))
     if known_ones == 0 or (elements % known_ones if -1 in rest else elements != known_ones):

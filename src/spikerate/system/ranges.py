@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numbers
 
-from torch import Tensor
-
 LARGEST = 1e12
 """Of a factor, a rate or a potential: far beyond every use, and its products stay finite in float32."""
 SMALLEST = 1e-30
@@ -19,23 +17,23 @@ MOST_SAMPLES = 1_000_000
 
 
 def check_plain(name: str, value: object) -> None:
-    """Raise `ValueError` where a value is no number: a tensor would get no gradient under most rules."""
+    """Raise `ValueError` unless value is a plain number: a tensor or a parameter would get no gradient under most rules."""
     if not isinstance(value, numbers.Real):
-        kind = f"{type(value).__name__} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
         raise ValueError(
-            f"{name} is a {kind}: give a plain number for all neurons of the layer, as float(value); parameters of neurons "
-            "can't be learned, and differ between layers only"
+            f"{name} is a {type(value).__name__}: give a plain number, as float(value); numbers of neurons and losses "
+            "can't be learned, and are the same for a whole layer"
         )
 
 
 def check_number(name: str, value: float, low: float = -LARGEST, high: float = LARGEST) -> None:
     """Raise `ValueError` unless low <= value <= high; NaN is in no range."""
+    check_plain(name, value)
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}: give a number from {low:g} to {high:g}")
 
 
 def check_positive(name: str, value: float, high: float = LARGEST) -> None:
-    """Raise `ValueError` unless value is a positive number up to `high`, and not so small that float32 takes it for 0."""
+    """Raise `ValueError` unless value is positive, up to `high`, and not so small that float32 takes it for 0."""
     check_plain(name, value)
     if not SMALLEST <= value <= high:
         raise ValueError(f"{name} is {value}: give a positive number, {SMALLEST:g} to {high:g}")

@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-import bench
 from figures import Figures
 from talk import Worker, here
+
+import bench
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKGROUND = ("check", "commands", "ranks", "tests")

@@ -24,7 +24,7 @@ from support.runs import Silent
 
 CIFAR = Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
 IMAGENET = Augment(resized_crop=True, flip=True)
-# METHODS.md, sections 2 and 3: epochs, batch, lr, weight decay, T, augmentation, size, split.
+# As the papers have them: epochs, batch, lr, weight decay, T, augmentation, size, split.
 SETTINGS = {
     ("cifar10", RATE): (300, 128, 0.1, 5e-4, 4, CIFAR, None, 0),
     ("cifar100", RATE): (300, 128, 0.1, 5e-4, 4, CIFAR, None, 0),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from processes import Processes, wait_for
 
 from spikerate import BPTT, LIF, CrossEntropy, RateBP, SelfDistillation, macs
 from spikerate.bench.compare import Outcome, cells, measure, peer_cells
@@ -28,6 +32,7 @@ from spikerate.bench.worker import (
     timed,
     training_step,
 )
+from spikerate.cli.main import main
 from spikerate.cli.plots import draw_bench
 from spikerate.models import Staged
 from spikerate.runs.config import Model, Rectified, decode, encode
@@ -236,6 +241,53 @@ def test_the_command(spikerate: Spikerate, tmp_path: Path) -> None:
     picture = (folder / "bench.svg").read_text()
     for words in ("rate", "ANN", "training step, ms", "peak memory, MiB"):
         assert words in picture
+
+
+def test_a_bench_that_is_ended_ends_its_cells(processes: Processes, tmp_path: Path) -> None:
+    script, begun = tmp_path / "slow_cell.py", tmp_path / "pid"
+    script.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(begun)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    )
+    arguments = ["bench", "--methods", "--peers", sys.executable, str(script), "--side", "8", "--T", "1", "--out", "bench"]
+    when = functools.partial(wait_for, begun)
+    done = processes.run(*arguments, cwd=tmp_path, kill=signal.SIGTERM, when=when)
+    assert (done.returncode, done.stderr) == (143, "spikerate: ended by SIGTERM\n")
+    assert not Path(f"/proc/{begun.read_text()}").exists()
+    assert not (tmp_path / "bench").exists()
+
+
+def said_of(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    def fail(args: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("spikerate.cli.main._dispatch", fail)
+    return main([])
+
+
+def error_of(work: Callable[[], object]) -> BaseException:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        work()
+    return caught.value
+
+
+def test_only_a_lack_of_memory_is_called_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for lack in (
+        error_of(lambda: torch.empty(2**60)),
+        error_of(lambda: bytearray(2**62)),
+        error_of(lambda: np.empty(2**57)),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):
+        assert said_of(lack, monkeypatch) == 1
+        assert capsys.readouterr().err.startswith("spikerate: there is not enough memory: a smaller --batch")
+    for fault in (
+        "CUDA error: an illegal memory access was encountered",
+        "required rank 4 tensor to use channels_last memory format",
+        error_of(lambda: torch.zeros(2).view(3)),
+    ):
+        with pytest.raises(RuntimeError):
+            said_of(RuntimeError(str(fault)), monkeypatch)
 
 
 def test_the_command_when_a_cell_has_too_little_memory(spikerate: Spikerate, tmp_path: Path) -> None:

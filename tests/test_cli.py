@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from test_data import truncate, write_cifar
 from test_events import write_folder
@@ -260,7 +263,22 @@ def test_bad_input_is_one_sentence(spikerate: Spikerate, tmp_path: Path, argumen
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def script() -> list[str]:
+    """What the script does, wherever pip has put it."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    module, function = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["spikerate"].split(":")
+    return [sys.executable, "-c", f"from {module} import {function}; {function}()"]
+
+
 def test_started_as_a_script_and_as_a_module() -> None:
-    for command in (["spikerate"], [sys.executable, "-m", "spikerate"]):
+    for command in (script(), [sys.executable, "-m", "spikerate"]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True)
         assert done.stdout == f"spikerate {version('spikerate')}\n", done.stderr
+
+
+def test_control_c_while_the_script_is_starting(tmp_path: Path) -> None:
+    """In the seconds in which torch is imported."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join((str(tmp_path), str(ROOT / "src")))
+    done = subprocess.run([*script(), "list"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

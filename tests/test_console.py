@@ -22,7 +22,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import Processes
+from processes import Processes, wait_for
 from rich.console import Console
 
 from spikerate.cli import tensorboard, views
@@ -31,7 +31,7 @@ from spikerate.cli.main import main
 from spikerate.runs.config import Rectified, Run
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
-from spikerate.system.files import write_json
+from spikerate.system.files import read_tensors, write_json
 
 TINY = ["train", "digits-esd", "--width", "2", "--subset", "60", "--batch", "20", "--T", "2", "--epochs", "3"]
 STEPS = 3
@@ -267,6 +267,53 @@ def test_rates_that_differ_are_named_by_reproduce(tmp_path: Path) -> None:
     text = console.export_text()
     assert re.search(r"firing_rates\.stem\.2 +│ 1 +│ 0\.5 +│ 0\.25 ", text)
     assert "firing_rates.head" not in text
+
+
+@pytest.mark.parametrize("out", ["a full disk", "a closed pipe", "a closed terminal"])
+def test_a_run_whose_output_is_lost_goes_on(processes: Processes, tmp_path: Path, out: str) -> None:
+    """Only a terminal that is closed asks it to stop, which it does as for any other signal: it saves."""
+    run, err = tmp_path / "run", tmp_path / "err"
+    err.touch()
+    if out == "a full disk":
+        pid = processes.start(*TINY, "--out", "run", cwd=tmp_path, out="/dev/full", err=str(err))
+    elif out == "a closed pipe":
+        os.mkfifo(tmp_path / "pipe")
+        pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        pid = processes.start(*TINY, "--out", "run", cwd=tmp_path, out=str(tmp_path / "pipe"), err=str(err))
+        wait_for(run / "run.json")
+        os.close(pipe)
+    else:
+        ours, theirs = pty.openpty()
+        pid = processes.start(*TINY, "--epochs", "500", "--out", "run", cwd=tmp_path, out=os.ttyname(theirs), err=str(err))
+        screen = os.read(ours, 10_000)
+        os.close(theirs)  # which the run has open by now
+        while b"firing rate" not in screen:
+            screen += os.read(ours, 10_000)
+        os.close(ours)
+        os.kill(pid, signal.SIGHUP)
+    assert processes.wait() == (143 if out == "a closed terminal" else 0), err.read_text()
+    read_tensors(run / "last.safetensors")
+    said = "spikerate: the output can't be written: {}; the work goes on without\n"
+    said = {"a full disk": said.format("No space left on device"), "a closed pipe": said.format("Broken pipe")}.get(out, "")
+    assert err.read_text() == said
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("closed", [True, False], ids=["a closed pipe", "a full disk"])
+def test_a_command_whose_output_is_lost_ends(
+    arguments: list[str], closed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if closed:
+        read, write = os.pipe()
+        os.close(read)
+    with os.fdopen(write, "w") if closed else Path("/dev/full").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        try:
+            status = main(arguments)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    said = "" if closed else "spikerate: the output can't be written: No space left on device\n"
+    assert (status, capsys.readouterr().err) == (141 if closed else 2, said)
 
 
 # TensorBoard ------------------------------------------------------------------------------------------------------------

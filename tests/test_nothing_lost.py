@@ -11,6 +11,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from torch import nn
 from spikerate import LIF, SelfDistillation
 from spikerate.cli.main import main
 from spikerate.data import Data, DataSet, load
+from spikerate.data.cache import Cached, cached
 from spikerate.data.download import Source, fetch, unpack
 from spikerate.measure.health import NotFinite
 from spikerate.models import short_path
@@ -42,7 +44,8 @@ from spikerate.runs.record import RunFolder, SaveError
 from spikerate.runs.state import State
 from spikerate.runs.train import Trainer, build_network
 from spikerate.system.files import pack_tensors, read_tensors, write_whole
-from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
+from spikerate.system.progress import untracked
 
 TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation())
 ARGUMENTS = ["train", "digits-esd", "--width", "2", "--T", "2", "--batch", "100", "--epochs", "3"]
@@ -127,7 +130,7 @@ def test_six_sigterms_change_nothing(processes: Processes, unbroken: Path, tmp_p
     assert_same(unbroken, tmp_path / "stopped")
 
 
-@pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+@pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGQUIT, 143)])
 def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, kill: signal.Signals, status: int) -> None:
     begun = functools.partial(wait_for, tmp_path / "a run" / "metrics.jsonl")
     done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, when=begun)
@@ -135,6 +138,56 @@ def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, k
     assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume 'a run'" in done.stdout
     assert done.stderr == ""
     read_tensors(tmp_path / "a run" / "last.safetensors")
+
+
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda s: s.name)
+def test_each_signal_asks_a_run_to_stop_and_ends_everything_else(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with ended_by_signals():
+        with Interrupt() as stop:
+            os.kill(os.getpid(), number)
+        with pytest.raises(Ended, match=number.name):
+            os.kill(os.getpid(), number)
+    assert stop.signal == number and Interrupted(stop.signal).status == 143
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_under_nohup_stays_when_the_terminal_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals(), Interrupt() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.asked and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_cache_that_a_signal_ends_leaves_nothing_and_one_that_was_killed_is_removed_after_a_day(tmp_path: Path) -> None:
+    def rows(asked: bool) -> Iterator[torch.Tensor | str]:
+        yield torch.zeros(2)
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield torch.ones(2)
+
+    def make(asked: bool) -> Cached:
+        return cached(tmp_path, "set", {}, (2,), np.float32, functools.partial(rows, asked), False, untracked)
+
+    with pytest.raises(Ended), ended_by_signals():
+        make(asked=True)
+    assert list(tmp_path.iterdir()) == []
+    (whole,) = (make(asked=False).rows, *tmp_path.iterdir())[1:]
+    shutil.rmtree(whole)
+    old, young = (tmp_path / f".{whole.name}-{name}" for name in ("old", "young"))
+    for half in (old, young):
+        half.mkdir()
+        (half / "rows").write_bytes(b"half")
+    for file in (old / "rows", old):
+        os.utime(file, (0, time.time() - 90_000))
+    assert make(asked=False).rows.tolist() == [[0, 0], [1, 1]]
+    assert {place.name for place in tmp_path.iterdir()} == {whole.name, young.name}
 
 
 def test_a_second_interrupt_stops_at_once() -> None:

@@ -89,7 +89,6 @@ def test_a_killed_rank_is_restarted_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_lost_rank_ends_all_within_a_minute_with_the_reason(tmp_path: Path) -> None:
-    # Few checkpoints: a rank that is frozen within one is waited for (docs/reliability.md).
     run = train(tmp_path / "run", "--epochs", "2000", "--batch", "32", "--save-minutes", "10")
     wait_for(tmp_path / "run" / "last.safetensors")
     time.sleep(1)

@@ -30,6 +30,7 @@ from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
 from spikerate.signal import Signal, Tape, Unrolled
+from spikerate.system.memory import ADVICE, is_out_of_memory
 from spikerate.system.ranges import MOST_SAMPLES, check_count
 
 CHECKPOINTED = "bptt-checkpointed"
@@ -318,8 +319,8 @@ def _answers(build: Callable[[Cell], Step], lines: Iterator[str]) -> Iterator[di
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "there is not enough memory: a smaller --batch, --width or --T takes less"
+    if is_out_of_memory(error):
+        return ADVICE
     sentence = str(error).split("\n")[0]
     return sentence if isinstance(error, ValueError) else f"{type(error).__name__}: {sentence}"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -23,6 +26,72 @@ from rich.text import Text
 from spikerate.system.escape import escaped
 
 
+class OutputLost(Exception):
+    """Standard output can't be written: its reader has closed it, or its disk is full.
+
+    Attributes:
+        closed: whether it is the reader who has closed it, as `head` does when it has seen enough.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the output can't be written: {error.strerror}")
+        self.closed = isinstance(error, BrokenPipeError)
+
+
+class Output:
+    """Standard output as a file for rich, which would end the process where a pipe is closed.
+
+    Args:
+        needed: whether a command is for its output, as `list` and `eval` are, and ends where it can't be written. What
+            trains or measures goes on: it says so on standard error, and what it would print is dropped from then on.
+    """
+
+    def __init__(self, needed: bool) -> None:
+        self.stream: TextIO = sys.stdout or io.StringIO()  # Python has none where it is closed from the start
+        self.needed = needed
+        self.encoding = self.stream.encoding
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        drop(self.stream)
+        lost = OutputLost(error)
+        if self.needed:
+            raise lost
+        complain(f"{lost}; the work goes on without")
+
+
+def drop(stream: TextIO) -> None:
+    """What is printed to it from now on, and what waits to be, goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # not every stream is a file of the system
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def complain(sentence: str) -> None:
+    """A sentence on standard error, in one line, if that can be written."""
+    with contextlib.suppress(OSError):
+        print(f"spikerate: {escaped(sentence)}", file=sys.stderr, flush=True)
+
+
 class PlainConsole(Console):
     """A console that shows every string as it is, in one line: what a file or a folder is called can't steer the terminal.
 
@@ -33,14 +102,14 @@ class PlainConsole(Console):
         return super().render_str(escaped(text), **how)
 
 
-def console(quiet: bool = False, file: TextIO | None = None) -> Console:
-    """Where everything is printed: a path or a class may hold what rich would take for markup, or a terminal for orders."""
-    return PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet, file=file)
+def console(quiet: bool = False, needed: bool = True) -> Console:
+    """Where everything is printed: a path or a class may hold what rich would take for markup, or a terminal for orders.
 
-
-def complain(sentence: str) -> None:
-    """Say on the standard error what is wrong, in one line."""
-    print(f"spikerate: {escaped(sentence)}", file=sys.stderr)
+    Args:
+        needed: whether the command is to end where its output can't be written.
+    """
+    out: Any = Output(needed)
+    return PlainConsole(file=out, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 class TransferBar:

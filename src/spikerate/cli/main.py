@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from spikerate.bench.compare import measure as measure_cells
 from spikerate.bench.roofline import roofline
 from spikerate.bench.worker import Setting
 from spikerate.cli import tensorboard, views
-from spikerate.cli.console import TransferBar, WaitingBar, complain, console
+from spikerate.cli.console import Output, OutputLost, TransferBar, WaitingBar, complain, console
 from spikerate.cli.live import TrainingView, Watches
 from spikerate.data import SETS, SOURCES, DataSet, fetch, keeps_caches, load, sample_files, steps_per_epoch
 from spikerate.exchange.export import check_target, export
@@ -39,6 +39,7 @@ from spikerate.runs.config import Run, encode
 from spikerate.runs.experiment import (
     begin,
     check_fits,
+    check_shared,
     data_card,
     different_spikes,
     measure,
@@ -53,7 +54,8 @@ from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.system.files import inside, is_there, write_json
-from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
+from spikerate.system.memory import ADVICE, is_out_of_memory
 from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
 
 Command = TypeVar("Command")
@@ -277,12 +279,22 @@ class Bare:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 after bad input, 130 and 143 when stopped, 1 when training fails."""
+    """Run a command; returns the exit status.
+
+    0; 1 where training fails; 2 after bad input; 130 after Control-C and 143 after another signal that asks to stop; 141
+    where the reader of the output has closed it, as shells have it.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        with ended_by_signals():
+            return _dispatch(args)
     except Interrupted as stopped:
         return stopped.status
+    except OutputLost as lost:
+        if lost.closed:
+            return 141
+        complain(str(lost))
+        return 2
     except (NotFinite, LostRank) as error:
         complain(str(error))
         return 1
@@ -292,23 +304,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         complain(f"{error.filename or 'a file'}: {error.strerror}")
         return 2
-    except RuntimeError as error:
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        complain("there is not enough memory: a smaller --batch, --width or --T takes less")
+        complain(ADVICE)
         return 1
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
+    except Ended as signal:
+        complain(f"ended by {signal}")
+        return 143
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(_USAGE)
+        console().print(_USAGE)
         return 0
     name, rest = args[0], args[1:]
     if name == "--version":
-        print(f"spikerate {version('spikerate')}")
+        console().print(f"spikerate {version('spikerate')}")
     elif name == "train" and any(word.partition("=")[0] == "--resume" for word in rest):
         _resume(rest)
     elif name == "train":
@@ -352,13 +367,15 @@ def _parse(
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
     if any(word == "" or re.fullmatch(r"--[\w.-]+=", word) for word in args):
         raise ValueError(f"{prog} was given an empty word, as of a variable that is not set: give a value, or leave it out")
-    told = io.StringIO()
+    told, out = io.StringIO(), Output(needed=True)
+    shown: Any = out
     given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
             return tyro.cli(kind, prog=prog, args=args, default=given, description=description, config=(AvoidSubcommands,))
     except SystemExit as stop:
         if stop.code in (0, None):
+            out.flush()
             raise
         raise ValueError(_sentence(told.getvalue(), prog)) from None
 
@@ -436,7 +453,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start 
             _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"], start)
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
-        views.show_seeds(console(), results, base)
+        views.show_seeds(console(needed=False), results, base)
 
 
 def _resume(rest: list[str]) -> None:
@@ -460,9 +477,11 @@ def _resume(rest: list[str]) -> None:
         data = _load_again(run, folder, ranks)
         with _writing(folder.path, ranks):
             about = folder.about()
-            if ranks.first:
-                now = {"at": environment.now(), "environment": environment.card()}
-                folder.amend(resumed=[*(about.get("resumed") or []), now])
+            with ranks.waited_for():
+                if ranks.first:
+                    now = {"at": environment.now(), "environment": environment.card()}
+                    folder.amend(resumed=[*(about.get("resumed") or []), now])
+            check_shared(folder.path, ranks)
             _log(folder, command.tensorboard, ranks)
             begun = folder.rounds(run)[0][1].has_state
             start = Start.again(about["init"]) if about.get("init") and not begun else None
@@ -495,7 +514,7 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         if not ranks.first:
             return 0
         pairs = zip(original.rounds(run), again.rounds(run), strict=True)
-        agree = [views.show_comparison(console(), then, now) for (_, then), (_, now) in pairs]
+        agree = [views.show_comparison(console(needed=False), then, now) for (_, then), (_, now) in pairs]
         return int(not all(agree))
 
 
@@ -510,24 +529,30 @@ def _whole(folder: RunFolder) -> RunFolder:
     return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
 
 
-def _joined(run: Run) -> AbstractContextManager[Ranks]:
+@contextlib.contextmanager
+def _joined(run: Run) -> Iterator[Ranks]:
+    """The ranks, connected, which have the same settings and the same code."""
     launched_here = of_launcher()
     if run.batch // run.accumulate < 2 * launched_here.n:
         raise ValueError(
             f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
             "batch norm needs two images at least in each part on each rank"
         )
-    return joined(pick_device(run.device, launched_here.local).type == "cuda", slow_start=run.compile)
+    gpu = pick_device(run.device, launched_here.local).type == "cuda"
+    with joined(gpu, slow_start=run.compile) as ranks:
+        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
+        ranks.agree({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
+        yield ranks
 
 
 def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
-    """Rank 0 reads first: it makes the cache that the others find."""
-    out = console(quiet=not ranks.first)
-    if not ranks.first:
-        ranks.tell("")
-    data = load(run.data, run.T, WaitingBar(out))
-    if ranks.first:
-        ranks.tell("")
+    """Rank 0 reads first: it makes the cache that the others find. All have read the same."""
+    out = console(quiet=not ranks.first, needed=False)
+    with ranks.waited_for():
+        found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
+    with ranks.waited_for():
+        data = found or load(run.data, run.T, WaitingBar(out))
+    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}})  # these name places
     for note in data.notes:
         out.print(note)
     for reason in data.skipped[:3]:
@@ -586,7 +611,7 @@ def _perform(
     start: Start | None = None,
 ) -> None:
     """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
-    out = console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first, needed=False)
     out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
@@ -629,7 +654,7 @@ def _perform_round(
     last: bool,
 ) -> Interrupt:
     """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
-    out = console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first, needed=False)
     out.print(
         f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
         f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
@@ -788,7 +813,7 @@ def _bench(command: Bench, args: list[str]) -> int:
     device = pick_device(setting.device)
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    out = console()
+    out = console(needed=False)
     out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
     peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
@@ -828,8 +853,3 @@ def _fetch(command: Fetch) -> None:
     with TransferBar(out) as bar:
         folder = fetch(source, command.to, bar)
     out.print(f"checked and whole: {folder}")
-
-
-def entry() -> None:
-    """The `spikerate` script."""
-    sys.exit(main())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
 from spikerate.system.progress import Track, untracked
 
+_SEEN_SECONDS = 5
 EXAMPLES = 8
 """Test samples of which a run folder keeps the spikes."""
 
@@ -163,10 +166,29 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     Raises:
         ValueError: network and data do not go together, or the folder is taken, or can't be written.
     """
-    check_fits(run, data, ranks)
-    if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
-        RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
-    return RunFolder.open(Path(ranks.tell(str(path))))
+    with ranks.waited_for():
+        check_fits(run, data, ranks)
+        if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
+            RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
+    path = Path(ranks.tell(str(path)))
+    check_shared(path, ranks)
+    return RunFolder.open(path)
+
+
+def check_shared(path: Path, ranks: Ranks) -> None:
+    """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
+    end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
+    with ranks.waited_for():
+        while not record.is_file() and time.monotonic() < end:
+            time.sleep(0.1)  # a file system over the network may show a new file a little later
+    content = record.read_bytes() if record.is_file() else b""
+    seen = ranks.each((platform.node(), hashlib.sha256(content).hexdigest()))
+    for rank, (host, digest) in enumerate(seen):
+        if digest != seen[0][1]:
+            raise ValueError(
+                f"rank {rank} on {host} does not see the run folder {path} as rank 0 on {seen[0][0]} has written it: give "
+                "by --out a folder on a file system that all hosts share"
+            )
 
 
 def use_threads_of(folder: RunFolder) -> None:
@@ -198,17 +220,17 @@ def perform(
     """
     clock, joules = time.perf_counter(), environment.joules()
     state = Trainer(run, data, folder, watch, ranks, stop, save_minutes, start).train()
-    ranks.tell("")
-    folder.load_weights("best", state.network)
+    with ranks.waited_for():
+        folder.load_weights("best", state.network)
     measured = measure(state.network, data, run, ranks, track=track)
-    if ranks.first:
-        after = environment.joules()
-        used = None if joules is None or after is None else round(after - joules)
-        wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": environment.now()}
-        Examples.take(state.network, data, measured.answers.some(EXAMPLES), run).save(folder.path)
-        folder.save_result(measured.record(state.network, state.best))
-        folder.amend(finished=wall)
-    ranks.tell("")
+    with ranks.waited_for():
+        if ranks.first:
+            after = environment.joules()
+            used = None if joules is None or after is None else round(after - joules)
+            wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": environment.now()}
+            Examples.take(state.network, data, measured.answers.some(EXAMPLES), run).save(folder.path)
+            folder.save_result(measured.record(state.network, state.best))
+            folder.amend(finished=wall)
     return state, measured
 
 

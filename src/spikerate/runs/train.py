@@ -171,7 +171,6 @@ class Trainer:
             ValueError: the checkpoint is broken, of another network, or tells what can't be.
         """
         run, ranks = self.run, self.ranks
-        ranks.meet()  # one may have read the data for longer
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
@@ -201,11 +200,11 @@ class Trainer:
 
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:
-            self.folder.restore(state)
-            state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
-            if self.ranks.first:
-                self.folder.publish(state)
-            self.ranks.meet()
+            with self.ranks.waited_for():
+                self.folder.restore(state)
+                state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
+                if self.ranks.first:
+                    self.folder.publish(state)
         else:
             self._save(state)
 
@@ -363,9 +362,9 @@ class Trainer:
         return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
 
     def _save(self, state: State) -> None:
-        if self.ranks.first:
-            self.folder.save(state)
-        self.ranks.tell("")
+        with self.ranks.waited_for():
+            if self.ranks.first:
+                self.folder.save(state)
 
 
 @contextmanager

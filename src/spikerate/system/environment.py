@@ -77,8 +77,8 @@ def card() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Package -> installed version, None where it is not there."""
-    return {name: _version(name) for name in _PACKAGES}
+    """Package -> installed version, None where it is not there; of torch what it says itself, with its build: 2.13.0+cpu."""
+    return {name: _version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)}
 
 
 def cpu_flags() -> set[str]:

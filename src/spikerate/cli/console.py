@@ -87,7 +87,7 @@ def drop(stream: TextIO) -> None:
 
 
 def complain(sentence: str) -> None:
-    """A sentence on standard error, in one line, if that can be written."""
+    """Say on standard error what is wrong, in one line, if that can be written."""
     with contextlib.suppress(OSError):
         print(f"spikerate: {escaped(sentence)}", file=sys.stderr, flush=True)
 

@@ -15,6 +15,7 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 from test_data import truncate, write_cifar
@@ -22,6 +23,7 @@ from test_events import write_folder
 
 from spikerate.cli.main import main
 from spikerate.runs.presets import PRESETS
+from spikerate.system.files import pack_tensors, read_tensors
 
 Spikerate = Callable[..., CompletedProcess[str]]
 TINY = ["--epochs", "1", "--width", "2", "--batch", "400", "--T", "2"]
@@ -128,6 +130,16 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
     half = spikerate("predict", "run", "pictures", "broken.png")
     assert half.returncode == 2
     assert "x[bold][red].png" in half.stdout, "what was done is shown, as it is"
+    weights, facts = read_tensors(tmp_path / "run" / "best.safetensors")
+    first = next(name for name in weights if name.endswith("stem.0.weight"))
+    weights[first][0] = torch.nan
+    (tmp_path / "run" / "best.safetensors").write_bytes(pack_tensors(weights, facts))
+    for command, out in ((["predict", "run", "pictures/a.png"], "a.png"), (["eval", "run"], "Firing rates")):
+        broken = spikerate(*command)
+        assert broken.returncode == 1
+        assert "stem.0 (Conv2d), whose weight is not finite already" in broken.stderr.replace("\n", " ")
+        hidden = spikerate(*command, "--no-check-finite")
+        assert hidden.returncode == 0 and out in hidden.stdout, "the answers are finite, and wrong"
     record = tmp_path / "run" / "run.json"
     content = json.loads(record.read_text())
     for change in ({"classes": None}, {"std": [0]}, {"mean": []}, {"shape": [1, 0, 0]}):

@@ -238,7 +238,10 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
         (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad=True"),
         (nn.AvgPool2d(2, divisor_override=3), "NIR has no divisor_override"),
         (nn.AdaptiveAvgPool2d(3), r"its windows at \[8, 8\] are not all of one size"),
-        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), r"inner.1 can't be run on the samples: pad has no rule"),
+        (
+            nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
+            r"inner.1 can't be run on the samples: pad with mode .circular. has no rule",
+        ),
         (
             nn.Conv2d(2, 2, 3, groups=2),
             r"inner.1 \(Conv2d\) can't be exported: NIR takes its shape for \[1, 8, 8\].* no groups",

@@ -17,7 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from spikerate import (
     BPTT,
     LIF,
+    OTTT,
+    SLTT,
     Branched,
+    CheckFinite,
     RateBP,
     Sigmoid,
     Staged,
@@ -53,6 +56,28 @@ NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each s
 }
 STEMMED = [resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34]
 every_network = pytest.mark.parametrize(("make", "size"), NETWORKS.values(), ids=NETWORKS)
+
+
+MATES = [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1), SLTT(), OTTT(chunk=1), CheckFinite(BPTT()), Meter(Trains())]
+
+
+@every_network
+def test_in_evaluation_a_sample_does_not_depend_on_its_batch_mates(make: Any, size: int) -> None:
+    """Not on who they are, how many, nor on its place among them: under every rule."""
+    network = make(in_channels=2, width=2, activation=partial(LIF, threshold=0.3)).double()
+    x = torch.rand(2, 4, 2, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(8):
+            BPTT()(network, x)  # running statistics by which its layers fire
+    network.eval()
+    place = torch.tensor([2, 0, 3, 1])
+    mates = torch.cat([x[:, :1], 5 * torch.randn_like(x[:, 1:])], 1)
+    for rule in MATES:
+        whole = rule(network, x).train.detach()
+        assert whole[:, 0].std() > 0
+        torch.testing.assert_close(rule(network, x[:, :1]).train[:, 0], whole[:, 0])
+        torch.testing.assert_close(rule(network, mates).train[:, 0], whole[:, 0])
+        torch.testing.assert_close(rule(network, x[:, place]).train, whole[:, place])
 
 
 def parameters(*modules: nn.Module) -> int:

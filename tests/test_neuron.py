@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikerate import IF, LIF, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
@@ -200,6 +202,43 @@ def test_tau_and_decay_and_no_leak() -> None:
 def test_parameters_out_of_range(arguments: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LIF(**arguments)
+
+
+VALUES = [nn.Parameter(torch.tensor(0.5)), torch.tensor(0.5), torch.rand(3), "0.5", 1j]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)
+def test_what_is_no_number_is_refused_by_every_field(value: Any) -> None:
+    """A tensor would be a learnable neuron, whose gradient most rules don't have."""
+    for field in ("decay", "tau", "threshold", "v_reset"):
+        with pytest.raises(ValueError, match=rf"^LIF\.{field} is a .*: give a plain number"):
+            LIF(**{field: value})
+    for field in ("threshold", "v_reset"):
+        with pytest.raises(ValueError, match=rf"^LIF\.{field} is a "):
+            IF(**{field: value})
+    for kind in (Sigmoid, ATan, Triangular, Rectangular, FastSigmoid, Dspike):
+        for field in dataclasses.fields(kind):
+            with pytest.raises(ValueError, match=rf"^{kind.__name__}\.{field.name} is a .*: give a plain number"):
+                kind(**{field.name: value})
+
+
+def test_learnable_parts_of_a_neuron_are_refused() -> None:
+    class Learnable(nn.Module, Surrogate):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alpha = nn.Parameter(torch.ones(()))
+
+        def slope(self, x: Tensor) -> Tensor:
+            return self.alpha * x
+
+    with pytest.raises(ValueError, match=r"^LIF.surrogate is Learnable with learnable parameters"):
+        LIF(surrogate=Learnable())
+    with pytest.raises(ValueError, match=r"^LIF.surrogate is 'sigmoid': give a surrogate"):
+        LIF(surrogate="sigmoid")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^LIF.threshold is a Parameter: give a plain number"):
+        LIF().threshold = nn.Parameter(torch.ones(()))  # type: ignore[assignment]
+    numbers = np.float32(0.5), np.float64(0.5), 1
+    assert [LIF(decay=number).decay for number in numbers] == [0.5, 0.5, 1]
 
 
 @pytest.mark.parametrize("kind", [Sigmoid, ATan, Triangular, Rectangular, FastSigmoid, Dspike])

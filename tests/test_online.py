@@ -106,5 +106,8 @@ def test_tet_is_the_mean_cross_entropy_of_the_steps() -> None:
 
 
 def test_rate_based_steps_have_no_gradient_for_tet() -> None:
-    out = RateBP()(small_network(), torch.rand(2, 3, 2, 6, 6))
-    assert not out.steps.requires_grad
+    network = small_network()
+    out = RateBP()(network, torch.rand(2, 3, 2, 6, 6))
+    with pytest.warns(UserWarning, match="a loss uses the steps"):
+        found = gradients(network, TET()([out.steps.transpose(0, 1)], torch.arange(3))["loss"])
+    assert not any(gradient.any() for gradient in found.values())

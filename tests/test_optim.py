@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import update_bn
 
-from spikerate import ATan, SelfDistillation
+from spikerate import ATan, FiringRates, RateBP, RatePenalty, SelfDistillation
 from spikerate.data import Data, DataSet, Part, epoch_batches, load
 from spikerate.losses import Terms
 from spikerate.measure.evaluate import answers, over_time
@@ -246,6 +246,26 @@ def test_a_step_clips_as_torch_does_and_tells_the_length_before(digits: DataSet,
     for own, torchs in zip(network.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(own, torchs)
         assert own.grad is None
+
+
+@pytest.mark.parametrize("rule", [RateBP(), RateBP(chunk=1), BPTT()], ids=str)
+def test_a_step_adds_the_penalty_on_firing_rates(digits: DataSet, tmp_path: Path, rule: Any) -> None:
+    penalty = RatePenalty(target=0.5, weight=3.0)
+    run = replace(SMALL, rule=rule, penalty=penalty, optim=SGD(lr=0.5, momentum=0, weight_decay=0))
+    network = build_network(run, 10, (1, 8, 8), CPU)
+    other = copy.deepcopy(network)
+    x, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    state = State(network, run.optim.build(network))
+    forward = Outputs(network, FiringRates(rule), with_rates=True)
+    terms = Trainer(run, digits, RunFolder(tmp_path), Silent())._step(state, forward, [Part(x, labels)], careful=False)
+    out, rates = FiringRates(rule)(other, over_time(x, run.T))
+    by_hand = 3.0 * torch.stack([(rate.mean() - 0.5) ** 2 for rate in rates.values()]).mean()
+    loss = nn.functional.cross_entropy(out.rate, labels) + by_hand
+    torch.testing.assert_close((terms["loss"], terms["penalty"]), (loss.detach(), by_hand.detach()))
+    loss.backward()
+    torch.optim.SGD(other.parameters(), lr=0.5).step()
+    for own, torchs in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(own, torchs)
 
 
 def test_the_learning_rate_follows_the_schedule(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from networks import golden_branched, small_network
 from torch import Tensor, nn
 
-from spikerate import BPTT, IF, LIF, resnet18, sew_resnet18, vgg11
+from spikerate import BPTT, IF, LIF, RateBP, resnet18, sew_resnet18, vgg11
 from spikerate.exchange.spikingjelly import from_spikingjelly, neurobench_model, to_spikingjelly
 from spikerate.gradients.temperature import adapt
 from spikerate.measure.meter import Ledger, Meter
@@ -192,6 +192,25 @@ def test_their_dropout_has_one_mask_for_all_steps() -> None:
     ours = from_spikingjelly(their_network(their.neuron.IFNode, p=0.5))
     assert isinstance(ours[6], nn.Dropout) and ours[6].p == 0.5 and ours[6].training
     assert isinstance(from_spikingjelly(their.layer.Dropout2d(0.3).eval()), nn.Dropout2d)
+
+
+def test_their_voting_layer_is_taken_over() -> None:
+    their = jelly()
+    theirs = their_network(lambda: their.neuron.IFNode(0.3), their.layer.VotingLayer(3)).eval()
+    their.functional.set_step_mode(theirs, "m")
+    ours, x = from_spikingjelly(theirs), torch.rand(T, 4, 2, 6, 6, dtype=torch.double)
+    for rule in (BPTT(), RateBP(chunk=2)):
+        torch.testing.assert_close(rule(ours, x).steps, theirs(x))
+        their.functional.reset_net(theirs)
+
+
+def test_layers_of_theirs_that_a_signal_can_not_go_through_are_named() -> None:
+    their = jelly()
+    more = their.layer.GroupNorm(1, 3), nn.ReLU(), their.layer.Conv2d(3, 3, 1, padding_mode="circular")
+    with pytest.raises(
+        TypeError, match=r"through 8 \(GroupNorm\), 9 \(ReLU\), 10 \(Conv2d with padding_mode='circular'\): use"
+    ):
+        from_spikingjelly(their_network(their.neuron.IFNode, *more))
 
 
 @pytest.mark.parametrize(

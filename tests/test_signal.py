@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from networks import Functional, Probe, gradients
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, IF, LIF, Dspike, RateBP, Sigmoid, Signal, autograd
+from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, FiringRates, RateBP, Sigmoid, Signal, autograd
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.signal import Normalization
 
@@ -177,9 +179,46 @@ def test_dropout_draws_one_mask_for_all_steps() -> None:
         (nn.LayerNorm(8), "layer_norm"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "pad"),
         (nn.Upsample(scale_factor=2), "interpolate"),
-        (lambda x: x.mean((2, 3)), "Tensor.mean"),
-        (lambda x: x.view(3, -1), "Tensor.view"),
-        (lambda x: torch.flatten(x), "flatten from axis 0"),
+        (lambda x: x.mean((0, 2)), "mean along axis 0"),
+        (lambda x: x.mean(), "mean along axis 0"),
+        (lambda x: x.sum(), "sum along axis 0"),
+        (lambda x: x.std(1), "Tensor.std"),
+        (lambda x: x.view(-1, 8), r"reshaping to \[-1, 8\], which mixes the samples"),
+        (lambda x: x.reshape(2, 3, 8, 8), r"reshaping to \[2, 3, 8, 8\], which mixes the samples"),
+        (lambda x: x.view(torch.int32), "view as another type"),
+        (lambda x: torch.flatten(x), "flatten along axis 0"),
+        (lambda x: x.transpose(0, 1), "transpose along axis 0"),
+        (lambda x: x.permute(1, 0, 2, 3), r"permute to \[1, 0, 2, 3\]"),
+        (lambda x: x.squeeze(), "squeeze without an axis"),
+        (lambda x: x.unsqueeze(0), "unsqueeze along axis 0"),
+        (lambda x: x.split(1), "split along axis 0"),
+        (lambda x: x.chunk(3, -4), "chunk along axis 0"),
+        (lambda x: x[0], r"indexing by \[0\]"),
+        (lambda x: x[:2], r"indexing by \[:2\]"),
+        (lambda x: x[None], r"indexing by \[None\]"),
+        (lambda x: x[:, 0, [0, 1]], r"indexing by \[:, 0, \[0, 1\]\]"),
+        (lambda x: list(x), "Tensor.__iter__"),
+        (lambda x: x * x, "multiplying two signals"),
+        (lambda x: torch.mul(x, x), "multiplying two signals"),
+        (lambda x: x * torch.ones(2, 1, 1), "multiplying by what is no number"),
+        (lambda x: torch.ones(2, 1, 1) * x, "mul"),
+        (lambda x: np.ones(3) * x, "multiplying by what is no number"),
+        (lambda x: x / x, "dividing by what is no number"),
+        (lambda x: 1 / x, "Tensor.__rtruediv__"),
+        (lambda x: x**2, "Tensor.__pow__"),
+        (lambda x: x @ x, "Tensor.__matmul__"),
+        (lambda x: x == 0, "Tensor.__eq__"),
+        (lambda x: x > 0, "Tensor.__gt__"),
+        (lambda x: x or None, "Tensor.__bool__"),
+        (lambda x: float(x), "Tensor.__float__"),
+        (lambda x: x + x.flatten(2), "adding signals of 4 and 3 axes"),
+        (lambda x: x.long(), "Tensor.long"),
+        (lambda x: x.to(torch.int8), "to, with a type that is not floating point,"),
+        (lambda x: x.relu_(), "Tensor.relu_"),
+        (lambda x: torch.einsum("bchw->bc", x), "einsum"),
+        (lambda x: torch.nn.functional.pad(x, (1, 1), "circular"), "pad with mode 'circular'"),
+        (lambda x: torch.nn.functional.avg_pool2d(x.mean((2, 3)), 2), "avg_pool2d of a signal of 2 axes"),
+        (lambda x: torch.stack([x, torch.ones(3, 2, 8, 8)], 1), "stack with something that is no signal"),
         (lambda x: torch.cat([x, x], 0), "cat along axis 0"),
         (lambda x: torch.add(x, torch.ones(1)), "adding something that is no signal"),
         (lambda x: x + torch.ones(1), "adding something that is no signal"),
@@ -200,6 +239,104 @@ def test_a_signal_looks_like_a_tensor_without_time() -> None:
     assert (x.dim(), x.shape, x.size(1), x.size()) == (4, (3, 2, 8, 8), 2, (3, 2, 8, 8))
     with pytest.raises(AttributeError, match="no attribute nonsense"):
         _ = x.nonsense  # type: ignore[attr-defined]
+
+
+def test_properties_that_a_signal_has_in_common_with_a_tensor() -> None:
+    probe = Probe()
+    BPTT()(probe, torch.rand(5, 3, 2, 8, 8))
+    x = probe.signal
+    assert (x.dtype, x.device, x.ndim, len(x), x.numel(), x.is_floating_point()) == (
+        torch.float32, torch.device("cpu"), 4, 3, 384, True
+    )  # fmt: skip
+
+
+def test_the_operations_and_the_rates_of_layers_are_compiled_whole() -> None:
+    def operations(x: Any) -> Any:
+        a, b = x.view(len(x), 2, -1).unflatten(2, (6, 6)).chunk(2, 1)
+        parts = [x.permute(0, 2, 3, 1)[:, :2].flatten(1) * 0.5, (a - b).mean((2, 3)), x[:, [1, 0]].reshape(-1, 72)]
+        return torch.cat([*parts, torch.stack([-x, 1 - x], 2).flatten(1)], 1)
+
+    network, x = nn.Sequential(Functional(operations), LIF(threshold=0.2)), torch.rand(3, 4, 2, 6, 6)
+    rule = FiringRates(RateBP())
+    compiled = torch.compile(rule, fullgraph=True, dynamic=False, backend="aot_eager")
+    (out, rates), (same, of_layers) = compiled(network, x), rule(network, x)
+    assert torch.equal(out.rate, same.rate) and torch.equal(rates["1"], of_layers["1"])
+
+
+class Heads(nn.Module):
+    """Two heads, in what a function of signals makes of them."""
+
+    def __init__(self, pack: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.body, self.pack = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), LIF(threshold=0.3)), pack
+        self.one, self.other = nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Any) -> Any:
+        y = self.body(x)
+        return self.pack(self.one(y), self.other(y))
+
+
+class Pair(NamedTuple):
+    one: Any
+    other: Any
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack"),
+    [
+        (lambda a, b: (a, b), lambda y: y),
+        (lambda a, b: [a, b], lambda y: y),
+        (lambda a, b: {"a": a, "b": b}, lambda y: (y["a"], y["b"])),
+        (lambda a, b: {"heads": [a, (b, None)]}, lambda y: (y["heads"][0], y["heads"][1][0])),
+        (Pair, lambda y: (y.one, y.other)),
+    ],
+)
+@pytest.mark.parametrize("kind", [BPTT, RateBP, SLTT, OTTT])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_several_outputs_are_joined_each(kind: Any, chunk: int, pack: Any, unpack: Any) -> None:
+    network, x = Heads(pack), torch.rand(3, 4, 2, 2, 2)
+    (whole, parts) = (rule(network, x) for rule in (kind(), kind(chunk)))
+    assert type(parts) is type(whole)
+    for one, other in zip(unpack(whole), unpack(parts), strict=True):
+        assert other.steps.shape[0] == 3 and torch.allclose(one.steps, other.steps, atol=1e-6)
+        assert torch.allclose(other.rate, other.steps.mean(0), atol=1e-6)
+    found, expected = (gradients(network, sum(y.rate.square().sum() for y in unpack(out))) for out in (parts, whole))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
+
+
+def test_outputs_that_differ_from_chunk_to_chunk_are_refused() -> None:
+    network = Functional(lambda x: [x, None] if x.complete else x)
+    with pytest.raises(ValueError, match="returns a Unrolled in the first chunk of steps, and other outputs in the last"):
+        BPTT(chunk=1)(network, torch.rand(3, 4, 2))
+    y, tap = BPTT(chunk=1)(Functional(lambda x: (x, x.tap())), torch.rand(3, 4, 2))
+    assert torch.allclose(y.rate, tap)
+
+
+@pytest.mark.parametrize("rule", [BPTT(chunk=1), RateBP(chunk=1), SLTT(chunk=2)], ids=str)
+def test_a_rate_inside_of_a_network_in_chunks_is_refused(rule: Any) -> None:
+    """It would be that of some of the steps, or of no steps at all."""
+    with pytest.raises(
+        RuntimeError, match=r"after \d of 3 steps: .* use signal.tap\(\), which is final where signal.complete"
+    ):
+        rule(nn.Sequential(LIF(), Functional(lambda x: [x.rate, x][1])), torch.rand(3, 4, 2))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_loss_on_the_steps_of_a_rate_coded_signal_warns(chunk: int | None) -> None:
+    network = nn.Sequential(nn.Linear(4, 5), LIF(threshold=0.2), nn.Linear(5, 2))
+    x = torch.rand(3, 2, 4)
+    out = RateBP(chunk)(network, x)
+    with pytest.warns(UserWarning, match="a loss uses the steps of a signal under RateBP.* trains nothing"):
+        (out.rate.square().sum() + out.steps.square().sum()).backward()
+    found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    assert found.keys() == dict(network.named_parameters()).keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = gradients(network, RateBP(chunk)(network, x).rate.square().sum())
+        BPTT(chunk)(network, x).steps.sum().backward()
+        with torch.no_grad():
+            assert not RateBP(chunk)(network, x).steps.requires_grad
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_batch_norm_needs_more_than_one_value() -> None:

@@ -164,6 +164,39 @@ def test_a_layer_built_on_a_forbidden_one_is_forbidden_and_one_of_the_users_own_
         BPTT()(spiking(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), Functional())), torch.rand(2, 2, 3))
 
 
+def test_layers_whose_settings_or_hooks_a_signal_does_not_serve_are_refused_by_name() -> None:
+    def hooked(register: str) -> nn.Module:
+        linear = nn.Linear(3, 3)
+        getattr(linear, register)(lambda *args: None)
+        return linear
+
+    layers = {
+        "reflected": nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        "circular": nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular"),
+        "pooled": nn.MaxPool2d(2, return_indices=True),
+        "full": hooked("register_full_backward_hook"),
+        "pre": hooked("register_full_backward_pre_hook"),
+        "old": hooked("register_backward_hook"),
+        "ahead": hooked("register_forward_hook"),
+        "act": nn.ReLU(),
+    }
+    with pytest.raises(TypeError) as error:
+        spiking(nn.ModuleDict(layers))
+    said = str(error.value)
+    for words in (
+        "reflected (Conv2d with padding_mode='reflect')",
+        "circular (Conv1d with padding_mode='circular')",
+        "pooled (MaxPool2d with return_indices)",
+        *(f"{name} (Linear with a backward hook, which would never be called" for name in ("full", "pre", "old")),
+    ):
+        assert words in said
+    assert "ahead (" not in said and "act" not in said
+    calls: list[Any] = []
+    network = nn.Sequential(layers["ahead"], layers["act"])
+    layers["ahead"].register_forward_hook(lambda module, args, out: calls.append(out))
+    assert BPTT()(spiking(network), torch.rand(2, 2, 3)).rate.shape == (2, 3) and len(calls) == 1
+
+
 def test_a_network_without_activations() -> None:
     with pytest.raises(ValueError, match="Sequential has no activation module"):
         spiking(nn.Sequential(nn.Linear(3, 3), nn.Flatten()))

@@ -7,6 +7,7 @@ of size T.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,6 +212,31 @@ def _normalize_backward_of_all(
     slope = invstd if weight is None else invstd * weight
     grad_input = (g - mean_grad.view(kept) - x * mean_product.view(kept)) * slope.view(kept)
     return grad_input.to(input.dtype), of_weight, of_bias
+
+
+class _WithoutGradient(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(steps: Tensor, rate: Tensor) -> Tensor:
+        return steps.view_as(steps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        warnings.warn(
+            "a loss uses the steps of a signal under RateBP, whose gradient goes through the rate only, so that this part "
+            "of the loss trains nothing: use the rate (for those of layers, spikerate.FiringRates), or BPTT",
+            stacklevel=1,
+        )
+        return None, None
+
+
+def without_gradient(steps: Tensor, rate: Tensor) -> Tensor:
+    """`steps`, which pass no gradient on, and say so by a warning where one comes; `rate` is what would get it."""
+    return _apply(_WithoutGradient, steps, rate)
 
 
 def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ that is `per_step` takes the final head's logits of every step, [B, T, K].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,37 @@ class SelfDistillation:
         student = F.log_softmax(logits / self.tau, dim=-1)
         per_sample = (target.exp() * (target - student)).sum(dim=(0, 2))
         return self.tau**2 * (per_sample * reliable).sum() / reliable.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RatePenalty:
+    """Firing-rate regularisation: a pull of the mean firing rate of each layer towards a target.
+
+        L = weight mean_l (E[r_l] - target)^2,   E over the batch and the neurons of a layer
+
+    Call: with the rates [B, ...] of layers, as `FiringRates` gives them; terms: `loss`, to be added to that of the outputs,
+    and `firing_rate`, the mean of the layers' rates.
+
+    Args:
+        target: spikes per neuron and step.
+        weight: >= 0.
+
+    Raises:
+        ValueError: a number is out of its range, or there are no rates.
+    """
+
+    target: float = 0.1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in {"target": self.target, "weight": self.weight}.items():
+            check_number(f"RatePenalty.{name}", value, 0)
+
+    def __call__(self, rates: Mapping[Any, Tensor]) -> Terms:
+        if not rates:
+            raise ValueError("RatePenalty got no firing rates: give those of one layer at least")
+        means = torch.stack([rate.to(torch.promote_types(rate.dtype, torch.float32)).mean() for rate in rates.values()])
+        return {"loss": self.weight * (means - self.target).square().mean(), "firing_rate": means.mean()}
 
 
 Loss = CrossEntropy | SelfDistillation | TET

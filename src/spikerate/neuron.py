@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikerate.surrogate import Sigmoid, Surrogate
-from spikerate.system.ranges import check_number, check_positive
+from spikerate.system.ranges import check_number, check_plain, check_positive
 
 State = tuple[Any, ...]
 """What a neuron keeps from chunk to chunk: tensors [B, ...], or a number for all neurons."""
@@ -40,7 +40,8 @@ class LIF(nn.Module):
         surrogate: the derivative of the step function.
 
     Raises:
-        ValueError: a parameter is out of its range, or both `decay` and `tau` are given.
+        ValueError: a parameter is out of its range or no plain number (neurons are not learned), or both `decay` and `tau`
+            are given.
         TypeError: called on a tensor instead of a `Signal`.
 
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
@@ -56,6 +57,18 @@ class LIF(nn.Module):
         surrogate: Surrogate = Sigmoid(),
     ) -> None:
         super().__init__()
+        for name, value in {"decay": decay, "tau": tau, "threshold": threshold, "v_reset": v_reset}.items():
+            if value is not None or name == "threshold":
+                check_plain(f"LIF.{name}", value)
+        if not isinstance(surrogate, Surrogate):
+            raise ValueError(
+                f"LIF.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
+            )
+        if isinstance(surrogate, nn.Module) and any(True for _ in surrogate.parameters()):
+            raise ValueError(
+                f"LIF.surrogate is {type(surrogate).__name__} with learnable parameters, which would get no gradient: "
+                "give it plain numbers or buffers"
+            )
         if decay is not None and tau is not None:
             raise ValueError(f"LIF got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
         if tau is not None and not (tau > 1 and math.isfinite(tau)):
@@ -72,6 +85,10 @@ class LIF(nn.Module):
         self.v_reset = v_reset
         self.detach_reset = detach_reset
         self.surrogate = surrogate
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise `ValueError`: an attribute that is set to a parameter later would get no gradient either."""
+        check_plain(f"LIF.{name}", param)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
-from spikerate.system.ranges import MOST_STEPS
+from spikerate.system.ranges import MOST_STEPS, check_plain
 
-Network = Callable[[Signal], Signal]
+Network = Callable[[Signal], Any]
+"""A signal -> a signal, or several in tuples, lists and dicts."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class BPTT:
     Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
 
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
-    `steps` [T, B, K] and `rate` [B, K].
+    `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, nested too,
+    and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
 
     Raises:
         ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
-            another.
+            another, or returns other outputs.
         TypeError: the network has an operation without a rule.
         RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
     """
@@ -41,7 +43,7 @@ class BPTT:
     def __post_init__(self) -> None:
         _check_chunk("BPTT", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         return _run(network, x, self.chunk, Unrolled)
 
@@ -62,7 +64,7 @@ class SLTT:
     def __post_init__(self) -> None:
         _check_chunk("SLTT", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         return _run(network, x, self.chunk, Spatial)
 
@@ -86,10 +88,11 @@ class OTTT:
 
     def __post_init__(self) -> None:
         _check_chunk("OTTT", self.chunk)
+        check_plain("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
             raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         return _run(network, x, self.chunk, partial(Traced, decay=self.decay))
 
@@ -120,7 +123,7 @@ class RateBP:
     def __post_init__(self) -> None:
         _check_chunk("RateBP", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         rate = x[0] if is_constant(x) else x.mean(0)
         return _run(network, x, self.chunk, partial(RateCoded, average=rate), graphs="last")
@@ -178,11 +181,27 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
         tape.close()
 
 
-def _join(outputs: list[Signal], T: int) -> Signal:
-    """The output of the last chunk, with the steps of all."""
+def _join(outputs: list[Any], T: int) -> Any:
+    """The output of the last chunk, with the steps of all; each of them, where there are several."""
     if len(outputs) == 1:
         return outputs[0]
-    return replace(outputs[-1], train=torch.cat([y.steps for y in outputs]), constant=False, T=T)
+    leaves, kinds = zip(*(pytree.tree_flatten(y, is_leaf=_is_signal) for y in outputs), strict=True)
+    if any(kind != kinds[-1] for kind in kinds):
+        raise ValueError(
+            f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
+            "which can't be joined: return as many of the same kind in each"
+        )
+    return pytree.tree_unflatten([_joined(of_chunks, T) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
+
+
+def _joined(chunks: Sequence[Any], T: int) -> Any:
+    if not all(map(_is_signal, chunks)):
+        return chunks[-1]
+    return replace(chunks[-1], train=torch.cat([y.expanded() for y in chunks]), constant=False, T=T)
+
+
+def _is_signal(y: Any) -> bool:
+    return isinstance(y, Signal)
 
 
 def _check_chunk(rule: str, chunk: int | None) -> None:

@@ -158,6 +158,8 @@ class Eval:
     """folder of the data set, where it has moved"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    check_finite: bool = True
+    """look for infinite numbers and NaN in every layer, which spikes would hide"""
 
     def __post_init__(self) -> None:
         if self.T is not None:
@@ -190,6 +192,8 @@ class Predict:
     """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    check_finite: bool = True
+    """look for infinite numbers and NaN in every layer, which spikes would hide"""
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -700,7 +704,7 @@ def _eval(command: Eval) -> None:
         whole, network = network.eval(), fold_batch_norm(network)
         differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
         out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
-    measured = measure(network, data, run, T=T, track=WaitingBar(out))
+    measured = measure(network, data, run, T=T, track=WaitingBar(out), check_finite=command.check_finite)
     out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)
 
@@ -785,7 +789,7 @@ def _predict(command: Predict) -> None:
     out = console()
     for note in notes:
         out.print(note)
-    answers = predict(folder, files, command.weights, pick_device(command.device))
+    answers = predict(folder, files, command.weights, pick_device(command.device), command.check_finite)
     done: list[Prediction] = []
     try:
         for answer in WaitingBar(out)(answers, "looking at files", len(files)):

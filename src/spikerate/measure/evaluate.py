@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.data import DataSet, Samples, plain_batches
+from spikerate.measure.health import CheckFinite
 from spikerate.rules import BPTT
 from spikerate.signal import Signal
 from spikerate.system.progress import Track, untracked
@@ -98,12 +99,17 @@ def answers(
     batch: int = 256,
     device: torch.device | None = None,
     track: Track = untracked,
+    check_finite: bool = False,
 ) -> Answers:
     """Run a spiking network in evaluation mode on all `samples`, each for T steps.
 
     The network is left in the mode it was in, which is on `device`; by default, where the labels are. `track` shows who
     waits how far it is.
+
+    Raises:
+        NotFinite: with `check_finite`, something in the network or the samples is infinite or not a number.
     """
+    rule = CheckFinite(rule) if check_finite else rule
     was_training = network.training
     network.eval()
     device = device or samples.labels.device

@@ -1,7 +1,7 @@
 """Staged networks in plain `torch.nn`: spiking by their activation, ordinary with `activation="relu"`."""
 
 from spikerate.models.branches import Branched, DeepConv, deepconv_branches
-from spikerate.models.convert import spiking
+from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.preact import preact_resnet18, preact_resnet34
@@ -17,6 +17,7 @@ __all__ = [
     "Staged",
     "Synchronized",
     "branch_macs",
+    "check_layers",
     "deepconv_branches",
     "fold_batch_norm",
     "macs",

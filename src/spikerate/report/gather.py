@@ -54,7 +54,12 @@ class _Family:
 
 
 _FAMILIES = (
-    _Family("Loss", "number", {"loss": "total", "ce": "cross-entropy", "kl": "distillation", "mse": "pull"}, zero=True),
+    _Family(
+        "Loss",
+        "number",
+        {"loss": "total", "ce": "cross-entropy", "kl": "distillation", "mse": "pull", "penalty": "firing rates"},
+        zero=True,
+    ),
     _Family("Accuracy", "share", {"held_out": "held out", "accuracy": "training"}),
     _Family("Accuracy of the exits in training", "share", {"accuracy/exit*": "exit ", "accuracy": "final"}),
     _Family("Reliable share", "share", {"reliable": "training samples that an exit gets right"}),

@@ -18,7 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from spikerate.data import Data, check
 from spikerate.gradients.temperature import Search, adapt
-from spikerate.losses import TET, CrossEntropy, SelfDistillation
+from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
 from spikerate.models import (
     Branched,
     Staged,
@@ -193,6 +193,7 @@ class Run:
     neuron: Neuron | Rectified = Neuron()
     rule: BPTT | RateBP | SLTT | OTTT = RateBP()
     loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
+    penalty: RatePenalty = RatePenalty(weight=0.0)
     optim: Optim = SGD()
     search: Search | None = None
     T: int = 4
@@ -270,7 +271,11 @@ class Run:
 
     def _of(self, of: Round) -> Run:
         own = replace(self, before=(), epochs=of.epochs, optim=replace(self.optim, lr=of.lr))
-        return replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None) if of.T is None else replace(own, T=of.T)
+        return (
+            replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
+            if of.T is None
+            else replace(own, T=of.T)
+        )
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""

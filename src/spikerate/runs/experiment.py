@@ -78,16 +78,23 @@ class Measured:
 
 
 def measure(
-    network: nn.Module, data: DataSet, run: Run, ranks: Ranks = Ranks(), T: int | None = None, track: Track = untracked
+    network: nn.Module,
+    data: DataSet,
+    run: Run,
+    ranks: Ranks = Ranks(),
+    T: int | None = None,
+    track: Track = untracked,
+    check_finite: bool = False,
 ) -> Measured:
     """Evaluate a network on the test set for T steps, those of the run by default.
 
-    Each rank does its share, no sample is counted twice.
+    Each rank does its share, no sample is counted twice. `check_finite` as for `answers`.
     """
     ledger, tally = Ledger(), Tally.of(network)
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    given = answers(network, data, own, T or run.T, run.precision, Meter(ledger, tally), run.batch, device, track)
+    meter = Meter(ledger, tally)
+    given = answers(network, data, own, T or run.T, run.precision, meter, run.batch, device, track, check_finite)
     found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
     energy = tally.totalled(ranks.total).energy(len(data.test), T or run.T)
     return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
@@ -222,7 +229,7 @@ def perform(
     state = Trainer(run, data, folder, watch, ranks, stop, save_minutes, start).train()
     with ranks.waited_for():
         folder.load_weights("best", state.network)
-    measured = measure(state.network, data, run, ranks, track=track)
+    measured = measure(state.network, data, run, ranks, track=track, check_finite=True)
     with ranks.waited_for():
         if ranks.first:
             after = environment.joules()

@@ -21,6 +21,7 @@ from spikerate.gradients.temperature import Search
 from spikerate.losses import Terms, accuracies
 from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
+from spikerate.measure.meter import FiringRates
 from spikerate.models import Branched, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
 from spikerate.runs.average import estimate_statistics, update_average
@@ -108,18 +109,23 @@ def _unsafe_channels_last(module: nn.Module) -> bool:
 class Outputs(nn.Module):
     """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last.
 
-    With `per_step`, the final head's are those of every step, [B, T, K].
+    With `per_step`, the final head's are those of every step, [B, T, K]. With `with_rates` the rule is a `FiringRates`, and
+    the mean rates of its L layers come last, [B, L].
     """
 
-    def __init__(self, network: nn.Module, forward: Callable[..., Any], per_step: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, forward: Callable[..., Any], per_step: bool = False, with_rates: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
         self.run = forward
         self.per_step = per_step
+        self.with_rates = with_rates
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        out = self.run(self.network, x)
-        return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
+        out, rates = self.run(self.network, x) if self.with_rates else (self.run(self.network, x), {})
+        means = [torch.stack([rate.flatten(1).mean(1) for rate in rates.values()], 1)] if rates else []
+        return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate, *means]
 
 
 def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
@@ -186,11 +192,13 @@ class Trainer:
             if run.compile and self.start:
                 torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
-            rule = prepare(run.rule)
-            forward = ranks.wrap(Outputs(network, rule, run.loss.per_step))
+            with_rates = run.penalty.weight > 0
+            wanted = FiringRates(run.rule) if with_rates else run.rule
+            rule = prepare(wanted)
+            forward = ranks.wrap(Outputs(network, rule, run.loss.per_step, with_rates))
             self._begin(state, resumed)
             data = self.data.to(device) if run.data.store == "device" else self.data
-            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not run.rule)
+            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not wanted)
             finite = True
             while state.epoch < run.epochs:
                 finite = self._epoch(state, data, device, ready, careful=not finite)
@@ -280,7 +288,11 @@ class Trainer:
             with ranks.apart(forward, part is not parts[-1]):
                 outputs = self._run(forward, part.x)
                 outputs = [ranks.whole(logits, len(part.labels)) for logits in outputs]
+                rates = outputs.pop() if run.penalty.weight > 0 else None
                 of_part = run.loss(outputs, part.labels)
+                if rates is not None:
+                    penalty = run.penalty(dict(enumerate(rates.unbind(1))))["loss"]
+                    of_part |= {"loss": of_part["loss"] + penalty, "penalty": penalty}
                 # The mean over ranks of gradients that each go to the rank's own images only.
                 (of_part["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
             with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 LARGEST = 1e12
 """Of a factor, a rate or a potential: far beyond every use, and its products stay finite in float32."""
 SMALLEST = 1e-30
@@ -14,14 +16,25 @@ MOST_SAMPLES = 1_000_000
 """Of a batch."""
 
 
+def check_plain(name: str, value: object) -> None:
+    """Raise `ValueError` unless value is a plain number: a tensor or a parameter would get no gradient under most rules."""
+    if not isinstance(value, numbers.Real):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}: give a plain number, as float(value); numbers of neurons and losses "
+            "can't be learned, and are the same for a whole layer"
+        )
+
+
 def check_number(name: str, value: float, low: float = -LARGEST, high: float = LARGEST) -> None:
     """Raise `ValueError` unless low <= value <= high; NaN is in no range."""
+    check_plain(name, value)
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}: give a number from {low:g} to {high:g}")
 
 
 def check_positive(name: str, value: float, high: float = LARGEST) -> None:
     """Raise `ValueError` unless value is positive, up to `high`, and not so small that float32 takes it for 0."""
+    check_plain(name, value)
     if not SMALLEST <= value <= high:
         raise ValueError(f"{name} is {value}: give a positive number, {SMALLEST:g} to {high:g}")
 

@@ -53,8 +53,8 @@ def main(out: str) -> None:
             found |= {f"{case}: term {name}": value for name, value in terms.items()}
             if accumulate == 1 and rule == RateBP():
                 look: Any = lambda network, x: BPTT()(network, x.double())  # noqa: E731
-                held_out = trainer._held_out(network, digits, CPU, look)
-                found[f"held out {size}"] = torch.tensor([held_out.right, held_out.n])
+                validation = trainer._validation(network, digits, CPU, look)
+                found[f"validation {size}"] = torch.tensor([validation.right, validation.n])
         single = build_network(run, 10, (1, 8, 8), CPU)
         tested = measure(single, replace(digits, test=digits.test[torch.arange(23)]), run, ranks)
         found["test"] = torch.tensor([tested.accuracy.n, *tested.ledger.chances.values()])

@@ -36,7 +36,7 @@ def test_train_then_eval(spikerate: Spikerate, tmp_path: Path) -> None:
         "epoch 1/1",
         "loss",
         "reliable",
-        "held-out",
+        "validation",
         "test accuracy",
         "95 % interval",
         "firing rate",
@@ -48,7 +48,7 @@ def test_train_then_eval(spikerate: Spikerate, tmp_path: Path) -> None:
     assert record["preset"] == "digits-esd"
     assert record["command"] == "spikerate train " + " ".join(TINY)
     assert record["run"]["model"]["width"] == 2
-    assert record["data"]["sizes"] == {"train": 1257, "held_out": 180, "test": 360}
+    assert record["data"]["sizes"] == {"train": 1257, "validation": 180, "test": 360}
     assert record["environment"]["packages"]["torch"]
     result = json.loads((folder / "result.json").read_text())
     for weights in ("best", "last"):
@@ -66,12 +66,12 @@ def test_train_then_eval(spikerate: Spikerate, tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["cifar10-small-rate", "cifar10-bptt"])
 def test_train_on_cifar10_files(spikerate: Spikerate, tmp_path: Path, preset: str) -> None:
     write_cifar(tmp_path)
-    options = ["--data", ".", "--data.held-out", "4", "--no-compile", "--out", "here", *TINY]
+    options = ["--data", ".", "--data.validation", "4", "--no-compile", "--out", "here", *TINY]
     done = spikerate("train", preset, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "here" / "run.json").read_text())["data"]["sizes"] == {
         "train": 26,
-        "held_out": 4,
+        "validation": 4,
         "test": 6,
     }
     moved = tmp_path / "moved"
@@ -153,7 +153,7 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
 
 def test_eval_takes_the_data_of_the_run_only(spikerate: Spikerate, tmp_path: Path) -> None:
     write_cifar(tmp_path)
-    options = ["--data", ".", "--data.held-out", "4", "--no-compile", "--out", "here", *TINY]
+    options = ["--data", ".", "--data.validation", "4", "--no-compile", "--out", "here", *TINY]
     assert spikerate("train", "cifar10-small-rate", *options).returncode == 0
     file = tmp_path / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())
@@ -176,7 +176,7 @@ def test_nothing_is_left_of_a_run_that_can_not_begin(
     spikerate: Spikerate, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     write_cifar(tmp_path)
-    done = spikerate("train", *arguments, "--data", ".", "--data.held-out", "4", "--out", "here", "--width", "2")
+    done = spikerate("train", *arguments, "--data", ".", "--data.validation", "4", "--out", "here", "--width", "2")
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
     assert not (tmp_path / "here").exists()
@@ -250,7 +250,7 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "cifar10-esd", "--data", "nowhere"], "nowhere does not exist"),
     (["train", "cifar10-esd", "--data", "occupied"], "is incomplete"),
     (["train", "cifar10-esd", "--data", "broken"], "data_batch_2 is truncated"),
-    (["train", "cifar10-esd", "--data", "whole", "--data.held-out", "99"], "data.held_out is 99"),
+    (["train", "cifar10-esd", "--data", "whole", "--data.validation", "99"], "data.validation is 99"),
     (["eval"], "run"),
     (["eval", "occupied"], "holds no run"),
     (["show", "nothing"], "there is no preset 'nothing'"),

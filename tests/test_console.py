@@ -46,7 +46,7 @@ def row(epoch: int, **other: Any) -> dict[str, Any]:
         "accuracy/exit1": 0.125,
         "accuracy/exit2": 0.25,
         "reliable": 0.75,
-        "held_out": 0.5 + epoch / 100,
+        "validation": 0.5 + epoch / 100,
     }
     rates = {"body.stem.2": 0.5, **{layer: k / 50 for k, layer in enumerate(LAYERS)}}
     row = {"epoch": epoch, "lr": 0.1, "loss": 4 / epoch, "ce": 3.0, "kl": 0.5, **shares}
@@ -89,7 +89,7 @@ def test_the_view_has_everything_side_by_side(width: int) -> None:
         r"kl +0\.250 +0\.500 ",
         r"accuracy +75\.0% +50\.0% ",
         r"  exit 2 +25\.0% ",
-        r"held-out +52\.0% ",
+        r"validation +52\.0% ",
         r"reliable +25\.0% +75\.0% ",
         r"stem\.2 +━+ +0\.500",
         r"stage4\.1\.activation2 +━+[╸╺]━+ +0\.300",
@@ -180,7 +180,7 @@ def test_the_live_view_leaves_a_clean_terminal(error: type[BaseException] | None
     assert (sys.stdout, sys.stderr) == before
     written = console.file.buffer.getvalue().decode()  # type: ignore[attr-defined]
     assert written.index("\x1b[?25l") < written.index("never fires") < written.rindex("\x1b[?25h")
-    assert written.rindex("held-out") < written.rindex("\x1b[?25h"), "the last view stays"
+    assert written.rindex("validation") < written.rindex("\x1b[?25h"), "the last view stays"
 
 
 def test_a_quiet_rank_shows_nothing_and_keeps_its_standard_error() -> None:
@@ -225,7 +225,7 @@ def test_a_pipe_gets_a_line_for_each_epoch(tmp_path: Path, capsys: pytest.Captur
     for k, (line, known) in enumerate(zip(lines, rows, strict=True), 1):
         exits = " ".join(f"{known[f'accuracy/exit{n}']:.1%}" for n in (1, 2, 3))
         assert line.startswith(f"epoch {k}/3  loss {known['loss']:.3f}  accuracy {known['accuracy']:.1%}  exits {exits}  ")
-        assert f"  held-out {known['held_out']:.1%}  firing {known['firing_rate']:.3f}  " in line
+        assert f"  validation {known['validation']:.1%}  firing {known['firing_rate']:.3f}  " in line
         assert re.search(r" s  \d:\d\d:\d\d left$" if k < 3 else r" s$", line)
         assert all(0 <= rate <= 1 for rate in known["firing_rates"].values())
 
@@ -257,7 +257,7 @@ def test_rates_that_differ_are_named_by_reproduce(tmp_path: Path) -> None:
     for name, rate in (("then", 0.5), ("now", 0.25)):
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir()
-        write_json(folder.path / "run.json", {"format": 1})
+        write_json(folder.path / "run.json", {"format": 2})
         known = {"epoch": 1, "loss": 1.0, "firing_rates": {"stem.2": rate, "head": 0.5}}
         (folder.path / "metrics.jsonl").write_text(json.dumps(known) + "\n")
         folders.append(folder)

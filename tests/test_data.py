@@ -54,8 +54,8 @@ def write_cifar(folder: Path, rows: int = 6) -> Path:
 
 def test_digits_are_all_there_and_their_split_is_fixed() -> None:
     data = load(Data("digits"), 1)
-    assert [len(part) for part in (data.train, data.held_out, data.test)] == [1257, 180, 360]
-    for part in (data.train, data.held_out, data.test):
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [1257, 180, 360]
+    for part in (data.train, data.validation, data.test):
         counts = torch.bincount(part.labels, minlength=10)
         assert counts.min() > 0.9 * len(part) / 10
         (x,) = part.read([Block(torch.arange(len(part)))], CPU)
@@ -72,8 +72,8 @@ def test_digits_are_all_there_and_their_split_is_fixed() -> None:
 def test_cifar10_in_its_official_layout(tmp_path: Path) -> None:
     folder = write_cifar(tmp_path)
     for path in (tmp_path, folder):
-        data = load(Data("cifar10", path, held_out=4), 1)
-        assert [len(part) for part in (data.train, data.held_out, data.test)] == [26, 4, 6]
+        data = load(Data("cifar10", path, validation=4), 1)
+        assert [len(part) for part in (data.train, data.validation, data.test)] == [26, 4, 6]
     assert data.shape == input_shape(Data("cifar10"))
     assert len(data.classes) == SETS["cifar10"].num_classes
     assert set(data.checksums) == set(FILES)
@@ -84,8 +84,8 @@ def test_cifar10_in_its_official_layout(tmp_path: Path) -> None:
 
 
 def test_cifar10_real_files(real_data: Callable[[str], Path]) -> None:
-    data = load(Data("cifar10", real_data("cifar10"), held_out=5000), 1)
-    assert [len(part) for part in (data.train, data.held_out, data.test)] == [45_000, 5_000, 10_000]
+    data = load(Data("cifar10", real_data("cifar10"), validation=5000), 1)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [45_000, 5_000, 10_000]
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10
     assert data.classes[:3] == ("airplane", "automobile", "bird")
 
@@ -261,50 +261,50 @@ def numbered(train: int, test: int) -> DataSet:
     return DataSet("numbered", images(train), images(0), images(test), ("a", "b"), Units((0.0,), (1.0,)), "", {})
 
 
-def test_held_out_and_test_samples_are_drawn_once_and_for_all() -> None:
-    data = divide(numbered(50, 0), held_out=12, test=5, subset=None)
-    parts = [part.labels.tolist() for part in (data.train, data.held_out, data.test)]
+def test_validation_and_test_samples_are_drawn_once_and_for_all() -> None:
+    data = divide(numbered(50, 0), validation=12, test=5, subset=None)
+    parts = [part.labels.tolist() for part in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [33, 12, 5]
     assert sorted(itertools.chain(*parts)) == list(range(50))
-    assert (data.drawn["held_out"], data.drawn["test"]) == (parts[1], parts[2])
-    assert "12 held_out of 50" in data.split
+    assert (data.drawn["validation"], data.drawn["test"]) == (parts[1], parts[2])
+    assert "12 validation of 50" in data.split
     assert "5 test of 50" in data.split
     again = divide(numbered(50, 0), 12, 5, None)
     assert again.drawn == data.drawn
-    x = torch.cat([x for x, _ in plain_batches(data, data.held_out, 5, CPU)])
+    x = torch.cat([x for x, _ in plain_batches(data, data.validation, 5, CPU)])
     assert (x.flatten() * 255).round().long().tolist() == parts[1]
     whole = divide(numbered(50, 7), 0, 0, None)
-    assert (len(whole.train), len(whole.held_out), len(whole.test), whole.drawn) == (50, 0, 7, {})
+    assert (len(whole.train), len(whole.validation), len(whole.test), whole.drawn) == (50, 0, 7, {})
 
 
 def test_a_subset_cuts_all_parts_by_the_same_share() -> None:
-    data = divide(numbered(100, 30), held_out=20, test=0, subset=8)
-    assert [len(part) for part in (data.train, data.held_out, data.test)] == [8, 2, 3]
-    assert not set(data.train.labels.tolist()) & set(data.held_out.labels.tolist())
+    data = divide(numbered(100, 30), validation=20, test=0, subset=8)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 2, 3]
+    assert not set(data.train.labels.tolist()) & set(data.validation.labels.tolist())
     assert "8 in 80" in data.split
-    assert data.drawn["held_out"] == data.held_out.labels.tolist()
+    assert data.drawn["validation"] == data.validation.labels.tolist()
 
 
 @pytest.mark.parametrize(
-    ("sizes", "held_out", "test", "subset", "words"),
+    ("sizes", "validation", "test", "subset", "words"),
     [
-        ((50, 9), -1, 0, None, "data.held_out is -1"),
-        ((50, 9), 50, 0, None, "data.held_out is 50: give a number from 0 to 49"),
+        ((50, 9), -1, 0, None, "data.validation is -1"),
+        ((50, 9), 50, 0, None, "data.validation is 50: give a number from 0 to 49"),
         ((50, 9), 0, 5, None, "data.test is 5, but numbered has 9"),
         ((50, 0), 0, 0, None, "has no test samples of its own: give --data.test N"),
         ((50, 0), 30, 20, None, "take 50 of 50 samples"),
         ((50, 9), 10, 0, 41, "data.subset is 41: give a number from 1 to 40"),
     ],
 )
-def test_parts_that_can_not_be_drawn(sizes: tuple[int, int], held_out: int, test: int, subset: Any, words: str) -> None:
+def test_parts_that_can_not_be_drawn(sizes: tuple[int, int], validation: int, test: int, subset: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        divide(numbered(*sizes), held_out, test, subset)
+        divide(numbered(*sizes), validation, test, subset)
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (Data("digits", held_out=3), "digits is built in"),
+        (Data("digits", validation=3), "digits is built in"),
         (Data("digits-dvs", test=3), "digits-dvs is built in"),
         (Data("mnist", augment=Augment(autoaugment="cifar10")), "is for colour images, and mnist has none"),
         (Data("cifar10", augment=Augment(resized_crop=True)), "are for image files, and cifar10 has none"),
@@ -322,7 +322,7 @@ def test_settings_that_do_not_go_together(data: Data, words: str) -> None:
     ("field", "value"),
     [
         *(
-            ("held_out", -1),
+            ("validation", -1),
             ("test", -1),
             ("subset", 0),
             ("size", 4),
@@ -330,7 +330,7 @@ def test_settings_that_do_not_go_together(data: Data, words: str) -> None:
             ("sensor", (0, 3)),
             ("store", "disk"),
         ),
-        *((name, 10**18) for name in ("held_out", "test", "subset", "size", "workers")),
+        *((name, 10**18) for name in ("validation", "test", "subset", "size", "workers")),
         *(("workers", 400), ("sensor", (34, 10**9))),
     ],
 )
@@ -356,7 +356,7 @@ def test_digits_before_an_event_camera(tmp_path: Path) -> None:
     asked = Data("digits-dvs", cache=tmp_path)
     data, still = load(asked, 4), load(Data("digits"), 1)
     assert data.shape == input_shape(asked) == (2, 16, 16)
-    for part in ("train", "held_out", "test"):
+    for part in ("train", "validation", "test"):
         assert torch.equal(getattr(data, part).labels, getattr(still, part).labels)
     x, _ = next(plain_batches(data, data.test, 50, CPU))
     assert x.shape == (50, 4, 2, 16, 16)

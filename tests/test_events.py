@@ -681,11 +681,11 @@ def test_a_validation_part_and_what_is_not_read_of_ones_own_recordings(tmp_path:
         put(tmp_path / "test" / name / "2.npz", write_npz(some_events(20, 34, 9 + k)))
     put(tmp_path / "test" / "a" / "3.h5", b"another format")
     data = load(Data("events", tmp_path, sensor=SENSOR, cache=tmp_path / "cache", workers=0), 2)
-    assert [part.labels.tolist() for part in (data.train, data.held_out, data.test)] == [[0, 1, 2]] * 3
-    for part, seed in ((data.held_out, 0), (data.test, 9)):
+    assert [part.labels.tolist() for part in (data.train, data.validation, data.test)] == [[0, 1, 2]] * 3
+    for part, seed in ((data.validation, 0), (data.test, 9)):
         (x,) = part.read([Block(torch.arange(3))], torch.device("cpu"))
         assert np.array_equal(x[1], frames(some_events(20, 34, seed + 1), 2, SENSOR, "number"))
-    assert "held-out samples are those of the folder valid" in data.split
+    assert "validation samples are those of the folder valid" in data.split
     assert f"not read in {tmp_path}: files of .h5 (1); recordings are files that end in .npz" in data.notes
 
 

@@ -192,7 +192,7 @@ def test_a_folder_that_is_not_shared_is_said_at_the_start(cluster: Cluster, unbr
 @pytest.mark.parametrize("other", ["a setting", "labels"])
 def test_ranks_that_differ_are_named_at_the_start(cluster: Cluster, tmp_path: Path, other: str) -> None:
     """One may have another setting, or shuffled labels on its own disk."""
-    small = ["train", "cifar10-small-rate", "--no-compile", "--data.held-out", "4", "--width", "2", "--batch", "4"]
+    small = ["train", "cifar10-small-rate", "--no-compile", "--data.validation", "4", "--width", "2", "--batch", "4"]
     for host in range(HOSTS):
         data = tmp_path / str(host)
         data.mkdir()

@@ -149,7 +149,7 @@ def test_an_official_layout_is_read_as_it_was_written(name: str, tmp_path: Path)
         data = load(Data(layout.set, path), 1)  # type: ignore[arg-type]
         assert np.array_equal(np.concatenate([read_all(data.train), read_all(data.test)]), images)
         assert torch.cat([data.train.labels, data.test.labels]).tolist() == labels.tolist()
-        assert (len(data.test), len(data.held_out), len(data.classes)) == (ROWS, 0, layout.classes)
+        assert (len(data.test), len(data.validation), len(data.classes)) == (ROWS, 0, layout.classes)
         assert data.shape == layout.shape
         assert layout.victim.removesuffix(".gz") in data.checksums
     if layout.module is cifar_module:
@@ -384,7 +384,7 @@ def test_class_folders_are_listed_in_order(tmp_path: Path) -> None:
 
 
 SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, str | None, str | None], str | None]] = {
-    # folders -> which of them are train, held out and test; and a note that begins so, after the path
+    # folders -> which of them are train, validation and test; and a note that begins so, after the path
     "train val": (("train", "val"), ("train", None, "val"), "/val is the test set, as there is no folder test"),
     "train validation": (("train", "validation"), ("train", None, "validation"), "/validation is the test set"),
     "train test": (("train", "test"), ("train", None, "test"), None),
@@ -404,20 +404,20 @@ SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, str | None, str | None], str
 @pytest.mark.parametrize("layout", SPLITS)
 def test_the_parts_are_the_folders_that_a_user_made(layout: str, tmp_path: Path) -> None:
     """Images and recordings alike; each part has its own number of files of a class."""
-    folders, (train, held_out, test), note = SPLITS[layout]
+    folders, (train, validation, test), note = SPLITS[layout]
     for n, part in enumerate(folders, 1):
         for label in "ab":
             (tmp_path / part / label).mkdir(parents=True)
             for k in range(n):
                 (tmp_path / part / label / f"{k}.png").touch()
     found = listed(tmp_path)
-    for entries, name in ((found.train, train), (found.held_out, held_out), (found.test, test)):
+    for entries, name in ((found.train, train), (found.validation, validation), (found.test, test)):
         assert [label for _, label in entries] == (
             [0] * (folders.index(name) + 1) + [1] * (folders.index(name) + 1) if name else []
         )
         assert {file.parts[-3] for file, _ in entries} == ({name} if name else set())
     assert [name for name in folders if f"the folder {name}" in found.split] == [
-        n for n in folders if n in (train, held_out, test)
+        n for n in folders if n in (train, validation, test)
     ]
     assert len(found.notes) == (note is not None)
     assert note is None or note in found.notes[0]
@@ -430,14 +430,14 @@ def test_a_validation_set_of_ones_own_chooses_the_best_epoch(tmp_path: Path) -> 
     (tmp_path / "other" / "val").rename(path / "valid")
     for decoded in (False, True):
         data = images(path, decoded=decoded)
-        assert [len(part) for part in (data.train, data.held_out, data.test)] == [12, 9, 6]
-        assert mean_colours(data.held_out) == [list(colour("val", label, k)) for label in range(3) for k in range(3)]
-        assert "held-out samples are those of the folder valid" in data.split
+        assert [len(part) for part in (data.train, data.validation, data.test)] == [12, 9, 6]
+        assert mean_colours(data.validation) == [list(colour("val", label, k)) for label in range(3) for k in range(3)]
+        assert "validation samples are those of the folder valid" in data.split
         assert data.drawn == {}
-    with pytest.raises(ValueError, match="held_out is 2, but images has 9 validation samples of its own"):
-        images(path, held_out=2)
+    with pytest.raises(ValueError, match="validation is 2, but images has 9 validation samples of its own"):
+        images(path, validation=2)
     few = images(path, subset=4)
-    assert [len(part) for part in (few.train, few.held_out, few.test)] == [4, 3, 2]
+    assert [len(part) for part in (few.train, few.validation, few.test)] == [4, 3, 2]
     for file in (path / "valid").rglob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"no whole file to choose the best epoch by: .*valid/c0/0\.png"):
@@ -450,7 +450,7 @@ def test_the_validation_set_of_imagenet_is_its_test_set(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").touch()
     found = list_classes(tmp_path, SUFFIXES, "images", validation_is_test=True)
-    assert (len(found.train), len(found.held_out), len(found.test)) == (12, 0, 6)
+    assert (len(found.train), len(found.validation), len(found.test)) == (12, 0, 6)
     assert "the test set of this benchmark is its validation set" in found.notes[0]
     remove(tmp_path / "val/c0"), remove(tmp_path / "val/c1"), remove(tmp_path / "val/c2")
     for k in range(3):
@@ -528,9 +528,9 @@ def test_a_set_without_a_test_draws_one(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "set") / "train"
     with pytest.raises(ValueError, match=r"give --data\.test N"):
         images(path)
-    data = images(path, test=3, held_out=2)
-    assert [len(part) for part in (data.train, data.held_out, data.test)] == [7, 2, 3]
-    for part in (data.train, data.held_out, data.test):
+    data = images(path, test=3, validation=2)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [7, 2, 3]
+    for part in (data.train, data.validation, data.test):
         assert [green // 20 for _, green, _ in mean_colours(part)] == part.labels.tolist()
 
 
@@ -618,7 +618,7 @@ def test_a_set_of_broken_images_says_so(tmp_path: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(ValueError, match="set") as caught:
         images(path, broken="skip")
-    assert "data.held_out is 0" not in str(caught.value)
+    assert "data.validation is 0" not in str(caught.value)
 
 
 def test_a_link_counts_as_its_file(tmp_path: Path) -> None:

@@ -640,7 +640,7 @@ def test_the_record_says_what_a_repetition_needs(spikerate: Callable[..., Any], 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["command"].startswith("spikerate train digits-esd --width 2")
     assert re.fullmatch("[0-9a-f]{16}", record["fingerprint"])
-    assert record["data"]["sizes"] == {"train": 1257, "held_out": 180, "test": 360}
+    assert record["data"]["sizes"] == {"train": 1257, "validation": 180, "test": 360}
     assert record["data"]["licence"].startswith("CC BY 4.0")
     assert record["environment"]["packages"]["torch"] == torch.__version__
     assert record["finished"]["seconds"] > 0

@@ -301,7 +301,7 @@ class Looked(nn.Module):
 
 
 def test_the_average_is_that_of_a_hand_loop(digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights by hand, statistics by torch's `update_bn`; held-out images, best and last weights are the average's."""
+    """Weights by hand, statistics by torch's `update_bn`; validation images, best and last weights are the average's."""
     run = replace(SMALL, optim=SGD(ema=0.4))
     torch.manual_seed(run.seed)
     mean = [p.detach().clone() for p in build_network(run, 10, (1, 8, 8), CPU).parameters()]
@@ -331,7 +331,7 @@ def test_the_average_is_that_of_a_hand_loop(digits: DataSet, tmp_path: Path, mon
             torch.testing.assert_close(own, torchs, msg=lambda m, name=name: f"{name}: {m}")
     assert all(norm.momentum == 0.1 for norm in average.modules() if isinstance(norm, nn.BatchNorm2d))
 
-    assert state.rows[-1]["held_out"] == answers(average, digits, digits.held_out, run.T).at_step[-1].value
+    assert state.rows[-1]["validation"] == answers(average, digits, digits.validation, run.T).at_step[-1].value
     for name in ["last", *(["best"] if state.best is state.rows[-1] else [])]:
         again = build_network(run, 10, (1, 8, 8), CPU)
         folder.load_weights(name, again)
@@ -450,14 +450,14 @@ def test_a_state_that_no_file_can_hold_is_a_sentence() -> None:
             State(network, [optimizer]).facts()
 
 
-def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    run = replace(SMALL, optim=SGD(0.3, 0.8, 0.01, loss_scale="1/T"))
-    earlier = {"type": "Optim", "lr": 0.3, "momentum": 0.8, "weight_decay": 0.01, "loss_scale": "1/T"}
-    folder = RunFolder.create(tmp_path / "run", run, {})
+def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", SMALL, {})
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    record["run"]["optim"] = earlier
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    assert folder.config() == run
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"format": 1}))
+    with pytest.raises(
+        ValueError, match=r"run.json is not of format 2: another version of spikerate wrote it, and reads it"
+    ):
+        folder.config()
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def data_of(real_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         # Ten classes of ImageNet, and recordings of CIFAR10-DVS instead of one's own.
         name = {"imagenet": "images", "events": "cifar10-dvs"}.get(data.name, data.name)
         test = 4 if name == "cifar10-dvs" else 0
-        small = replace(data, name=name, path=real.get(name, place / name), held_out=4, test=test, sensor=None, workers=0)
+        small = replace(data, name=name, path=real.get(name, place / name), validation=4, test=test, sensor=None, workers=0)
         return load(replace(small, subset=8, cache=stored), T)
 
     return get

@@ -44,7 +44,7 @@ def test_many_ranks_are_one_process(alone: dict[str, torch.Tensor], tmp_path: Pa
     assert found.keys() == alone.keys()
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
-    assert alone["held out 16"][1] == 180
+    assert alone["validation 16"][1] == 180
     for optim in ("AdamW", "Muon"):
         assert found[f"ranks agree: {optim}"].all()
 

@@ -40,7 +40,7 @@ ABOUT: dict[str, Any] = {
     "data": {
         "name": "digits",
         "licence": "CC BY 4.0",
-        "sizes": {"train": 90, "held_out": 10, "test": 20},
+        "sizes": {"train": 90, "validation": 10, "test": 20},
         "split": "as distributed",
         "classes": ["cat", "dog", "eel"],
         "sha256": {"digits.npz": "beef"},
@@ -50,7 +50,7 @@ ABOUT: dict[str, Any] = {
 }
 RESULT: dict[str, Any] = {
     "epoch": 2,
-    "held_out_accuracy": 0.7,
+    "validation_accuracy": 0.7,
     "test_accuracy": 0.6,
     "test_interval_95": [0.4, 0.8],
     "test_images": 20,
@@ -88,7 +88,7 @@ def make(
 ) -> Path:
     """A run folder as training leaves it."""
     folder = RunFolder.create(path, run, about)
-    names = {"loss": 3.0, "ce": 2.0, "kl": 1.0, "reliable": 0.5, "accuracy": 0.4, "accuracy/exit1": 0.3, "held_out": 0.5}
+    names = {"loss": 3.0, "ce": 2.0, "kl": 1.0, "reliable": 0.5, "accuracy": 0.4, "accuracy/exit1": 0.3, "validation": 0.5}
     rows = [
         {"epoch": k, "lr": 0.1, "seconds": 2.0, "firing_rate": 0.2}
         | {name: value + 0.1 * k for name, value in names.items()}
@@ -251,7 +251,7 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
     assert set(page.ids) == SECTIONS
     for words in (
         "test accuracy 60.00 % 95 % interval 40.00 % to 80.00 %, 20 samples",
-        "held-out accuracy 70.00 % epoch 2 of 3",
+        "validation accuracy 70.00 % epoch 2 of 3",
         "distillation 1.30",
         "exit 1 60.00 %",
         "training samples that an exit gets right 80.00 %",
@@ -331,7 +331,7 @@ def test_settings_are_compared_side_by_side(tmp_path: Path) -> None:
         ("rule", ["RateBP", "BPTT", "BPTT"]),
         ("T", ["2", "2", "4"]),
     ]
-    assert "Accuracy: held out" in [chart.title for chart in report.curves]
+    assert "Accuracy: validation" in [chart.title for chart in report.curves]
     page = page_of(*esd, bptt, other, to=tmp_path / "page.html")
     assert "What differs between the settings" in page.text and page.text.count("Seven questions") == 0
     assert "digits-bptt (2)" in page.text
@@ -478,7 +478,7 @@ def test_the_seven_questions_are_answered() -> None:
     answered = {name: text for question in questions for name, text in question.answers}
     assert answered["runs"] == "2, seed 0, 1" and answered["commit"] == "abc123" and answered["GPUs"] == "none"
     assert "epochs 7" in answered["changed from it"] and answered["rule"] == "RateBP"
-    assert "held-out accuracy" in answered["choice"] and answered["train"] == "90 samples"
+    assert "validation accuracy" in answered["choice"] and answered["train"] == "90 samples"
     bare = seven_questions(RUN, {"data": {}, "environment": {}}, [0])
     assert len(bare) == 7 and dict(bare[2].answers)["commit"] == "not from a git checkout"
     assert "the last epoch" in dict(bare[4].answers)["choice"]

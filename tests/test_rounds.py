@@ -227,7 +227,7 @@ def test_ann_then_three_steps_then_two(spikerate: Spikerate, whole: Path, tmp_pa
     rows = [line.replace("│", "").split() for line in done.stdout.split("\nRounds\n")[1].splitlines() if "│" in line]
     for row, name, T, epochs in zip(rows, INSIDE, ("ANN", "3", "2"), "212", strict=True):
         result = RunFolder(tmp_path / "run" / name).result()
-        numbers = (f"{result['held_out_accuracy']:.2%}", f"{result['test_accuracy']:.2%}", f"{result['firing_rate']:.3f}")
+        numbers = (f"{result['validation_accuracy']:.2%}", f"{result['test_accuracy']:.2%}", f"{result['firing_rate']:.3f}")
         assert row[1:] == [T, epochs, *numbers]
     assert RunFolder(tmp_path / "run").config().before == (Round(None, 2, 0.1), Round(3, 1, 0.05))
     first = RunFolder(tmp_path / "run" / "round1-ann").config()

@@ -145,8 +145,8 @@ def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
         (lambda: SGD(lr=0), "optim.lr is 0"),
         (lambda: SGD(momentum=1), "optim.momentum is 1"),
         (lambda: SGD(weight_decay=-1), "optim.weight_decay is -1"),
-        (lambda: Run(Data("digits", held_out=3)), "built in"),
-        (lambda: Data("cifar10", held_out=-1), "data.held_out is -1"),
+        (lambda: Run(Data("digits", validation=3)), "built in"),
+        (lambda: Data("cifar10", validation=-1), "data.validation is -1"),
         (lambda: Run(Data("digits", augment=Augment(autoaugment="cifar10"))), "colour images"),
         (lambda: preset("cifar10-edd"), "did you mean cifar10-esd"),
         (lambda: preset("?"), "spikerate list"),
@@ -195,10 +195,10 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
     assert watch.rows == trained.rows == folder.metrics()
     assert watch.steps == list(range(1, 13))
     row = trained.rows[-1]
-    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "gradient_norm", "held_out", "firing_rate"}
+    names = {"epoch", "lr", "loss", "ce", "kl", "reliable", "accuracy", "gradient_norm", "validation", "firing_rate"}
     assert set(row) == names | {"firing_rates", "seconds"} | {f"accuracy/exit{k}" for k in (1, 2, 3)}
     assert row["firing_rates"].keys() == {name for name, m in trained.network.named_modules() if isinstance(m, LIF)}
-    x, _ = next(plain_batches(digits, digits.held_out[slice(128)], 128, torch.device("cpu")))
+    x, _ = next(plain_batches(digits, digits.validation[slice(128)], 128, torch.device("cpu")))
     ledger = firing(trained.network, over_time(x, TINY.T))
     assert (row["firing_rate"], row["firing_rates"]) == (ledger.mean_rate(), ledger.rates(trained.network))
     assert sorted(p.name for p in folder.path.iterdir()) == [
@@ -214,7 +214,7 @@ def test_a_run_leaves_its_record(digits: DataSet, tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.network.state_dict().values(), strict=True)
     )
     folder.load_weights("best", again)
-    assert answers(again, digits, digits.held_out, TINY.T).at_step[-1].value == trained.best["held_out"]
+    assert answers(again, digits, digits.validation, TINY.T).at_step[-1].value == trained.best["validation"]
 
 
 @pytest.mark.parametrize("rule", [RateBP(chunk=1), BPTT()], ids=str)
@@ -230,7 +230,7 @@ def test_the_same_seed_gives_the_same_run(rule: Any, digits: DataSet, tmp_path: 
 def test_a_run_learns(digits: DataSet, tmp_path: Path) -> None:
     run = replace(TINY, model=Model(width=8), epochs=4, batch=32, optim=SGD())
     trained, _, _ = run_in(tmp_path / "run", run, digits)
-    assert trained.best["held_out"] > 0.6
+    assert trained.best["validation"] > 0.6
     assert trained.rows[-1]["loss"] < 0.5 * trained.rows[0]["loss"]
 
 
@@ -241,7 +241,7 @@ def test_best_is_the_last_of_the_highest_or_the_last() -> None:
         state = State(network, SGD().build(network), rows=[{"epoch": k + 1} | row for k, row in enumerate(rows)])
         return int(state.best["epoch"])
 
-    assert best({"held_out": 0.1}, {"held_out": 0.7}, {"held_out": 0.7}, {"held_out": 0.3}) == 3
+    assert best({"validation": 0.1}, {"validation": 0.7}, {"validation": 0.7}, {"validation": 0.3}) == 3
     assert best({}, {}) == 2
 
 
@@ -454,8 +454,8 @@ def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
         ("{", "can't be read as JSON"),
         ("[" * 100_000, "can't be read as JSON"),
         ("[]", "holds a list, and no record"),
-        ('{"format": 2}', "is not of format 1"),
-        ('{"format": 1, "run": {"type": "Run", "T": 0}}', "has no field 'data'"),
+        ('{"format": 1}', "is not of format 2"),
+        ('{"format": 2, "run": {"type": "Run", "T": 0}}', "has no field 'data'"),
     ):
         record.write_text(text)
         with pytest.raises(ValueError, match=words):

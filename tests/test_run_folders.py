@@ -411,7 +411,7 @@ def test_other_images_of_the_same_size_are_other_data(tmp_path: Path) -> None:
             content = np.random.default_rng(k).integers(0, 255, (8, 8, 3), np.uint8)
             Image.fromarray(content).save(images / part / name / f"{k}.bmp")
     command = ["train", "images-esd", "--data", str(images), "--data.size", "8", "--data.workers", "0", "--batch", "4"]
-    more = ["--data.held-out", "0", "--width", "1", "--T", "1", "--epochs", "1", "--model.stem", "3x3"]
+    more = ["--data.validation", "0", "--width", "1", "--T", "1", "--epochs", "1", "--model.stem", "3x3"]
     status, _, err = tell(*command, *more, "--out", str(run))
     assert status == 0, err
     assert tell("eval", str(run))[0] == 0

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     device, figures = torch.device(args.device), Figures(args.out)
-    data = load(Data("digits") if args.data is None else Data("cifar10", path=args.data, held_out=5000), 1).to(device)
+    data = load(Data("digits") if args.data is None else Data("cifar10", path=args.data, validation=5000), 1).to(device)
     augments = {"crop (digits)": Augment(crop=1)} if args.data is None else AUGMENTS
     for (name, augment), store in itertools.product(augments.items(), ("device",)):
         for batch in (16,) if args.small else (128, 512):

@@ -1,7 +1,7 @@
 """Piece 5: train on CIFAR-10 within so many seconds, by rate-based backpropagation; the process of one recipe.
 
 Its questions: first the recipe, which is built, compiled and warmed up; then {"train": seconds}, which takes as many whole
-epochs as fit and answers with the held-out accuracy; then {"test": true}, to be asked once, of the recipe that was chosen.
+epochs as fit and answers with the validation accuracy; then {"test": true}, to be asked once, of the recipe that was chosen.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Training:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.device = recipe, torch.device(recipe.device)
-        self.data = load(Data("cifar10", path=Path(recipe.data), held_out=5000, subset=recipe.subset), recipe.T)
+        self.data = load(Data("cifar10", path=Path(recipe.data), validation=5000, subset=recipe.subset), recipe.T)
         torch.manual_seed(0)
         self.network = network(recipe).to(self.device).to(memory_format=torch.channels_last)
         self.fresh = {name: value.clone() for name, value in self.network.state_dict().items()}
@@ -194,7 +194,7 @@ class Training:
         self.network.train()
 
     def train(self, seconds: float) -> dict[str, Any]:
-        """As many epochs as fit, by the speed of a second of steps; the held-out accuracy of the last weights."""
+        """As many epochs as fit, by the speed of a second of steps; the validation accuracy of the last weights."""
         rate = self.warm_up()
         per_epoch = len(self.images.y) // self.recipe.batch
         epochs = max(1, int(0.93 * seconds * rate / (per_epoch * self.recipe.batch)))
@@ -215,7 +215,7 @@ class Training:
                 done += 1
             if (epoch + 1) % max(1, epochs // 6) == 0 and epoch + 1 < epochs:
                 loss = float(torch.stack(losses).mean())
-                curve.append({"epoch": epoch + 1, "loss": loss, "held_out": self.accuracy(self.data.held_out)["plain"]})
+                curve.append({"epoch": epoch + 1, "loss": loss, "validation": self.accuracy(self.data.validation)["plain"]})
         took = self._now() - start
         return {
             "epochs": epochs,
@@ -223,7 +223,7 @@ class Training:
             "seconds": round(took, 1),
             "images_per_second": round(done * self.recipe.batch / took),
             "curve": curve,
-            "held_out": self.accuracy(self.data.held_out),
+            "validation": self.accuracy(self.data.validation),
         }
 
     def accuracy(self, samples: Samples) -> dict[str, float]:

@@ -152,18 +152,18 @@ def recipes(session: Session) -> list[tuple[str, float, Worker, dict[str, Any]]]
 
 
 def train(session: Session, made: list[tuple[str, float, Worker, dict[str, Any]]]) -> None:
-    """Each recipe for its share of the time that is left; the test images are asked once, by the best on held-out ones."""
+    """Each recipe for its share of the time that is left; the test images are asked once, by the best on validation ones."""
     figures = session.figures("train")
     seconds = session.left() - 12
     for name, share, worker, settings in made:
         found = worker.ask({"train": share * seconds}, share * seconds + 30)
         figures.keep(name, {"settings": settings, "died": worker.died} | found)
         session.say(f"train {name}: {worker.died or json.dumps({k: v for k, v in found.items() if k != 'curve'})}")
-    alive = [(figures.found[name]["held_out"]["plain"], name, worker) for name, _, worker, _ in made if not worker.died]
+    alive = [(figures.found[name]["validation"]["plain"], name, worker) for name, _, worker, _ in made if not worker.died]
     if alive:
         _, name, worker = max(alive, key=lambda one: one[0])
         figures.keep("chosen", {"recipe": name} | worker.ask({"test": True}, 20))
-        session.say(f"chosen by held-out images: {json.dumps(figures.found['chosen'])}")
+        session.say(f"chosen by validation images: {json.dumps(figures.found['chosen'])}")
     for _, _, worker, _ in made:
         worker.close()
 

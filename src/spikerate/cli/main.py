@@ -149,7 +149,7 @@ class Eval:
     run: Positional[Path]
     """folder of the run"""
     weights: Literal["best", "last"] = "best"
-    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
     """so many time steps instead of the run's; recordings are cut for the run's"""
     fold: bool = False
@@ -189,7 +189,7 @@ class Predict:
     files: Positional[tuple[Path, ...]]
     """files like the samples of its data set (digits of MNIST are white on black, for instance), or folders of them"""
     weights: Literal["best", "last"] = "best"
-    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     check_finite: bool = True
@@ -209,7 +209,7 @@ class Export:
     file: Positional[Path]
     """.nir: for other simulators and neuromorphic hardware; .pt2: a PyTorch program; .onnx; .safetensors: weights alone"""
     weights: Literal["best", "last"] = "best"
-    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """of a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Gradient:
     network: Positional[str]
     """folder of a run; or, where there is no such folder, the name of a preset, for fresh weights"""
     weights: Literal["best", "last"] = "best"
-    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """of a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
     """so many time steps instead of the run's; recordings are cut for the run's"""
     how: Annotated[Comparison, arg(name="")] = Comparison()
@@ -660,7 +660,7 @@ def _perform_round(
     """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
     out = console(quiet=not ranks.first, needed=False)
     out.print(
-        f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
+        f"{len(data.train):,} samples to train on, {len(data.validation):,} for validation, {len(data.test):,} to test; "
         f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
     )

@@ -96,7 +96,7 @@ def _read(name: str, path: Path, layouts: list[_Layout], units: Units) -> DataSe
     return DataSet(
         name=name,
         train=train,
-        held_out=train[:0],
+        validation=train[:0],
         test=_images(folder, layout.test, layout, checksums),
         classes=classes,
         units=units,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _TRAIN = ("train", "training")
-_HELD_OUT = ("val", "valid", "validation", "dev")
+_VALIDATION = ("val", "valid", "validation", "dev")
 _TEST = ("test", "testing")
 _NOT_ENTERED = frozenset({"__MACOSX", "@eaDir"})
 """Folders of archives and file servers, with files that look like those beside them and are none."""
@@ -25,14 +25,14 @@ class Listing:
     """Files with their labels, in the order of classes and names.
 
     Attributes:
-        train, held_out, test: the last two are empty where there are no such folders.
+        train, validation, test: the last two are empty where there are no such folders.
         classes: K names.
         split: which folders the parts are.
         notes: what was left out, and what a folder was taken for.
     """
 
     train: Entries
-    held_out: Entries
+    validation: Entries
     test: Entries
     classes: tuple[str, ...]
     split: str
@@ -53,11 +53,11 @@ def list_classes(path: Path, suffixes: Set[str], what: str, validation_is_test: 
         ValueError: there are no class folders, one can't be read or holds no files, a part or a file is there twice, or the
             parts differ in their classes.
     """
-    train, held_out, test, notes = _parts(path, validation_is_test)
+    train, validation, test, notes = _parts(path, validation_is_test)
     left_out: Counter[str] = Counter()
     entries, classes = _part(train, suffixes, what, left_out)
     others = []
-    for part in (held_out, test):
+    for part in (validation, test):
         found, own = ((), classes) if part is None else _part(part, suffixes, what, left_out)
         differing = sorted(set(classes) ^ set(own))
         if part is not None and differing:
@@ -71,16 +71,16 @@ def list_classes(path: Path, suffixes: Set[str], what: str, validation_is_test: 
             *notes,
             f"not read in {path}: {counted(left_out)}; {what} are files that end in {', '.join(sorted(suffixes))}",
         )
-    names = {"training": train, "held-out": held_out, "test": test}
+    names = {"training": train, "validation": validation, "test": test}
     split = ", ".join(f"{name} samples are those of the folder {part.name}" for name, part in names.items() if part)
     return Listing(entries, others[0], others[1], classes, "" if train == path else split, notes)
 
 
 def part_ends(good: Sequence[int], parts: Sequence[Sequence[Any]], path: Path, broken: Mapping[int, str]) -> tuple[int, int]:
-    """Where training and held-out samples end among the whole files, where some are broken.
+    """Where training and validation samples end among the whole files, where some are broken.
 
     Args:
-        good: numbers of the whole files, counted over training, held-out and test samples.
+        good: numbers of the whole files, counted over training, validation and test samples.
         parts: the files of these three.
 
     Raises:
@@ -118,27 +118,31 @@ def files_below(folder: Path, suffixes: Set[str], left_out: Counter[str]) -> lis
 
 
 def _parts(path: Path, validation_is_test: bool) -> tuple[Path, Path | None, Path | None, tuple[str, ...]]:
-    """The folders of training, held-out and test samples, and what is to be said of them."""
+    """The folders of training, validation and test samples, and what is to be said of them."""
     folders, _ = _entries(path)
-    train, held_out, test = (_one(path, [f for f in folders if f.lower() in names]) for names in (_TRAIN, _HELD_OUT, _TEST))
-    if train is None or not (held_out or test or _entries(train)[0]):  # a class may be called train, too
-        other = held_out or test
+    train, validation, test = (
+        _one(path, [f for f in folders if f.lower() in names]) for names in (_TRAIN, _VALIDATION, _TEST)
+    )
+    if train is None or not (validation or test or _entries(train)[0]):  # a class may be called train, too
+        other = validation or test
         if other is not None:
             raise ValueError(f"{path} has a folder {other.name}, but none named train: put the training samples there")
         return path, None, None, ()
     notes = []
-    unknown = [name for name in folders if path / name not in (train, held_out, test)]
+    unknown = [name for name in folders if path / name not in (train, validation, test)]
     if unknown:
-        known = f"{_TRAIN[0]}, {', '.join(_HELD_OUT)} and {_TEST[0]}"
+        known = f"{_TRAIN[0]}, {', '.join(_VALIDATION)} and {_TEST[0]}"
         notes.append(f"not read in {path}: the folders {', '.join(unknown)}; parts are named {known}")
     if validation_is_test:
         if test is not None:
             notes.append(f"{test} is not read: the test set of this benchmark is its validation set")
-        held_out, test = None, held_out
-    elif held_out is not None and test is None:
-        notes.append(f"{held_out} is the test set, as there is no folder test: --data.held-out N draws validation samples")
-        held_out, test = None, held_out
-    return train, held_out, test, tuple(notes)
+        validation, test = None, validation
+    elif validation is not None and test is None:
+        notes.append(
+            f"{validation} is the test set, as there is no folder test: --data.validation N draws validation samples"
+        )
+        validation, test = None, validation
+    return train, validation, test, tuple(notes)
 
 
 def _one(path: Path, names: list[str]) -> Path | None:

@@ -59,7 +59,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
 
     def load(data: Data, T: int, track: Track) -> DataSet:
         found = layout(data)
-        everything = [*found.train, *found.held_out, *found.test]
+        everything = [*found.train, *found.validation, *found.test]
         cut = _Cut(T, found.sensor, data.frames)
 
         def rows() -> Iterator[Any]:
@@ -69,7 +69,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
         kept = _cached(data, cut, {"files": _digest(everything)}, rows, track)
         good = [k for k in range(len(everything)) if k not in kept.broken]
         labels = torch.tensor([everything[k].label for k in good])
-        ends = part_ends(good, (found.train, found.held_out, found.test), data.path or Path(), kept.broken)
+        ends = part_ends(good, (found.train, found.validation, found.test), data.path or Path(), kept.broken)
         made = _frame_set(data, kept, labels, ends, found.classes, found.licence)
         return replace(made, split=found.split, skipped=tuple(kept.broken.values()), notes=found.notes)
 
@@ -79,7 +79,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
 def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
     """The built-in digits, each moving in three saccades before a simulated event camera: 16 x 16, the split of digits."""
     still = digits()
-    parts = (still.train, still.held_out, still.test)
+    parts = (still.train, still.validation, still.test)
     images = torch.cat([next(p.read([Block(torch.arange(len(p)))], torch.device("cpu"))) for p in parts])
     cut = _Cut(T, _CAMERA, data.frames)
 
@@ -89,7 +89,7 @@ def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
         return (frames if isinstance(frames, str) else torch.from_numpy(frames) for frames in cuts)
 
     kept = _cached(data, cut, still.checksums, rows, track)
-    ends = len(still.train), len(still.train) + len(still.held_out)
+    ends = len(still.train), len(still.train) + len(still.validation)
     made = _frame_set(data, kept, torch.cat([part.labels for part in parts]), ends, still.classes, still.licence)
     return replace(made, split=still.split, checksums={**still.checksums, **made.checksums})
 
@@ -102,13 +102,13 @@ def _cached(data: Data, cut: _Cut, key: dict[str, str], rows: Callable[[], Itera
 def _frame_set(
     data: Data, kept: Cached, labels: Tensor, ends: tuple[int, int], classes: tuple[str, ...], licence: str
 ) -> DataSet:
-    """Frames in the order training, held out, test; `ends` of the first two."""
+    """Frames in the order training, validation, test; `ends` of the first two."""
     stored = Stored(kept.rows, labels)
     samples = fitted(stored, Resize(data.size)) if data.size else stored
     return DataSet(
         name=data.name,
         train=samples[: ends[0]],
-        held_out=samples[ends[0] : ends[1]],
+        validation=samples[ends[0] : ends[1]],
         test=samples[ends[1] :],
         classes=classes,
         units=Units((0.0, 0.0), (1.0, 1.0), 1.0),

@@ -88,7 +88,7 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     """
     assert data.path is not None
     listing = list_classes(data.path, SUFFIXES, "images", validation_is_test=data.name == "imagenet")
-    size, everything = data.size or 224, (*listing.train, *listing.held_out, *listing.test)
+    size, everything = data.size or 224, (*listing.train, *listing.validation, *listing.test)
     files, labels = [file for file, _ in everything], torch.tensor([label for _, label in everything])
     stats = [_stat(file) for file in files]
     # The record knows the files wherever they lie; a cache is of these very files, and must not outlive a change of them.
@@ -112,11 +112,11 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
         samples = fitted(Stored(kept.rows, labels[good]), Crop(size))
     else:
         samples = Files([files[k] for k in good.tolist()], labels[good], size, data.workers)
-    in_train, before_test = part_ends(good.tolist(), (listing.train, listing.held_out, listing.test), data.path, broken)
+    in_train, before_test = part_ends(good.tolist(), (listing.train, listing.validation, listing.test), data.path, broken)
     return DataSet(
         name=data.name,
         train=samples[:in_train],
-        held_out=samples[in_train:before_test],
+        validation=samples[in_train:before_test],
         test=samples[before_test:],
         classes=listing.classes,
         units=Units((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

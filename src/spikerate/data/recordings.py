@@ -59,7 +59,7 @@ class Recordings:
         classes: K names, by label.
         sensor: (H, W) in pixels.
         licence: of the data.
-        held_out: to choose the best epoch by, where the set has such a part.
+        validation: to choose the best epoch by, where the set has such a part.
         split, notes: as of `class_folders.Listing`.
     """
 
@@ -69,7 +69,7 @@ class Recordings:
     classes: tuple[str, ...]
     sensor: Sensor
     licence: str
-    held_out: tuple[Recording, ...] = ()
+    validation: tuple[Recording, ...] = ()
     split: str = ""
     notes: tuple[str, ...] = ()
 
@@ -147,10 +147,10 @@ def event_folder(path: Path, sensor: Sensor) -> Recordings:
     """
     _need(path)
     found = list_classes(path, {".npz"}, "recordings")
-    train, held_out, test = (
-        tuple(Recording(file, label) for file, label in part) for part in (found.train, found.held_out, found.test)
+    train, validation, test = (
+        tuple(Recording(file, label) for file, label in part) for part in (found.train, found.validation, found.test)
     )
-    return Recordings("events", train, test, found.classes, sensor, "not stated", held_out, found.split, found.notes)
+    return Recordings("events", train, test, found.classes, sensor, "not stated", validation, found.split, found.notes)
 
 
 def read(recordings: Sequence[Recording], sensor: Sensor) -> list[Events | str]:

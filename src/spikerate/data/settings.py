@@ -35,12 +35,12 @@ class Data:
     """data set; digits and digits-dvs are built in; images and events are class folders of your own"""
     path: Annotated[Path | None, arg(aliases=["--data"])] = None
     """folder of the data set, in the layout of its official distribution"""
-    held_out: int = 0
-    """training samples held out to choose the best epoch by; digits has its own fixed split"""
+    validation: int = 0
+    """training samples set aside to choose the best epoch by, the validation set; digits has its own fixed split"""
     test: int = 0
     """samples drawn for the test, where the set has no split of its own"""
     subset: Annotated[int | None, arg(aliases=["--subset"])] = None
-    """so many training samples only; held-out and test samples are cut down by the same share"""
+    """so many training samples only; validation and test samples are cut down by the same share"""
     size: int | None = None
     """side in pixels that samples are brought to, 8 to 4096; None: as they are, and 224 for image files"""
     frames: Literal["number", "time"] = "number"
@@ -64,7 +64,7 @@ class Data:
             if getattr(self, field) not in choices:
                 raise ValueError(f"data.{field} is {getattr(self, field)!r}: give {' or '.join(choices)}")
         for field, least, most in (
-            ("held_out", 0, _MOST_SAMPLES),
+            ("validation", 0, _MOST_SAMPLES),
             ("test", 0, _MOST_SAMPLES),
             ("subset", 1, _MOST_SAMPLES),
             ("size", 8, LARGEST_SIDE),

@@ -25,7 +25,7 @@ class Result:
     test: float
     interval: tuple[float, float]
     images: int
-    held_out: float | None
+    validation: float | None
     at_step: list[float]
     rate: float
     rates: dict[str, float]
@@ -41,14 +41,14 @@ class Result:
         Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form.
         """
         low, high = map(_share, record["test_interval_95"])
-        held_out, operations = record.get("held_out_accuracy"), record.get("operations", {})
+        validation, operations = record.get("validation_accuracy"), record.get("operations", {})
         at_step = record.get("firing_rates_at_step", {})
         return cls(
             epoch=int(record["epoch"]),
             test=_share(record["test_accuracy"]),
             interval=(low, high),
             images=int(record["test_images"]),
-            held_out=None if held_out is None else _share(held_out),
+            validation=None if validation is None else _share(validation),
             at_step=[_share(share) for share in record.get("test_accuracy_at_step", [])],
             rate=_share(record["firing_rate"]),
             rates={layer: _share(rate) for layer, rate in record["firing_rates"].items()},

@@ -60,7 +60,7 @@ _FAMILIES = (
         {"loss": "total", "ce": "cross-entropy", "kl": "distillation", "mse": "pull", "penalty": "firing rates"},
         zero=True,
     ),
-    _Family("Accuracy", "share", {"held_out": "held out", "accuracy": "training"}),
+    _Family("Accuracy", "share", {"validation": "validation", "accuracy": "training"}),
     _Family("Accuracy of the exits in training", "share", {"accuracy/exit*": "exit ", "accuracy": "final"}),
     _Family("Reliable share", "share", {"reliable": "training samples that an exit gets right"}),
     _Family("Firing rate", "number", {"firing_rate": "of all neurons"}, zero=True),
@@ -168,9 +168,9 @@ class Group:
         return _stat(result.test for result in self.results)
 
     @property
-    def held_out(self) -> Stat | None:
-        """Their held-out accuracy; None where nothing is held out."""
-        return _stat(result.held_out for result in self.results)
+    def validation(self) -> Stat | None:
+        """Their validation accuracy; None where there is no validation set."""
+        return _stat(result.validation for result in self.results)
 
     @property
     def rate(self) -> Stat | None:
@@ -495,7 +495,7 @@ def _series(name: str, key: str, group: Group) -> Series:
             if key in row:
                 values.setdefault(row["epoch"], []).append(row[key])
     result = group.runs[0].result
-    return Series(name, values, result.epoch if result and len(group.runs) == 1 and key == "held_out" else None)
+    return Series(name, values, result.epoch if result and len(group.runs) == 1 and key == "validation" else None)
 
 
 # what the network does --------------------------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ def _kind(run: Run) -> str:
 
 
 def _choice(sizes: Mapping[str, Any]) -> str:
-    if sizes.get("held_out"):
-        return "the epoch with the highest held-out accuracy; training looks at the test set once, at its end"
-    return "the last epoch: no samples are held out; training looks at the test set once, at its end"
+    if sizes.get("validation"):
+        return "the epoch with the highest validation accuracy; training looks at the test set once, at its end"
+    return "the last epoch: there is no validation set; training looks at the test set once, at its end"
 
 
 def _start(init: Mapping[str, Any] | None) -> str | None:

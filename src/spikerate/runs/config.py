@@ -298,14 +298,6 @@ def encode(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def upgraded(record: Any) -> Any:
-    """The record of a run as `encode` writes it today; in those of earlier versions, SGD was called Optim."""
-    match record:
-        case {"optim": {"type": "Optim", **optim}}:
-            return record | {"optim": encode(SGD()) | optim}
-    return record
-
-
 def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """What `encode` gives, or another record, as rows of dotted names; of the types, those that a person chooses."""
     rows: list[tuple[str, Any]] = []

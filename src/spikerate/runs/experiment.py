@@ -59,7 +59,7 @@ class Measured:
         """The entries of `result.json`."""
         return {
             "epoch": best["epoch"],
-            "held_out_accuracy": best.get("held_out"),
+            "validation_accuracy": best.get("validation"),
             "test_accuracy": self.accuracy.value,
             "test_interval_95": list(self.accuracy.interval()),
             "test_images": self.accuracy.n,
@@ -135,7 +135,7 @@ def measure_gradients(
 
 def data_card(data: DataSet) -> dict[str, Any]:
     """What `run.json` says of a data set."""
-    sizes = {"train": len(data.train), "held_out": len(data.held_out), "test": len(data.test)}
+    sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     return {
         "name": data.name,
         "licence": data.licence,

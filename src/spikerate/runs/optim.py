@@ -38,7 +38,7 @@ class OptimizerFactory(ABC):
     clip: float | None = None
     """longest Euclidean norm of all gradients together; a longer one is scaled down to it"""
     ema: float | None = None
-    """decay of an exponential average of the weights, 0.999 for instance, in (0, 1); held-out images, `best` weights and
+    """decay of an exponential average of the weights, 0.999 for instance, in (0, 1); validation images, `best` weights and
     test then see the averaged network"""
     loss_scale: Literal["1/T", "1"] = "1"
     """factor on the gradient of the loss: the authors of RateBP and ESD divide it by T; the loss shown is never scaled"""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from spikerate.runs.config import Run, decode, encode, upgraded
+from spikerate.runs.config import Run, decode, encode
 from spikerate.runs.state import Row, State, inherit_weights, is_number, load_weights, parts_of
 from spikerate.system.environment import fingerprint
 from spikerate.system.files import (
@@ -31,7 +31,8 @@ from spikerate.system.files import (
     write_whole,
 )
 
-FORMAT = 1
+FORMAT = 2
+"""2: what was called held out is called validation, and optimisers are kinds of their own."""
 LOCK = ".lock"
 """The empty file that the one process that writes into a run folder holds locked."""
 _LEFT = re.compile(r"\.(run\.json|result\.json|metrics\.jsonl|[\w-]+\.safetensors)(\.[0-9a-f]{16})?\.tmp")
@@ -44,7 +45,7 @@ class RunFolder:
 
     `run.json`: configuration and reproducibility card. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
     state, from which the run goes on; the other files follow from it. `best.safetensors`: the weights of the epoch with
-    the highest held-out accuracy. `result.json`: what the evaluation gave; `examples.safetensors`: a few test samples and
+    the highest validation accuracy. `result.json`: what the evaluation gave; `examples.safetensors`: a few test samples and
     their spikes. Rounds before the run's own have such folders of their own inside: `round1-ann`, `round2-T6`, ...
     """
 
@@ -108,7 +109,7 @@ class RunFolder:
         file = self.path / "run.json"
         (record,) = _records(file)
         if record.get("format") != FORMAT:
-            raise ValueError(f"{file} is not of format {FORMAT}: it was written by another version of spikerate")
+            raise ValueError(f"{file} is not of format {FORMAT}: another version of spikerate wrote it, and reads it")
         for entry in ("data", "environment"):
             if not isinstance(record.setdefault(entry, {}), dict):
                 raise ValueError(f"{file} has an entry {entry} that is no record: it was altered")
@@ -123,7 +124,7 @@ class RunFolder:
         """
         record = self.about()
         try:
-            return decode(Run, upgraded(record.get("run")))
+            return decode(Run, record.get("run"))
         except ValueError as error:
             raise ValueError(f"{self.path / 'run.json'}: {error}") from error
 
@@ -181,11 +182,11 @@ class RunFolder:
         if not is_there(file):
             return {}
         (record,) = _records(file)
-        for name in ("held_out_accuracy", "test_accuracy", "firing_rate"):
+        for name in ("validation_accuracy", "test_accuracy", "firing_rate"):
             value = record.get(name)
-            if not (is_number(value) or (value is None and name == "held_out_accuracy")):
+            if not (is_number(value) or (value is None and name == "validation_accuracy")):
                 raise ValueError(f"{file} is no result ({name} is {value!r:.40}): it is altered, or of another version")
-        return record | {"held_out_accuracy": record.get("held_out_accuracy")}
+        return record | {"validation_accuracy": record.get("validation_accuracy")}
 
     @property
     def has_state(self) -> bool:

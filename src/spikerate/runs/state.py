@@ -59,8 +59,8 @@ class State:
 
     @property
     def best(self) -> Row:
-        """The row of the epoch whose weights are `best`: the highest held-out accuracy, and of equals the last."""
-        return max(self.rows, key=lambda row: (row.get("held_out", 0.0), row["epoch"]))
+        """The row of the epoch whose weights are `best`: the highest validation accuracy, and of equals the last."""
+        return max(self.rows, key=lambda row: (row.get("validation", 0.0), row["epoch"]))
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and buffers, those of the average, the optimisers' tensors and the totals, under names of their own."""

@@ -167,7 +167,7 @@ class Trainer:
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
 
-        The best epoch is chosen on the held-out images; the test images are not touched. A folder with a checkpoint is
+        The best epoch is chosen on the validation images; the test images are not touched. A folder with a checkpoint is
         continued: the result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
 
         Raises:
@@ -259,15 +259,15 @@ class Trainer:
                 raise Interrupted(self.stop.signal)
         row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
-        if len(data.held_out) or state.average is not None:
+        if len(data.validation) or state.average is not None:
             ranks.align(network)
         if state.average is not None:
             batches = epoch_batches(data, run.batch, run.data.augment, run.seed, state.epoch, device=device)
             few = (over_time(part.x, run.T) for (part,) in itertools.islice(batches, -(-_ESTIMATE // run.batch)))
             estimate_statistics(state.average, network, few, run.precision)
             ranks.align(state.average)
-        if len(data.held_out):
-            row["held_out"] = self._held_out(state.trained, data, device, ready.look).value
+        if len(data.validation):
+            row["validation"] = self._validation(state.trained, data, device, ready.look).value
         row |= self._probe(state, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
@@ -346,15 +346,15 @@ class Trainer:
         found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}
 
-    def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
-        own = data.held_out[self.ranks.share(len(data.held_out))]
+    def _validation(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
+        own = data.validation[self.ranks.share(len(data.validation))]
         counted = answers(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device).at_step[-1]
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 
     def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
         """The firing rate of all neurons and of each layer on a few images; says which layers are stuck, or no more."""
-        images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
+        images = (data.validation if len(data.validation) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
         ledger = self._run(lambda x: health.firing(state.network, x), x)
         rates = ledger.rates(state.network)

@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: list[str]) -> int:
     name, *words = args or ["--help"]
     if name in ("-h", "--help"):
-        console().print(_usage())
+        out = console()
+        for line in _usage():
+            out.print(line)
         return 0
     if name == "--version":
         console().print(f"spikerate {version('spikerate')}")
@@ -72,8 +74,9 @@ def _dispatch(args: list[str]) -> int:
     return command.perform(command.read(words, f"spikerate {name}"), shlex.join(["spikerate", *args]))
 
 
-def _usage() -> str:
+def _usage() -> list[str]:
+    """The lines that tell of all commands."""
     lines = [(f"{name} {rest}", what) for name, command in COMMANDS.items() for rest, what in command.usage.items()]
     width = max(len(words) for words, _ in lines)
-    shown = "\n".join(f"  {words:{width}}   {what}" for words, what in lines)
-    return f"usage: spikerate COMMAND ...\n\n{shown}\n\nspikerate COMMAND --help tells more."
+    shown = [f"  {words:{width}}   {what}" for words, what in lines]
+    return ["usage: spikerate COMMAND ...", "", *shown, "", "spikerate COMMAND --help tells more."]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Search, SelfDistillation
-from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
+from spikerate.cli import views
+from spikerate.cli.main import main
+from spikerate.data import SETS, Augment, Data, DataSet, load
 from spikerate.runs.config import Model, Neuron, Rectified, Run, decode, encode
 from spikerate.runs.estimate import in_words, least_seconds, training_flops
 from spikerate.runs.presets import ESD, PRESETS, RATE, headline, preset
@@ -121,16 +122,42 @@ def test_the_rivals_differ_from_bptt_in_the_method_only() -> None:
         assert replace(run, rule=bptt.rule, loss=bptt.loss) == bptt
 
 
+COUNTED: dict[tuple[str, Model, str, type], Any] = {}
+
+
+def counted_once(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """Presets of one data set, network and loss have the operations of their network counted once."""
+
+    def once(name: str) -> Callable[..., Any]:
+        count, key = getattr(views, name), (name, run.model, run.data.name, type(run.loss))
+
+        def counted(*of: Any) -> Any:
+            if key not in COUNTED:
+                COUNTED[key] = count(*of)
+            return COUNTED[key]
+
+        return counted
+
+    for name in ("macs", "branch_macs", "stage_shapes"):
+        monkeypatch.setattr(views, name, once(name))
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_goes_through_json_builds_and_says_where_it_is_from(name: str) -> None:
+def test_a_preset_goes_through_json_builds_and_says_where_it_is_from(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = PRESETS[name]
     assert decode(Run, json.loads(json.dumps(encode(found.run)))) == found.run
-    with torch.device("meta"):
-        found.run.build(SETS[found.run.data.name].num_classes or 3, input_shape(found.run.data))
     assert found.headline in found.text
     if name in PUBLISHED:
         for words in ("arXiv", "Authors' figure", "Differs"):
             assert words in found.text
+    counted_once(monkeypatch, found.run)
+    assert main(["show", name]) == 0
+    shown = capsys.readouterr().out
+    assert "stage3" in shown
+    assert "MACs" in shown
+    assert ("training takes" in shown) == (found.run.data.name not in ("images", "events"))
 
 
 def test_the_cost_is_counted() -> None:

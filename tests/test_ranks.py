@@ -17,7 +17,7 @@ from conftest import ROOT
 from processes import wait_for
 from test_nothing_lost import ARGUMENTS, assert_same
 
-from spikerate.system.dist import joined
+from spikerate.system.dist import process_group
 
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
 
@@ -113,7 +113,10 @@ def test_more_ranks_than_gpus_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"which has 1 GPU: give --nproc-per-node 1, or --device cpu"), joined(True, False):
+    with (
+        pytest.raises(ValueError, match=r"which has 1 GPU: give --nproc-per-node 1, or --device cpu"),
+        process_group(True, False),
+    ):
         pass
 
 

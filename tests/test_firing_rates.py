@@ -75,7 +75,7 @@ def test_layers_are_chosen_by_their_path_and_shared_neurons_told_apart() -> None
         _, rates = FiringRates(BPTT(chunk))(twice, torch.rand(3, 2, 3))
         assert {path: list(rate.shape) for path, rate in rates.items()} == {"1": [2, 3], "1, call 2": [2, 4]}
     with pytest.raises(
-        ValueError, match=r"^FiringRates.layers has 'stage9', where no neuron fires: those that do are \['1'\]"
+        ValueError, match=r"^FiringRates.layers has 'stage9', where there is no neuron: neurons are at \['1'\]"
     ):
         FiringRates(BPTT(), ("stage9",))(twice, torch.rand(3, 2, 3))
 

@@ -111,7 +111,7 @@ def test_a_broken_number_of_the_network_is_said_with_its_layer(broken: str) -> N
         if broken == "0.weight":
             assert rule(network, x).train.isfinite().all(), "hidden without the check"
         layer, _, name = broken.partition(".")
-        with pytest.raises(NotFinite, match=rf"appears first in the output of {layer} \(\w+\), whose {name} is not finite"):
+        with pytest.raises(NotFinite, match=rf"the first is in the output of {layer} \(\w+\), whose {name} is not finite"):
             CheckFinite(rule)(network, x)
 
 
@@ -120,7 +120,7 @@ def test_a_broken_pixel_is_said() -> None:
     x[1, 2, 0, 3, 3] = torch.nan
     with pytest.raises(NotFinite, match=r"in the output of 0 \(Conv2d\), whose input is not finite already"):
         CheckFinite(BPTT())(network, x)
-    with pytest.raises(NotFinite, match=r"appears first at a neuron that is no module of the network\. "):
+    with pytest.raises(NotFinite, match=r"the first is at a neuron that is no module of the network\. "):
         CheckFinite(BPTT())(Functional(lambda s: LIF()(s).flatten(1)), x)
 
 

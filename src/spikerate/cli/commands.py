@@ -232,7 +232,9 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
         found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
     with ranks.barrier():
         data = found or load(run.data, run.T, WaitingBar(out))
-    ranks.check_same({"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}})  # these name places
+    ranks.check_same(
+        {"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}}
+    )  # these name places
     for note in data.notes:
         out.print(note)
     for reason in data.skipped[:3]:

@@ -59,7 +59,7 @@ from spikerate.runs.presets import headline, preset
 from spikerate.runs.record import RunFolder, check_free, check_name, sole_writer
 from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
-from spikerate.system.dist import Ranks, joined, of_launcher, restarted
+from spikerate.system.dist import Ranks, process_group, ranks_from_environment, restarted
 from spikerate.system.files import inside, is_there, write_json
 from spikerate.system.interrupt import Interrupt, Interrupted
 
@@ -119,7 +119,7 @@ def _init(start: Start | None, run: Run, data: DataSet, ranks: Ranks = Ranks()) 
 
 def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start | None) -> int:
     """One run for each seed, in turn; each process that torchrun has started takes its share of them."""
-    ranks, first = of_launcher(), command.run.seed
+    ranks, first = ranks_from_environment(), command.run.seed
     seeds = range(first, first + command.seeds)
     base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
     check_name(base)
@@ -157,7 +157,7 @@ def _resume(command: Resume) -> int:
         data = _load_again(run, folder, ranks)
         with _writing(folder.path, ranks):
             about = folder.about()
-            with ranks.waited_for():
+            with ranks.barrier():
                 if ranks.first:
                     now = {"at": environment.now(), "environment": environment.card()}
                     folder.amend(resumed=[*(about.get("resumed") or []), now])
@@ -212,27 +212,29 @@ def _whole(folder: RunFolder) -> RunFolder:
 @contextlib.contextmanager
 def _joined(run: Run) -> Iterator[Ranks]:
     """The ranks, connected, which have the same settings and the same code."""
-    launched_here = of_launcher()
+    launched_here = ranks_from_environment()
     if run.batch // run.accumulate < 2 * launched_here.n:
         raise ValueError(
             f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
             "batch norm needs two images at least in each part on each rank"
         )
     gpu = pick_device(run.device, launched_here.local).type == "cuda"
-    with joined(gpu, slow_start=run.compile) as ranks:
+    with process_group(gpu, slow_start=run.compile) as ranks:
         anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
-        ranks.agree({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
+        ranks.check_same({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
         yield ranks
 
 
 def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
     """Rank 0 reads first: it makes the cache that the others find. All have read the same."""
     out = console(quiet=not ranks.first, needed=False)
-    with ranks.waited_for():
+    with ranks.barrier():
         found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
-    with ranks.waited_for():
+    with ranks.barrier():
         data = found or load(run.data, run.T, WaitingBar(out))
-    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}})  # these name places
+    ranks.check_same(
+        {"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}}
+    )  # these name places
     for note in data.notes:
         out.print(note)
     for reason in data.skipped[:3]:
@@ -265,12 +267,12 @@ def _writing(path: Path, ranks: Ranks = Ranks()) -> AbstractContextManager[None]
 
 def _note_doubt(folder: RunFolder) -> None:
     if folder.doubt:
-        console(quiet=not of_launcher().first).print(f"note: {folder.doubt}")
+        console(quiet=not ranks_from_environment().first).print(f"note: {folder.doubt}")
 
 
 def _run_of(folder: RunFolder, data: Path | None, device: str | None) -> Run:
     """The settings of a run that there is already, with its data or the device in another place."""
-    run, out = folder.config(), console(quiet=not of_launcher().first)
+    run, out = folder.config(), console(quiet=not ranks_from_environment().first)
     _note_doubt(folder)
     if run.data.cache and not keeps_caches(run.data.cache):
         # The record may be a stranger's, who could have named any folder of the user's.
@@ -300,7 +302,7 @@ def _perform(
     logged = inside(folder.path, tensorboard.FOLDER).is_dir() and ranks.first
     try:
         for k, (own, place) in enumerate(rounds, 1):
-            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
+            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.broadcast(place.stands)
             over = stands == "finished" and place != folder
             if stands:
                 place.check_settings()
@@ -312,7 +314,7 @@ def _perform(
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
                 stop = _perform_round(own, data, place, save_minutes, ranks, before, title, logged, place == folder)
-                if place != folder and ranks.most(int(stop.asked)):
+                if place != folder and ranks.all_max(int(stop.asked)):
                     raise Interrupted(stop.signal)
             before = place
     except Interrupted as stopped:
@@ -360,7 +362,7 @@ def _free_folder(path: Path) -> Path:
 
 def _check_free(path: Path) -> None:
     """Before the data is read; the other ranks may come when rank 0 has made the folder."""
-    if of_launcher().first and not restarted():
+    if ranks_from_environment().first and not restarted():
         check_free(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from spikerate import LIF, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikerate"
 SURROGATES = {
     "Sigmoid(4)": Sigmoid(),
     "ATan(2)": ATan(),
@@ -61,13 +63,58 @@ def surrogates() -> Figure:
     return figure
 
 
+def imports() -> dict[str, set[str]]:
+    """Each package and top-level module -> those that it imports, read from the code."""
+    found: dict[str, set[str]] = {}
+    for file in SOURCE.rglob("*.py"):
+        own = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        wanted = found.setdefault(own, set())
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "spikerate":
+                names = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+                wanted.update(name for name in names if name != own)
+    del found["__init__"], found["__main__"]
+    return {own: {name for name in wanted if name in found} for own, wanted in found.items()}
+
+
+def house() -> Figure:
+    """The packages and top-level modules, each above all that it imports; an arrow that others imply is left out."""
+    wanted, floors = imports(), dict[str, int]()
+    while len(floors) < len(wanted):
+        ready = [name for name in wanted if name not in floors and wanted[name] <= floors.keys()]
+        floors |= {name: 1 + max((floors[below] for below in wanted[name]), default=-1) for name in sorted(ready)}
+    top = max(floors.values())
+    figure = Figure(figsize=(8, 0.75 * (top + 1)), layout="constrained")
+    axes = figure.subplots()
+    place: dict[str, tuple[float, float]] = {}
+    for floor in range(top + 1):
+        here = sorted(name for name in floors if floors[name] == floor)
+        # Each floor is shifted a little, so that arrows pass between the rooms.
+        place |= {name: ((k + 0.5 + 0.12 * (floor % 3 - 1)) / len(here), float(floor)) for k, name in enumerate(here)}
+    reached = {name: set[str]() for name in wanted}
+    for name in sorted(floors, key=floors.__getitem__):
+        reached[name] = wanted[name].union(*(reached[below] for below in wanted[name]))
+    direct = {name: wanted[name].difference(*(reached[below] for below in wanted[name])) for name in wanted}
+    style = {"arrowstyle": "-|>", "color": GREY, "lw": 0.6, "shrinkA": 9, "shrinkB": 9}
+    for above in sorted(direct):
+        for below in sorted(direct[above]):
+            axes.annotate("", place[below], place[above], arrowprops=style)
+    for name, (x, y) in place.items():
+        package = (SOURCE / name).is_dir()
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": BLUE if package else RED}
+        axes.text(x, y, f"{name}/" if package else name, ha="center", va="center", fontsize="medium", bbox=box)
+    axes.set(xlim=(0, 1), ylim=(-0.5, top + 0.5))
+    axes.axis("off")
+    return figure
+
+
 def draw(folder: Path) -> None:
     """Write all pictures into a folder; the same versions write the same files."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="spikerate", fonttype="none")
         matplotlib.rc("axes.spines", top=False, right=False)
-        for picture in (neuron, surrogates):
+        for picture in (neuron, surrogates, house):
             picture().savefig(folder / f"{picture.__name__}.svg", metadata={"Date": None})
 
 

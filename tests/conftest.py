@@ -12,12 +12,14 @@ from pathlib import Path
 
 # Before PyTorch comes, and for all that the tests start: processes of two threads each would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Workers that the tests start import `support` as the tests do.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import pytest
 import torch
-from processes import Processes
 
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT
+from support.processes import Processes
 
 
 def real(name: str) -> Path:

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT
 
 from spikerate import __all__ as names
+from support import ROOT
 
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"```(sh|python|text)\n(.*?)```", re.DOTALL)
@@ -73,7 +73,7 @@ def test_the_pictures_are_those_that_the_code_draws(tmp_path: Path) -> None:
         pytest.skip("another matplotlib draws other files")
     runpy.run_path(str(DOCS / "pictures.py"))["draw"](tmp_path)
     drawn = sorted(tmp_path.iterdir())
-    assert len(drawn) == 2
+    assert len(drawn) == 3
     number = re.compile(r"-?\d+\.\d+")
     for picture in drawn:
         here, again = (DOCS / picture.name).read_text(), picture.read_text()

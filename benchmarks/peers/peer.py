@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate.bench.worker import Cell, Step
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.runs.train import pick_device, place
 
 
@@ -73,4 +73,5 @@ def bptt_step(
 
     ready = torch.compile(network, dynamic=False) if of.compile else network
     note = f"{library} {version(library)}, torch {torch.__version__}"
-    return Step(loss(ready), loss(network), Optim(lr=1e-9).build(network), device, of.compile, note)
+    (optimizer,) = SGD(lr=1e-9).build(network)
+    return Step(loss(ready), loss(network), optimizer, device, of.compile, note)

@@ -2,7 +2,9 @@
 
 from spikerate.exchange.trained import load
 from spikerate.gradients.temperature import Search, adapt
-from spikerate.losses import TET, CrossEntropy, SelfDistillation
+from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
+from spikerate.measure.health import CheckFinite, NotFinite
+from spikerate.measure.meter import FiringRates
 from spikerate.models import (
     Branched,
     DeepConv,
@@ -38,12 +40,16 @@ __all__ = [
     "ATan",
     "AdaptiveDspike",
     "Branched",
+    "CheckFinite",
     "CrossEntropy",
     "DeepConv",
     "Dspike",
     "FastSigmoid",
+    "FiringRates",
+    "NotFinite",
     "RateBP",
     "RateCoded",
+    "RatePenalty",
     "Rectangular",
     "Search",
     "SelfDistillation",

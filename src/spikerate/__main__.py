@@ -1,5 +1,5 @@
 """`python -m spikerate`."""
 
-from spikerate.cli.main import entry
+from spikerate_script import entry
 
 entry()

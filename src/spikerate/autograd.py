@@ -7,6 +7,7 @@ of size T.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,50 +16,117 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over the processes that share a batch."""
 
 
-class _Scale(Function):
+class _Last(Function):
+    """Hands gradients on, of which no other gradient can be taken.
+
+    Called with the gradients, then with all that they depend on, so that no way back leads past this.
+    """
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
-        ctx.save_for_backward(gain)
-        ctx.dtype = input.dtype
+    def forward(number: int, *grads_and_origins: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if grad is None else grad.view_as(grad) for grad in grads_and_origins[:number])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(_NO_SECOND)
+
+
+_NO_SECOND = (
+    "a spiking network has no second derivative: a spike's derivative is a surrogate, and a rate's value is not that of "
+    "what its gradient goes through, so use backward() and autograd.grad without create_graph=True, and no grad of a grad"
+)
+
+
+def _last(grads: tuple[Tensor | None, ...], *origins: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of a backward pass that is asked for a graph of itself, or is not.
+
+    Raises:
+        RuntimeError: it is asked for by `create_graph=True`, and not by `torch.func`, which always does.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return grads
+    if not transformed():
+        raise RuntimeError(_NO_SECOND)
+    return _Last.apply(len(grads), *grads, *origins)  # type: ignore[no-untyped-call]
+
+
+def _apply(kind: type[Function], *inputs: Any) -> Tensor:
+    """`kind.apply`, which looks for default arguments each time, and takes longer for it than for all else."""
+    if torch.compiler.is_compiling():
+        return kind.apply(*inputs)
+    try:
+        return kind.apply(*inputs) if transformed() else super(Function, kind).apply(*inputs)  # type: ignore[misc]
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            "spikerate has no derivatives in forward mode (torch.func.jvp, jacfwd, hessian): use grad, vjp or jacrev"
+        ) from error
+
+
+def transformed() -> bool:
+    """Whether a transformation of `torch.func` is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+class _Scale(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, input, gain = inputs
+        ctx.dtype = input.dtype
+        # The input is kept only where a second derivative could be asked for without create_graph=True.
+        ctx.save_for_backward(gain, *[input] * transformed())
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (gain,) = ctx.saved_tensors
-        return None, (grad * gain).to(ctx.dtype), None
+        gain, *inputs = ctx.saved_tensors
+        (result,) = _last(((grad * gain).to(ctx.dtype),), grad, *inputs)
+        return None, result, None
 
 
 class _Linear(Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input, weight)
+    def forward(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:3])
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         _, need_input, need_weight, need_bias = ctx.needs_input_grad
-        return (
-            None,
+        grads = (
             grad @ weight if need_input else None,
             rows.T @ input.flatten(0, -2) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
+        return None, *_last(grads, grad, input, weight)
 
 
 class _Convolution(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         value: Tensor,
         input: Tensor,
         weight: Tensor,
@@ -68,12 +136,14 @@ class _Convolution(Function):
         dilation: Sequence[int],
         groups: int,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.geometry = (stride, padding, dilation, groups)
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, input, weight, _, *ctx.geometry = inputs
+        ctx.save_for_backward(input, weight)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
@@ -90,13 +160,14 @@ class _Convolution(Function):
             groups,
             ctx.needs_input_grad[1:4],
         )
-        return None, *grads, None, None, None, None
+        return None, *_last(grads, grad, input, weight), None, None, None, None
 
 
 class _Normalize(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         value: Tensor,
         input: Tensor,
         weight: Tensor | None,
@@ -106,23 +177,25 @@ class _Normalize(Function):
         eps: float,
         total: Total | None,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight, mean, invstd)
-        ctx.eps = eps
-        ctx.total = total
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, input, weight, _, mean, invstd, ctx.eps, ctx.total = inputs
+        ctx.save_for_backward(input, weight, mean, invstd)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd = ctx.saved_tensors
-        grad = grad.to(input.dtype)
+        g = grad.to(input.dtype)
         if ctx.total is not None:
-            grads = _normalize_backward_of_all(grad, input, weight, mean, invstd, ctx.total)
+            grads = _normalize_backward_of_all(g, input, weight, mean, invstd, ctx.total)
         else:
             grads = torch.ops.aten.native_batch_norm_backward(
-                grad, input, weight, None, None, mean, invstd, True, ctx.eps, ctx.needs_input_grad[1:4]
+                g, input, weight, None, None, mean, invstd, True, ctx.eps, ctx.needs_input_grad[1:4]
             )
-        return None, *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[1:4], strict=True)), *[None] * 4
+        wanted = tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad[1:4], strict=True))
+        return None, *_last(wanted, grad, input, weight), *[None] * 4
 
 
 def _normalize_backward_of_all(
@@ -141,9 +214,34 @@ def _normalize_backward_of_all(
     return grad_input.to(input.dtype), of_weight, of_bias
 
 
+class _WithoutGradient(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(steps: Tensor, rate: Tensor) -> Tensor:
+        return steps.view_as(steps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        warnings.warn(
+            "a loss uses the steps of a signal under RateBP, whose gradient goes through the rate only, so that this part "
+            "of the loss trains nothing: use the rate (for those of layers, spikerate.FiringRates), or BPTT",
+            stacklevel=1,
+        )
+        return None, None
+
+
+def without_gradient(steps: Tensor, rate: Tensor) -> Tensor:
+    """`steps`, which pass no gradient on, and say so by a warning where one comes; `rate` is what would get it."""
+    return _apply(_WithoutGradient, steps, rate)
+
+
 def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
     """`value`, with the gradient `gain * d input`. All of one shape; `value` and `gain` are constants."""
-    return _Scale.apply(value, input, gain)  # type: ignore[no-untyped-call]
+    return _apply(_Scale, value, input, gain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +253,7 @@ class Linear:
 
     def __call__(self, value: Tensor, input: Tensor) -> Tensor:
         weight, bias = self.weight.to(value.dtype), _cast(self.bias, value)
-        return _Linear.apply(value, input.to(value.dtype), weight, bias)  # type: ignore[no-untyped-call]
+        return _apply(_Linear, value, input.to(value.dtype), weight, bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +277,7 @@ class Convolution:
         weight, bias = self.weight.to(value.dtype), _cast(self.bias, value)
         input = F.pad(input, self.border) if self.border else input
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return _Convolution.apply(value, input.to(value.dtype), weight, bias, *geometry)  # type: ignore[no-untyped-call]
+        return _apply(_Convolution, value, input.to(value.dtype), weight, bias, *geometry)
 
 
 Layer = Linear | Convolution
@@ -203,7 +301,7 @@ def normalize(
     `d input = weight invstd (g - E[g] - x E[g x])`, `x = (input - mean) invstd`. With `total`, the means E are those over
     the batches of all processes.
     """
-    return _Normalize.apply(value, input, weight, bias, mean, invstd, eps, total)  # type: ignore[no-untyped-call]
+    return _apply(_Normalize, value, input, weight, bias, mean, invstd, eps, total)
 
 
 def _cast(bias: Tensor | None, like: Tensor) -> Tensor | None:

@@ -108,10 +108,17 @@ def _works(device: str) -> bool:
 
 @functools.cache
 def _compiled(f: Callable[[Any, Tensor, Any], Any]) -> Callable[..., Any]:
+    # Sizes are marked by hand: once the compiler has seen two numbers of steps, it would take them for a size like others.
+    return torch.compile(_on_flat(f), fullgraph=True, dynamic=False)
+
+
+def _on_flat(f: Callable[[Any, Tensor, Any], Any]) -> Callable[..., Any]:
+    """`f` of the steps of a flat train [T, N] or [1, N]."""
+
     def on_flat(subject: Any, train: Tensor, T: int, state: Any) -> Any:
         return f(subject, train.expand(T, -1), state)
 
-    return torch.compile(on_flat, fullgraph=True)
+    return on_flat
 
 
 def _any_size(flat: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ that is `per_step` takes the final head's logits of every step, [B, T, K].
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from spikerate.system.ranges import check_number, check_positive, check_share
 
 Terms = dict[str, Tensor]
 
@@ -52,8 +53,8 @@ class TET:
     per_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pull < 1:
-            raise ValueError(f"TET.pull is {self.pull}: give a number in [0, 1)")
+        check_share("TET.pull", self.pull)
+        check_number("TET.target", self.target)
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
         logits = outputs[-1].to(torch.promote_types(outputs[-1].dtype, torch.float32))  # [B, T, K]
@@ -103,12 +104,11 @@ class SelfDistillation:
     def __post_init__(self) -> None:
         weights = {"alpha": self.alpha, "beta": self.beta, "final_alpha": self.final_alpha}
         for name, weight in weights.items():
-            if weight is not None and not 0 <= weight < math.inf:
-                raise ValueError(f"SelfDistillation.{name} is {weight}: give a number >= 0")
+            if weight is not None:
+                check_number(f"SelfDistillation.{name}", weight, 0)
         if self.teacher not in ("reliable", "all", None):
             raise ValueError(f"SelfDistillation.teacher is {self.teacher!r}: give reliable, all or None")
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"SelfDistillation.tau is {self.tau}: give a positive number")
+        check_positive("SelfDistillation.tau", self.tau)
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
         logits = torch.stack([p.to(torch.promote_types(p.dtype, torch.float32)) for p in outputs])  # [N, B, K]
@@ -128,6 +128,37 @@ class SelfDistillation:
         student = F.log_softmax(logits / self.tau, dim=-1)
         per_sample = (target.exp() * (target - student)).sum(dim=(0, 2))
         return self.tau**2 * (per_sample * reliable).sum() / reliable.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RatePenalty:
+    """Firing-rate regularisation: a pull of the mean firing rate of each layer towards a target.
+
+        L = weight mean_l (E[r_l] - target)^2,   E over the batch and the neurons of a layer
+
+    Call: with the rates [B, ...] of layers, as `FiringRates` gives them; terms: `loss`, to be added to that of the outputs,
+    and `firing_rate`, the mean of the layers' rates.
+
+    Args:
+        target: spikes per neuron and step.
+        weight: >= 0.
+
+    Raises:
+        ValueError: a number is out of its range, or there are no rates.
+    """
+
+    target: float = 0.1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in {"target": self.target, "weight": self.weight}.items():
+            check_number(f"RatePenalty.{name}", value, 0)
+
+    def __call__(self, rates: Mapping[Any, Tensor]) -> Terms:
+        if not rates:
+            raise ValueError("RatePenalty got no firing rates: give those of one layer at least")
+        means = torch.stack([rate.to(torch.promote_types(rate.dtype, torch.float32)).mean() for rate in rates.values()])
+        return {"loss": self.weight * (means - self.target).square().mean(), "firing_rate": means.mean()}
 
 
 Loss = CrossEntropy | SelfDistillation | TET

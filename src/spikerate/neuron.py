@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.system.ranges import check_number, check_plain, check_positive
 
 State = tuple[Any, ...]
 """What a neuron keeps from chunk to chunk: tensors [B, ...], or a number for all neurons."""
@@ -39,7 +40,8 @@ class LIF(nn.Module):
         surrogate: the derivative of the step function.
 
     Raises:
-        ValueError: a parameter is out of its range, or both `decay` and `tau` are given.
+        ValueError: a parameter is out of its range or no plain number (neurons are not learned), or both `decay` and `tau`
+            are given.
         TypeError: called on a tensor instead of a `Signal`.
 
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
@@ -55,6 +57,18 @@ class LIF(nn.Module):
         surrogate: Surrogate = Sigmoid(),
     ) -> None:
         super().__init__()
+        for name, value in {"decay": decay, "tau": tau, "threshold": threshold, "v_reset": v_reset}.items():
+            if value is not None or name == "threshold":
+                check_plain(f"LIF.{name}", value)
+        if not isinstance(surrogate, Surrogate):
+            raise ValueError(
+                f"LIF.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
+            )
+        if isinstance(surrogate, nn.Module) and any(True for _ in surrogate.parameters()):
+            raise ValueError(
+                f"LIF.surrogate is {type(surrogate).__name__} with learnable parameters, which would get no gradient: "
+                "give it plain numbers or buffers"
+            )
         if decay is not None and tau is not None:
             raise ValueError(f"LIF got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
         if tau is not None and not (tau > 1 and math.isfinite(tau)):
@@ -62,14 +76,19 @@ class LIF(nn.Module):
         self.decay = 1 - 1 / tau if tau is not None else 0.2 if decay is None else decay
         if not 0 < self.decay <= 1:
             raise ValueError(f"LIF.decay is {decay}: give a number in (0, 1]")
-        if not (threshold > 0 and math.isfinite(threshold)):
-            raise ValueError(f"LIF.threshold is {threshold}: give a positive, finite number")
-        if v_reset is not None and not -math.inf < v_reset < threshold:
+        check_positive("LIF.threshold", threshold)
+        if v_reset is not None:
+            check_number("LIF.v_reset", v_reset)
+        if v_reset is not None and v_reset >= threshold:
             raise ValueError(f"LIF.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
         self.threshold = threshold
         self.v_reset = v_reset
         self.detach_reset = detach_reset
         self.surrogate = surrogate
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise `ValueError`: an attribute that is set to a parameter later would get no gradient either."""
+        check_plain(f"LIF.{name}", param)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -206,7 +225,7 @@ class Rectifier(nn.Module):
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The rectified inputs [T, B, ...] without a graph, and so far their sum and how often each unit was active, [B, ...]."""
+        """The rectified inputs [T, B, ...] without a graph; so far their sum, and how often each unit was active."""
         outputs = _rectified(inputs)
         total, active = outputs.sum(0, dtype=torch.promote_types(inputs.dtype, torch.float32)), (inputs > 0).sum(0)
         return outputs, (total, active) if state is None else (state[0] + total, state[1] + active)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
+from spikerate.system.ranges import MOST_STEPS, check_plain
 
-Network = Callable[[Signal], Signal]
+Network = Callable[[Signal], Any]
+"""A signal -> a signal, or several in tuples, lists and dicts."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,14 @@ class BPTT:
     Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
 
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
-    `steps` [T, B, K] and `rate` [B, K].
+    `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, nested too,
+    and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
 
     Raises:
-        ValueError: `chunk` is less than 1, or x is not [T, B, ...].
+        ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
+            another, or returns other outputs.
         TypeError: the network has an operation without a rule.
+        RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
     """
 
     chunk: int | None = None
@@ -34,10 +43,9 @@ class BPTT:
     def __post_init__(self) -> None:
         _check_chunk("BPTT", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
-        outputs = [network(Unrolled(*chunk)) for chunk in _chunks(x, self.chunk)]
-        return _join(outputs, len(x))
+        return _run(network, x, self.chunk, Unrolled)
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,9 @@ class SLTT:
     def __post_init__(self) -> None:
         _check_chunk("SLTT", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
-        return _join([network(Spatial(*chunk)) for chunk in _chunks(x, self.chunk)], len(x))
+        return _run(network, x, self.chunk, Spatial)
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,13 @@ class OTTT:
 
     def __post_init__(self) -> None:
         _check_chunk("OTTT", self.chunk)
+        check_plain("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
             raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
-        return _join([network(Traced(*chunk, decay=self.decay)) for chunk in _chunks(x, self.chunk)], len(x))
+        return _run(network, x, self.chunk, partial(Traced, decay=self.decay))
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,8 @@ class RateBP:
 
     Reference: Yu, Liu, Wang, Li, Wang: Advancing Training Efficiency of Deep Spiking Neural Networks through Rate-based
     Backpropagation, NeurIPS 2024, arXiv 2410.11488. The authors' code runs every layer a second time on the rates; here
-    the value is known from the spikes, and only the gradient is new. It divides the loss by T: see `Optim.loss_scale`.
+    the value is known from the spikes, and only the gradient is new. It divides the loss by T: see `loss_scale` of
+    `Run.optim`.
     """
 
     chunk: int | None = None
@@ -113,17 +123,50 @@ class RateBP:
     def __post_init__(self) -> None:
         _check_chunk("RateBP", self.chunk)
 
-    def __call__(self, network: Network, x: Tensor) -> Signal:
+    def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
         rate = x[0] if is_constant(x) else x.mean(0)
-        outputs = []
-        for train, constant, T, tape in _chunks(x, self.chunk):
-            with torch.set_grad_enabled(tape.last and torch.is_grad_enabled()):
-                outputs.append(network(RateCoded(train, constant, T, tape, average=rate)))
-        return _join(outputs, len(x))
+        return _run(network, x, self.chunk, partial(RateCoded, average=rate), graphs="last")
 
 
 Rule = BPTT | RateBP | SLTT | OTTT
+
+
+def _run(
+    network: Network, x: Tensor, chunk: int | None, kind: Callable[..., Signal], graphs: Literal["all", "last"] = "all"
+) -> Signal:
+    """The network's output for x [T, B, ...] as signals of a kind, of `chunk` steps each; `graphs` are of which chunks."""
+    outputs = []
+    watches = _watch_backward_hooks(network)
+    try:
+        for train, constant, T, tape in _chunks(x, chunk):
+            with torch.set_grad_enabled((tape.last or graphs == "all") and torch.is_grad_enabled()):
+                output = network(kind(train, constant, T, tape))
+            if not (tape.whole or torch.compiler.is_compiling()):
+                signals = pytree.tree_leaves(output, is_leaf=lambda y: isinstance(y, Signal))
+                tape.meet("the output", [y.number for y in signals if isinstance(y, Signal)])
+            outputs.append(output)
+    finally:
+        for watch in watches:
+            watch.remove()
+    return _join(outputs, len(x))
+
+
+def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
+    """Refuse what comes out of modules with backward hooks, which torch calls for tensors only."""
+    if torch.compiler.is_compiling() or not isinstance(network, nn.Module):
+        return []
+    hooked = (m for m in network.modules() if m._backward_hooks or m._backward_pre_hooks)
+    return [module.register_forward_hook(_refuse_signal) for module in hooked]
+
+
+def _refuse_signal(module: nn.Module, inputs: Any, output: Any) -> None:
+    if isinstance(output, Signal):
+        raise ValueError(
+            f"there is a backward hook on a {type(module).__name__} that gives a signal, and torch calls it for tensors "
+            "only: register a forward hook, and in it output.tap().register_hook(...) under RateBP, "
+            "output.train.register_hook(...) under other rules"
+        )
 
 
 def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, Tape]]:
@@ -132,21 +175,40 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
     constant = is_constant(x)
     tape = Tape(len(x), whole=len(parts) == 1)
     for k, part in enumerate(parts):
-        tape.rewind(last=k == len(parts) - 1)
+        if k > 0:
+            tape = tape.following(last=k == len(parts) - 1)
         yield part[:1] if constant else part, constant, len(part), tape
-    tape.close()
+        tape.close()
 
 
-def _join(outputs: list[Signal], T: int) -> Signal:
-    """The output of the last chunk, with the steps of all."""
+def _join(outputs: list[Any], T: int) -> Any:
+    """The output of the last chunk, with the steps of all; each of them, where there are several."""
     if len(outputs) == 1:
         return outputs[0]
-    return replace(outputs[-1], train=torch.cat([y.steps for y in outputs]), constant=False, T=T)
+    leaves, kinds = zip(*(pytree.tree_flatten(y, is_leaf=_is_signal) for y in outputs), strict=True)
+    if any(kind != kinds[-1] for kind in kinds):
+        raise ValueError(
+            f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
+            "which can't be joined: return as many of the same kind in each"
+        )
+    return pytree.tree_unflatten([_joined(of_chunks, T) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
+
+
+def _joined(chunks: Sequence[Any], T: int) -> Any:
+    if not all(map(_is_signal, chunks)):
+        return chunks[-1]
+    return replace(chunks[-1], train=torch.cat([y.expanded() for y in chunks]), constant=False, T=T)
+
+
+def _is_signal(y: Any) -> bool:
+    return isinstance(y, Signal)
 
 
 def _check_chunk(rule: str, chunk: int | None) -> None:
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"{rule}.chunk is {chunk}: give a number of steps >= 1, or None for all T at once")
+    if chunk is not None and not 1 <= chunk <= MOST_STEPS:
+        raise ValueError(
+            f"{rule}.chunk is {chunk}: give a number of steps >= 1, and {MOST_STEPS:,} at most, or None for all T at once"
+        )
 
 
 def _check_input(x: Tensor) -> None:

@@ -8,14 +8,20 @@ the table raises `TypeError`.
 
 from __future__ import annotations
 
+import math
+import numbers
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from types import FrameType, FunctionType
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from spikerate import autograd, fused
 
@@ -38,6 +44,8 @@ class Neuron(Protocol):
 class Tape:
     """What the layers remember from chunk to chunk of one forward pass: one slot for each, in order of execution.
 
+    Every chunk has a tape of its own, by which the signals of a chunk are told from those of others; the slots are shared.
+
     Args:
         T: steps in all chunks together.
         whole: whether one chunk holds them all, so that there is nothing to remember.
@@ -48,17 +56,48 @@ class Tape:
         self.whole = whole
         self.last = whole
         self.closed = False
+        self.graph = torch.is_grad_enabled()
         self.slots: list[Any] = []
         self.position = 0
+        self.layers: list[Any] = []
+        self.met = 0
+        self.first = True
 
-    def rewind(self, last: bool) -> None:
-        """Start the next chunk from the first layer; `last` says that no other follows."""
-        self.position = 0
-        self.last = last
+    def following(self, last: bool) -> Tape:
+        """The tape of the next chunk; `last` says that no other follows it."""
+        tape = Tape(self.T, self.whole)
+        tape.last = last
+        tape.slots, tape.layers, tape.first = self.slots, self.layers, False
+        return tape
+
+    def meet(self, *layer: Any) -> None:
+        """Say which layer comes now: in every chunk it must be the same, or it would find what another one kept.
+
+        Args:
+            layer: the kind of layer and what tells it from others: its parameters, settings, functions.
+
+        Raises:
+            ValueError: in the first chunk there was another one here.
+            RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
+        """
+        if self.whole:
+            return
+        self._check_open()
+        if self.first:
+            self.layers.append(layer)
+        elif self.met == len(self.layers) or not _alike(layer, self.layers[self.met]):
+            raise ValueError(_other_layers(f"{layer[0]} is number {self.met + 1} of the layers"))
+        self.met += 1
 
     def close(self) -> None:
-        """No layer may run on this tape again, unless it holds nothing."""
+        """The chunk is over: no layer may run on this tape again, unless it holds nothing.
+
+        Raises:
+            ValueError: fewer layers ran than in the first chunk.
+        """
         self.closed = not self.whole
+        if self.met < len(self.layers):
+            raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
         """What this layer kept in the chunk before; None in the first one.
@@ -66,11 +105,7 @@ class Tape:
         Raises:
             RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
         """
-        if self.closed:
-            raise RuntimeError(
-                "a layer ran again after the forward pass, but with chunk < T it can be run once only: "
-                "use chunk=None together with activation checkpointing"
-            )
+        self._check_open()
         return self.slots[self.position] if self.position < len(self.slots) else None
 
     def keep(self, state: Any) -> None:
@@ -93,10 +128,46 @@ class Tape:
         self.keep(total)
         return (total / self.T).to(x.dtype)
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(
+                "a layer ran again after the forward pass, but with chunk < T it can be run once only: "
+                "use chunk=None together with activation checkpointing"
+            )
+
+
+def _other_layers(found: str) -> str:
+    return (
+        f"the network runs other layers in this chunk of steps than in the first one ({found}): with chunk < T all chunks "
+        "must run the same layers in the same order, so draw or decide once in each forward pass, or use chunk=None"
+    )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two descriptions of a layer are of the same one; tensors that are computed anew each time may be."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        computed = a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter)
+        return a is b or (computed and (a.is_floating_point() or torch.equal(a, b)))  # indices are compared
+    if isinstance(a, FunctionType) and isinstance(b, FunctionType):
+        # The compiler can't look into functions; but what it makes one graph of has no draw that could differ in a chunk.
+        return torch.compiler.is_compiling() or (a.__code__ is b.__code__ and _alike(_enclosed(a), _enclosed(b)))
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _enclosed(f: FunctionType) -> tuple[Any, ...]:
+    """What a function knows from where it was made."""
+    return tuple(cell.cell_contents for cell in f.__closure__ or ())
+
 
 @dataclass(frozen=True, eq=False)
 class Signal(ABC):
     """Spikes or currents over time, and their mean, the rate: always `rate == steps.mean(0)`.
+
+    Every kind is a node of torch's pytrees, by which others find the tensors in it: `DistributedDataParallel`, FSDP, `vmap`.
 
     Attributes:
         train: [T, B, ...], or [1, B, ...] where it is constant.
@@ -104,23 +175,53 @@ class Signal(ABC):
         T: the number of time steps in this chunk.
         tape: what the layers remember from chunk to chunk.
         exits: logits [B, K] of the early exits, first to last; only on the output of a `Branched` in training.
+        number: of the layer that gave it, on its tape, where the same one must give it in every chunk.
+        plain: names of the fields without tensors in them.
     """
+
+    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape", "number")
 
     train: Tensor
     constant: bool
     T: int
     tape: Tape
     exits: tuple[Tensor, ...] = field(default=(), kw_only=True)
+    number: int = field(default=0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        pytree.register_pytree_node(cls, _leaves, partial(_grown, cls))
+
+    def __post_init__(self) -> None:
+        if self.tape.graph and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _in_a_function():
+            raise RuntimeError(
+                "a part of the network ran inside of an autograd function, which finds no tensor in a signal, so that all "
+                "layers before would get no gradient: use torch.utils.checkpoint with use_reentrant=False"
+            )
 
     @property
     def steps(self) -> Tensor:
-        """[T, B, ...]; a view where the train is constant."""
+        """[T, B, ...] of this chunk; a view where the train is constant. It has a gradient where the kind says so."""
+        return self.expanded()
+
+    def expanded(self) -> Tensor:
+        """The steps [T, B, ...] as they are computed with: under every kind without what `steps` has to say of gradients."""
         return self.train.expand(self.T, *self.train.shape[1:])
 
     @property
     @abstractmethod
     def rate(self) -> Tensor:
-        """[B, ...], the mean over the steps."""
+        """[B, ...], the mean over the steps.
+
+        Raises:
+            RuntimeError: the network runs in chunks, and this is a signal inside of it, which has one chunk only: `tap`.
+        """
+
+    def _check_all_steps(self) -> None:
+        if self.T != self.tape.T:
+            raise RuntimeError(
+                f"a rate is asked for inside of a network that runs in chunks, after {self.T} of {self.tape.T} steps: it is "
+                "the mean over all of them, so use signal.tap(), which is final where signal.complete"
+            )
 
     @abstractmethod
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Signal:
@@ -177,13 +278,53 @@ class Signal(ABC):
         """The shape without time, or one axis of it."""
         return self.shape if dim is None else self.shape[dim]
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Signal:
-        return _flatten(self, start_dim, end_dim)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.train.dtype
 
-    def __add__(self, other: Signal) -> Signal:
+    @property
+    def device(self) -> torch.device:
+        return self.train.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __add__(self, other: Signal | float) -> Signal:
         return _add(self, other)
 
+    def __radd__(self, other: float) -> Signal:
+        return _add(self, other)
+
+    def __sub__(self, other: Signal | float) -> Signal:
+        return _sub(self, other)
+
+    def __rsub__(self, other: float) -> Signal:
+        return _rsub(self, other)
+
+    def __mul__(self, other: float) -> Signal:
+        return _mul(self, other)
+
+    def __rmul__(self, other: float) -> Signal:
+        return _mul(self, other)
+
+    def __truediv__(self, other: float) -> Signal:
+        return _div(self, other)
+
+    def __neg__(self) -> Signal:
+        return _mul(self, -1)
+
+    def __pos__(self) -> Signal:
+        return self
+
+    def __getitem__(self, index: Any) -> Signal:
+        return _item(self, index)
+
+    __hash__ = object.__hash__
+    __array_ufunc__: ClassVar[None] = None  # or NumPy's numbers would take a signal for one of their objects
+
     def __getattr__(self, name: str) -> Any:
+        if name in METHODS:
+            return partial(METHODS[name], self)
         if not name.startswith("_") and hasattr(Tensor, name):
             raise TypeError(_no_rule(f"Tensor.{name}"))
         raise AttributeError(f"{type(self).__name__} has no attribute {name}")
@@ -191,12 +332,64 @@ class Signal(ABC):
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Signal:
+    ) -> Any:
         verb = VERBS.get(func)
         first = args[0] if args else None
         if verb is None or not isinstance(first, Signal | list | tuple):
             raise TypeError(_no_rule(getattr(func, "__name__", str(func))))
         return verb(*args, **(kwargs or {}))
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def operator(*operands: Any) -> Any:
+        raise TypeError(_no_rule(f"Tensor.{name}"))
+
+    return operator
+
+
+# Python has an answer of its own to some of these, as to x == 0, which would be a wrong one.
+_WITHOUT_RULE = (
+    "abs and array bool complex contains delitem divmod eq float floordiv ge gt index int invert iter le lshift lt "
+    "matmul mod ne or pow rand rdivmod reversed rfloordiv rlshift rmatmul rmod ror round rpow rrshift rshift "
+    "rtruediv rxor setitem xor"
+)
+for _name in _WITHOUT_RULE.split():
+    setattr(Signal, f"__{_name}__", _refused(f"__{_name}__"))
+
+
+def _leaves(x: Signal) -> tuple[list[Any], tuple[dict[str, Any], tuple[int, int] | None]]:
+    """The fields of a signal that have tensors in them; the others by name, and what is known of the train's axes."""
+    axes = _axes(x.train) if isinstance(x.train, Tensor) else None
+    plain = {name: getattr(x, name) for name in x.plain}
+    return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], (plain, axes)
+
+
+def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[dict[str, Any], tuple[int, int] | None]) -> Signal:
+    """The signal of these fields; where others than tensors stand in for them, so they do in it."""
+    plain, axes = context
+    names = (f.name for f in fields(kind) if f.name not in kind.plain)
+    values = dict(zip(names, leaves, strict=True))
+    if axes is not None and isinstance(values["train"], Tensor) and _axes(values["train"]) != axes:
+        raise ValueError(
+            "the first axis of a signal's train is time: it can't be cut, and torch.vmap can't take it for one of its own, "
+            "so let the function under vmap return the signal's .rate"
+        )
+    return kind(**values, **plain)
+
+
+def _axes(train: Tensor) -> tuple[int, int]:
+    return train.dim(), len(train)
+
+
+def _in_a_function() -> bool:
+    """Whether this is called by the forward of a `torch.autograd.Function`."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not _APPLY:
+        frame = frame.f_back
+    return frame is not None
+
+
+_APPLY = torch.autograd.Function.__dict__["apply"].__func__.__code__
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +398,7 @@ class Stepwise(Signal):
 
     @property
     def rate(self) -> Tensor:
+        self._check_all_steps()
         return self.train.mean(0)
 
     def nonlinear(self: _Own, f: PerStep) -> _Own:
@@ -215,13 +409,16 @@ class Stepwise(Signal):
         return replace(self, train=y)
 
     def tap(self) -> Tensor:
-        return self.tape.mean(self.rate, self.T)
+        self.tape.meet("a tap")
+        return self.tape.mean(self.train.mean(0), self.T)
 
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
         """Fire, with the gradient of each step going to that step alone."""
-        spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
+        self.tape.meet("a neuron", neuron)
+        with torch.no_grad():
+            spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=autograd.scale(spikes, self.steps, slopes), constant=False)
+        return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +431,7 @@ class Unrolled(Stepwise):
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
             return replace(self, train=fused.run(_spikes, neuron, self.train, self.T), constant=False)
+        self.tape.meet("a neuron", neuron)
         spikes, state = fused.run(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
@@ -257,20 +455,23 @@ class Traced(Stepwise):
     The trace of an input is `a[t] = decay a[t-1] + input[t]`: all that a leaky membrane has had of it by then.
     """
 
+    plain = (*Signal.plain, "decay")
+
     decay: float = field(kw_only=True)
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Traced:
         if at_rate is None:
             return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        self.tape.meet(*_described(f, at_rate))
         with torch.no_grad():
             value = mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
             traces = []
             trace = self.tape.recall()
-            for x in self.steps.unbind(0):
+            for x in self.expanded().unbind(0):
                 trace = x if trace is None else self.decay * trace + x
                 traces.append(trace)
             self.tape.keep(trace)
-        inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.steps)
+        inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
         return replace(self, train=_per_step(at_rate, value, inputs), constant=False)
 
     def fire(self, neuron: Neuron) -> Traced:
@@ -281,32 +482,46 @@ class Traced(Stepwise):
 class RateCoded(Signal):
     """The steps carry no gradient, the rate carries all of it: rate-based backpropagation (Yu et al., NeurIPS 2024).
 
-    With a tape, the rate is that of all chunks in the last of them, and has no meaning before.
+    A loss on the steps would train nothing, which is said by a warning in its backward pass.
+
+    Attributes:
+        average: the rate; with a tape that of all chunks in the last of them, and without meaning before.
     """
 
     average: Tensor = field(kw_only=True)
 
     @property
     def rate(self) -> Tensor:
+        self._check_all_steps()
         return self.average
+
+    @property
+    def steps(self) -> Tensor:
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and self.average.requires_grad):
+            return self.expanded()
+        return autograd.without_gradient(self.expanded(), self.average)
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
+        _check_together(signals)
+        self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
         if at_rate is None:
-            average = f(*(s.rate for s in signals))
+            average = f(*(s.average for s in signals))
         else:
             average = at_rate(self.tape.mean(_mean(train, self.T), self.T), self.average)
-        return replace(self, train=train, constant=all(s.constant for s in signals), average=average)
+        return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
+        self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
         value = self.tape.mean(_mean(train, self.T), self.T)
-        return replace(self, train=train, average=_anchor(value, f(self.average)))
+        return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
+        self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
             if self.tape.whole:
@@ -318,22 +533,26 @@ class RateCoded(Signal):
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
         average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average)
+        return replace(self, train=train, average=average, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
-        if self.tape.whole:
-            spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
-        else:
-            spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
-            self.tape.keep(state)
-            value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
-        return replace(self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain))
+        self.tape.meet("a neuron", neuron, self.number)
+        with torch.no_grad():
+            if self.tape.whole:
+                spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
+            else:
+                spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
+                self.tape.keep(state)
+                value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
+        return replace(
+            self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
+        )
 
     def tap(self) -> Tensor:
         return self.average
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalization:
     """Batch normalisation in training: parameters, and running statistics, which a call updates.
 
@@ -369,6 +588,11 @@ class Normalization:
         if n < 2:
             raise ValueError(f"batch norm in training needs more than one value per channel, got {list(train.shape)}")
         if self.running_mean is not None and self.running_var is not None:
+            if autograd.transformed():
+                raise ValueError(
+                    "batch norm in training changes its running statistics, which torch.func (vmap, grad) can't follow: "
+                    "call eval(), or take them away by torch.func.replace_all_batch_norm_modules_"
+                )
             with torch.no_grad():
                 variance = invstd.pow(-2) - self.eps
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -399,12 +623,31 @@ def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
 
+def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
+    """What tells a layer from others."""
+    return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
+
+
+def _check_together(signals: Sequence[Signal]) -> None:
+    if any(s.tape is not signals[0].tape for s in signals):
+        raise ValueError(
+            "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
+            "so take all from the same call of a rule"
+        )
+
+
 def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
-    """The train of `f` of the signals: once for all steps where they are constant."""
+    """The train of `f` of the signals: once for all steps where they are constant.
+
+    Raises:
+        ValueError: they are not all of one chunk of one forward pass.
+    """
+    _check_together(signals)
     if not all(s.constant for s in signals):
-        return _per_step(f, *(s.steps for s in signals))
+        return _per_step(f, *(s.expanded() for s in signals))
     # Computed in the first chunk, and shared by the others.
     tape = signals[0].tape
+    tape.meet("a layer", f)
     train = tape.recall()
     if train is None:
         train = _per_step(f, *(s.train for s in signals))
@@ -454,7 +697,7 @@ def _anchor(value: Tensor, path: Tensor) -> Tensor:
 def _no_rule(name: str) -> str:
     return (
         f"{name} has no rule for a spiking signal: use LIF as the activation, and the layers listed in spikerate.signal "
-        "(convolution, linear, pooling, flatten, add, cat, batch norm, dropout)"
+        "(convolution, linear, pooling, batch norm, dropout, sums and multiples, and what moves elements of a sample)"
     )
 
 
@@ -498,30 +741,238 @@ def _linear(x: Signal, weight: Tensor, bias: Tensor | None = None) -> Signal:
     return x.affine(lambda t: F.linear(t, weight, bias), at_rate=autograd.Linear(weight, bias))
 
 
-def _pool(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    return lambda x, *args, **kwargs: x.affine(lambda t: f(t, *args, **kwargs))
+def _pool(f: Callable[..., Tensor], space: int) -> Callable[..., Signal]:
+    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+        _check_space(f, space, x)
+        return x.affine(lambda t: f(t, *args, **kwargs))
+
+    return verb
 
 
-def _max_pool(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    return lambda x, *args, **kwargs: x.nonlinear(lambda t: f(t, *args, **kwargs))
+def _max_pool(f: Callable[..., Tensor], space: int) -> Callable[..., Signal]:
+    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+        _check_space(f, space, x)
+        return x.nonlinear(lambda t: f(t, *args, **kwargs))
+
+    return verb
+
+
+def _check_space(f: Callable[..., Tensor], space: int, x: Signal) -> None:
+    if x.dim() <= space:
+        raise TypeError(_no_rule(f"{f.__name__} of a signal of {x.dim()} axes, the batch's among them,"))
 
 
 def _flatten(x: Signal, start_dim: int = 0, end_dim: int = -1) -> Signal:
-    if start_dim % x.dim() == 0:
-        raise TypeError(_no_rule("flatten from axis 0, which mixes the samples of a batch,"))
+    _check_axes("flatten", x.dim(), start_dim)
     return x.affine(lambda t: t.flatten(start_dim, end_dim))
 
 
-def _add(x: Signal, y: Signal, *, alpha: float = 1) -> Signal:
-    if not (isinstance(x, Signal) and isinstance(y, Signal)):
-        raise TypeError(_no_rule("adding something that is no signal"))
-    return x.affine(lambda a, b: torch.add(a, b, alpha=alpha), y)
+def _cat(tensors: Sequence[Signal], dim: int = 0) -> Signal:
+    _check_axes("cat", _all_signals("cat", tensors)[0].dim(), dim)
+    return tensors[0].affine(lambda *ts: torch.cat(ts, dim), *tensors[1:])
 
 
-def _cat(signals: Sequence[Signal], dim: int = 0) -> Signal:
-    if not all(isinstance(x, Signal) for x in signals) or dim % signals[0].dim() == 0:
-        raise TypeError(_no_rule("cat along axis 0, or with something that is no signal,"))
-    return signals[0].affine(lambda *ts: torch.cat(ts, dim), *signals[1:])
+def _stack(tensors: Sequence[Signal], dim: int = 0) -> Signal:
+    _check_axes("stack", _all_signals("stack", tensors)[0].dim() + 1, dim)
+    return tensors[0].affine(lambda *ts: torch.stack(ts, dim), *tensors[1:])
+
+
+def _all_signals(name: str, tensors: Sequence[Any]) -> Sequence[Signal]:
+    if isinstance(tensors, Signal) or not all(isinstance(x, Signal) for x in tensors):
+        raise TypeError(_no_rule(f"{name} with something that is no signal"))
+    return tensors
+
+
+def _check_axes(name: str, n: int, *axes: int) -> None:
+    """Raise `TypeError` where one of the axes of n is the batch's: what is done along it mixes the samples."""
+    if 0 in axes or -n in axes:
+        raise TypeError(_no_rule(f"{name} along axis 0, which mixes the samples of a batch,"))
+
+
+# Sums and multiples: for an operand that is a number, and of two signals where they keep the mean.
+
+
+def _add(x: Signal, other: Any, alpha: float = 1) -> Signal:
+    if isinstance(other, Signal):
+        _check_alike("adding", x, other)
+        return x.affine(lambda a, b: torch.add(a, b, alpha=alpha), other)
+    _check_number("adding something that is no signal and no number", other)
+    return x.affine(lambda t: torch.add(t, other, alpha=alpha))
+
+
+def _sub(x: Signal, other: Any, alpha: float = 1) -> Signal:
+    if isinstance(other, Signal):
+        _check_alike("subtracting", x, other)
+        return x.affine(lambda a, b: torch.sub(a, b, alpha=alpha), other)
+    _check_number("subtracting something that is no signal and no number", other)
+    return x.affine(lambda t: torch.sub(t, other, alpha=alpha))
+
+
+def _rsub(x: Signal, other: Any, alpha: float = 1) -> Signal:
+    _check_number("subtracting from something that is no signal and no number", other)
+    return x.affine(lambda t: torch.rsub(t, other, alpha=alpha))
+
+
+def _mul(x: Signal, other: Any) -> Signal:
+    _check_number("multiplying two signals" if isinstance(other, Signal) else "multiplying by what is no number", other)
+    return x.affine(lambda t: torch.mul(t, other))
+
+
+def _div(x: Signal, other: Any, *, rounding_mode: str | None = None) -> Signal:
+    _check_number("dividing by what is no number", other)
+    if rounding_mode is not None:
+        raise TypeError(_no_rule("dividing with rounding"))
+    return x.affine(lambda t: torch.div(t, other))
+
+
+def _check_number(name: str, other: Any) -> None:
+    if not isinstance(other, numbers.Real):
+        raise TypeError(_no_rule(name))
+
+
+def _check_alike(name: str, x: Signal, y: Signal) -> None:
+    """Signals of unlike numbers of axes would be broadcast along those of time and the batch."""
+    if x.dim() != y.dim():
+        raise TypeError(_no_rule(f"{name} signals of {x.dim()} and {y.dim()} axes"))
+
+
+# What moves, takes out or averages elements of a sample, whose axes are counted without time.
+
+
+def _each(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """A function without axes."""
+    return lambda x, *args, **kwargs: x.affine(lambda t: f(t, *args, **kwargs))
+
+
+def _to(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+    if not x.train.new_empty(0).to(*args, **kwargs).is_floating_point():
+        raise TypeError(_no_rule("to, with a type that is not floating point,"))
+    return x.affine(lambda t: t.to(*args, **kwargs))
+
+
+def _item(x: Signal, index: Any) -> Signal:
+    """`x[index]`, with the batch axis whole; of tensors and lists as an index one, and without numbers beside it."""
+    given = index if isinstance(index, tuple) else (index,)
+    wanted = [i for i in given if i is not Ellipsis]
+    if len(wanted) < len(given):
+        at = next(k for k, i in enumerate(given) if i is Ellipsis)
+        gap = x.dim() - sum(i is not None for i in wanted)
+        wanted[at:at] = [slice(None)] * gap
+    many = [i for i in wanted if isinstance(i, Tensor | list)]
+    plain = all(isinstance(i, slice | None | Tensor | list) or type(i) is int for i in wanted)
+    one_dimensional = all(isinstance(i, list) or i.dim() == 1 for i in many)
+    single = not many or (len(many) == 1 and one_dimensional and not any(type(i) is int for i in wanted))
+    if not (wanted[:1] == [slice(None)] and plain and single):
+        raise TypeError(
+            _no_rule(f"indexing by [{', '.join(map(_spoken, given))}], which has no : for axis 0 or is not plain,")
+        )
+    where = tuple(wanted)
+    return x.affine(lambda t: t[where])
+
+
+def _spoken(index: Any) -> str:
+    if isinstance(index, slice):
+        return ":".join("" if n is None else str(n) for n in (index.start, index.stop))
+    return "..." if index is Ellipsis else f"a {type(index).__name__}" if isinstance(index, Tensor | Signal) else str(index)
+
+
+def _reshape(x: Signal, *shape: Any) -> Signal:
+    sizes = _numbers(shape)
+    if not all(isinstance(n, int | torch.SymInt) for n in sizes):
+        raise TypeError(_no_rule("view as another type"))
+    first, *rest = sizes
+    elements, known_ones = math.prod(x.shape[1:]), math.prod([n for n in rest if n != -1])
+    if first != len(x) and (first != -1 or known_ones != elements or -1 in rest):
+        raise TypeError(_no_rule(f"reshaping to {sizes}, which mixes the samples of a batch,"))
+    if known_ones == 0 or (elements % known_ones if -1 in rest else elements != known_ones):
+        raise ValueError(
+            f"a signal of {list(x.shape)} without time can't be reshaped to {sizes}: the elements are not as many"
+        )
+    return x.affine(lambda t: t.reshape(len(t), *rest))
+
+
+def _numbers(given: Sequence[Any]) -> list[Any]:
+    """The numbers of f(1, 2, 3) or f((1, 2, 3))."""
+    return list(given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given)
+
+
+def _permute(x: Signal, *dims: Any) -> Signal:
+    order = _numbers(dims)
+    if order[:1] not in ([0], [-x.dim()]):
+        raise TypeError(_no_rule(f"permute to {order}, which moves the samples of a batch to another axis,"))
+    return x.affine(lambda t: t.permute(order))
+
+
+def _transpose(x: Signal, dim0: int, dim1: int) -> Signal:
+    _check_axes("transpose", x.dim(), dim0, dim1)
+    return x.affine(lambda t: t.transpose(dim0, dim1))
+
+
+def _movedim(x: Signal, source: Any, destination: Any) -> Signal:
+    _check_axes("movedim", x.dim(), *_numbers((source,)), *_numbers((destination,)))
+    return x.affine(lambda t: t.movedim(source, destination))
+
+
+def _unflatten(x: Signal, dim: int, sizes: Sequence[int]) -> Signal:
+    _check_axes("unflatten", x.dim(), dim)
+    return x.affine(lambda t: t.unflatten(dim, sizes))
+
+
+def _squeeze(x: Signal, *dim: Any) -> Signal:
+    axes = _numbers(dim)
+    if not axes:
+        raise TypeError(_no_rule("squeeze without an axis, which takes that of a batch of one too,"))
+    _check_axes("squeeze", x.dim(), *axes)
+    return x.affine(lambda t: t.squeeze(axes))
+
+
+def _unsqueeze(x: Signal, dim: int) -> Signal:
+    _check_axes("unsqueeze", x.dim() + 1, dim)
+    return x.affine(lambda t: t.unsqueeze(dim))
+
+
+def _select(x: Signal, dim: int, index: int) -> Signal:
+    _check_axes("select", x.dim(), dim)
+    return x.affine(lambda t: t.select(dim, index))
+
+
+def _narrow(x: Signal, dim: int, start: int, length: int) -> Signal:
+    _check_axes("narrow", x.dim(), dim)
+    return x.affine(lambda t: t.narrow(dim, start, length))
+
+
+def _split(x: Signal, split_size: int | Sequence[int], dim: int = 0) -> tuple[Signal, ...]:
+    _check_axes("split", x.dim(), dim)
+    parts = torch.empty(x.shape, device="meta").split(split_size, dim)
+    sizes = [part.shape[dim] for part in parts]
+    return tuple(_narrow(x, dim, sum(sizes[:k]), size) for k, size in enumerate(sizes))
+
+
+def _chunk(x: Signal, chunks: int, dim: int = 0) -> tuple[Signal, ...]:
+    _check_axes("chunk", x.dim(), dim)
+    return _split(x, max(1, -(-x.shape[dim] // chunks)), dim)
+
+
+def _unbind(x: Signal, dim: int = 0) -> tuple[Signal, ...]:
+    _check_axes("unbind", x.dim(), dim)
+    return tuple(_select(x, dim, k) for k in range(x.shape[dim]))
+
+
+def _over_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """The sum or the mean over axes of a sample."""
+
+    def verb(x: Signal, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Signal:
+        axes = [0] if dim is None else _numbers((dim,))
+        _check_axes(f.__name__, x.dim(), *(axes or [0]))
+        return x.affine(lambda t: f(t, axes, keepdim, dtype=dtype))
+
+    return verb
+
+
+def _pad(x: Signal, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Signal:
+    if mode != "constant" or len(pad) > 2 * (x.dim() - 1):
+        raise TypeError(_no_rule(f"pad with mode {mode!r}" if mode != "constant" else "pad along axis 0"))
+    return x.affine(lambda t: F.pad(t, pad, mode, value))
 
 
 def _batch_norm(
@@ -546,6 +997,7 @@ def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         if not training or p == 0:
             return x
 
+        x.tape.meet("a dropout", p)
         mask = x.tape.recall()
         if mask is None:
             mask = f(torch.ones_like(x.train[0, : x.samples]), p, True)
@@ -555,24 +1007,72 @@ def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     return verb
 
 
-VERBS: dict[Any, Callable[..., Signal]] = {
+VERBS: dict[Any, Callable[..., Any]] = {
     F.conv1d: _conv(F.conv1d),
     F.conv2d: _conv(F.conv2d),
     F.linear: _linear,
-    F.avg_pool1d: _pool(F.avg_pool1d),
-    F.avg_pool2d: _pool(F.avg_pool2d),
-    F.adaptive_avg_pool1d: _pool(F.adaptive_avg_pool1d),
-    F.adaptive_avg_pool2d: _pool(F.adaptive_avg_pool2d),
-    F.max_pool1d: _max_pool(F.max_pool1d),
-    F.max_pool2d: _max_pool(F.max_pool2d),
-    F.adaptive_max_pool1d: _max_pool(F.adaptive_max_pool1d),
-    F.adaptive_max_pool2d: _max_pool(F.adaptive_max_pool2d),
+    F.avg_pool1d: _pool(F.avg_pool1d, 1),
+    F.avg_pool2d: _pool(F.avg_pool2d, 2),
+    F.adaptive_avg_pool1d: _pool(F.adaptive_avg_pool1d, 1),
+    F.adaptive_avg_pool2d: _pool(F.adaptive_avg_pool2d, 2),
+    F.max_pool1d: _max_pool(F.max_pool1d, 1),
+    F.max_pool2d: _max_pool(F.max_pool2d, 2),
+    F.adaptive_max_pool1d: _max_pool(F.adaptive_max_pool1d, 1),
+    F.adaptive_max_pool2d: _max_pool(F.adaptive_max_pool2d, 2),
     F.batch_norm: _batch_norm,
     F.dropout: _dropout(F.dropout),
     F.dropout1d: _dropout(F.dropout1d),
     F.dropout2d: _dropout(F.dropout2d),
-    torch.flatten: _flatten,
-    torch.add: _add,
+    F.pad: _pad,
     torch.cat: _cat,
     torch.concat: _cat,
+    torch.concatenate: _cat,
+    torch.stack: _stack,
 }
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "add": _add,
+    "sub": _sub,
+    "subtract": _sub,
+    "rsub": _rsub,
+    "mul": _mul,
+    "multiply": _mul,
+    "div": _div,
+    "divide": _div,
+    "true_divide": _div,
+    "neg": _each(torch.neg),
+    "negative": _each(torch.neg),
+    "positive": _each(torch.positive),
+    "clone": _each(torch.clone),
+    "detach": _each(torch.detach),
+    "contiguous": _each(Tensor.contiguous),
+    "bfloat16": _each(Tensor.bfloat16),
+    "half": _each(Tensor.half),
+    "float": _each(Tensor.float),
+    "double": _each(Tensor.double),
+    "to": _to,
+    "flatten": _flatten,
+    "unflatten": _unflatten,
+    "view": _reshape,
+    "reshape": _reshape,
+    "permute": _permute,
+    "transpose": _transpose,
+    "swapaxes": _transpose,
+    "swapdims": _transpose,
+    "movedim": _movedim,
+    "moveaxis": _movedim,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "select": _select,
+    "narrow": _narrow,
+    "split": _split,
+    "chunk": _chunk,
+    "unbind": _unbind,
+    "mean": _over_axes(torch.mean),
+    "sum": _over_axes(torch.sum),
+    "numel": lambda x: math.prod(x.shape),
+    "is_floating_point": lambda x: True,
+}
+"""The verb of each method of a tensor; the function of that name in torch has the same."""
+
+VERBS |= {vars(torch)[name]: verb for name, verb in METHODS.items() if name in vars(torch)}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate import autograd
+from spikerate.system.ranges import check_positive
 
 
 class Surrogate(ABC):
@@ -39,7 +40,7 @@ class Sigmoid(Surrogate):
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive("Sigmoid.alpha", self.alpha)
+        check_positive("Sigmoid.alpha", self.alpha)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
@@ -57,7 +58,7 @@ class ATan(Surrogate):
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        _positive("ATan.alpha", self.alpha)
+        check_positive("ATan.alpha", self.alpha)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
@@ -74,7 +75,7 @@ class Triangular(Surrogate):
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("Triangular.width", self.width)
+        check_positive("Triangular.width", self.width)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
@@ -92,7 +93,7 @@ class Rectangular(Surrogate):
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("Rectangular.width", self.width)
+        check_positive("Rectangular.width", self.width)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
@@ -109,7 +110,7 @@ class FastSigmoid(Surrogate):
     alpha: float = 25.0
 
     def __post_init__(self) -> None:
-        _positive("FastSigmoid.alpha", self.alpha)
+        check_positive("FastSigmoid.alpha", self.alpha)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
@@ -144,8 +145,8 @@ class Dspike(Surrogate):
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("Dspike.temperature", self.temperature)
-        _positive("Dspike.width", self.width)
+        check_positive("Dspike.temperature", self.temperature)
+        check_positive("Dspike.width", self.width)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth step whose derivative is `slope`."""
@@ -183,8 +184,3 @@ def _dspike_slope(x: Tensor, b: float | Tensor, peak: float | Tensor, width: flo
     # sech^2 = 4 e / (1 + e)^2: 1 - tanh^2 would lose all its digits where tanh is nearly 1.
     e = torch.exp(-2 * b * z)
     return torch.where(z <= 0.5, peak / width * 4 * e / (1 + e).square(), 0)
-
-
-def _positive(field: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{field} is {value}: give a positive, finite number")

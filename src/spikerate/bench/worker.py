@@ -22,19 +22,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from spikerate.data import LARGEST_SIDE
 from spikerate.models import Staged
 from spikerate.rules import BPTT, RateBP
 from spikerate.runs.config import Model, Run, decode
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
 from spikerate.signal import Signal, Tape, Unrolled
+from spikerate.system.memory import ADVICE, is_out_of_memory
+from spikerate.system.ranges import MOST_SAMPLES, check_count
 
 CHECKPOINTED = "bptt-checkpointed"
 BENCHED = (*METHODS, CHECKPOINTED)
 PARTS = ("forward", "backward", "optimizer")
 """Of a step, in order."""
 MIB = 2**20
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Setting:
     """threads of the processor; None for as many as PyTorch takes"""
 
     def __post_init__(self) -> None:
-        for name, value in (("side", self.side), ("classes", self.classes), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: give a number >= 1")
+        check_count("side", self.side, "a number of pixels", LARGEST_SIDE)
+        check_count("classes", self.classes, "a number of classes", MOST_SAMPLES)
+        check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
+        if self.threads is not None:
+            check_count("threads", self.threads, "a number", _MOST_THREADS)
         self.model.check(self.shape)
 
     @property
@@ -91,7 +97,7 @@ class Cell:
         Raises:
             ValueError: the method is unknown, or a number is out of its range.
         """
-        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]*)", self.method)
+        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]{0,8})", self.method)
         if self.method not in BENCHED and not chunked:
             raise ValueError(
                 f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, rate-chunk2, ..."
@@ -100,7 +106,7 @@ class Cell:
         run = Run(model=of.model, T=self.T, batch=of.batch, precision=of.precision, compile=of.compile, device=of.device)
         method = {CHECKPOINTED: "bptt"}.get(self.method, "rate" if chunked else self.method)
         # The weights stay where they are, so that all steps cost the same.
-        made = by_method(replace(run, optim=Optim(lr=1e-9)), method)
+        made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
         return replace(made, rule=RateBP(int(chunked[1]))) if chunked else made
 
 
@@ -143,7 +149,8 @@ def training_step(cell: Cell) -> Step:
         return lambda: run.loss(forward_pass(run, outputs, x), labels)["loss"] * scale
 
     compiled = ready is not rule
-    return Step(loss(ready), loss(rule), run.optim.build(network), device, compiled, "" if compiled else " ".join(said))
+    (optimizer,) = run.optim.build(network)
+    return Step(loss(ready), loss(rule), optimizer, device, compiled, "" if compiled else " ".join(said))
 
 
 def ordinary(network: nn.Module, x: Tensor) -> Signal:
@@ -312,8 +319,8 @@ def _answers(build: Callable[[Cell], Step], lines: Iterator[str]) -> Iterator[di
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "there is not enough memory: a smaller --batch, --width or --T takes less"
+    if is_out_of_memory(error):
+        return ADVICE
     sentence = str(error).split("\n")[0]
     return sentence if isinstance(error, ValueError) else f"{type(error).__name__}: {sentence}"
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -17,11 +21,95 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from spikerate.system.escape import escaped
 
 
-def console(quiet: bool = False) -> Console:
-    """Where everything is printed as it is: a path or a class may hold what rich would take for markup."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+class OutputLost(Exception):
+    """Standard output can't be written: its reader has closed it, or its disk is full.
+
+    Attributes:
+        closed: whether it is the reader who has closed it, as `head` does when it has seen enough.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the output can't be written: {error.strerror}")
+        self.closed = isinstance(error, BrokenPipeError)
+
+
+class Output:
+    """Standard output as a file for rich, which would end the process where a pipe is closed.
+
+    Args:
+        needed: whether a command is for its output, as `list` and `eval` are, and ends where it can't be written. What
+            trains or measures goes on: it says so on standard error, and what it would print is dropped from then on.
+    """
+
+    def __init__(self, needed: bool) -> None:
+        self.stream: TextIO = sys.stdout or io.StringIO()  # Python has none where it is closed from the start
+        self.needed = needed
+        self.encoding = self.stream.encoding
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        drop(self.stream)
+        lost = OutputLost(error)
+        if self.needed:
+            raise lost
+        complain(f"{lost}; the work goes on without")
+
+
+def drop(stream: TextIO) -> None:
+    """What is printed to it from now on, and what waits to be, goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # not every stream is a file of the system
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def complain(sentence: str) -> None:
+    """Say on standard error what is wrong, in one line, if that can be written."""
+    with contextlib.suppress(OSError):
+        print(f"spikerate: {escaped(sentence)}", file=sys.stderr, flush=True)
+
+
+class PlainConsole(Console):
+    """A console that shows every string as it is, in one line: what a file or a folder is called can't steer the terminal.
+
+    All strings that rich shows, cells of tables too, are made texts by `render_str`.
+    """
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(escaped(text), **how)
+
+
+def console(quiet: bool = False, needed: bool = True) -> Console:
+    """Where everything is printed: a path or a class may hold what rich would take for markup, or a terminal for orders.
+
+    Args:
+        needed: whether the command is to end where its output can't be written.
+    """
+    out: Any = Output(needed)
+    return PlainConsole(file=out, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 class TransferBar:

@@ -34,7 +34,7 @@ _ABOVE = 4
 """Lines of a terminal that are neither figures nor firing rates."""
 _COURSE = 16
 """Columns of a course over the epochs."""
-_SHARES = ("accuracy", "held_out", "reliable")
+_SHARES = ("accuracy", "validation", "reliable")
 """How the names of those figures start that are shares, in the order in which they are shown."""
 _ASIDE = ("epoch", "lr", "firing_rate", "firing_rates", "seconds", "search_seconds")
 """Entries of a row that are not shown as figures."""
@@ -159,7 +159,7 @@ class TrainingView:
         figures += [f"exits {' '.join(exits)}"] if exits else []
         figures += [f"reliable {row['reliable']:.1%}"] if "reliable" in row else []
         figures += [f"temperature {row['temperature']:.2f}"] if "temperature" in row else []
-        figures += [f"held-out {row['held_out']:.1%}"] if "held_out" in row else []
+        figures += [f"validation {row['validation']:.1%}"] if "validation" in row else []
         figures += [f"{'firing' if self.run.spiking else 'active'} {row['firing_rate']:.3f}"]
         figures += [self._speed()] if self._speed() else []
         figures += [f"{row['seconds']:.1f} s"]
@@ -227,7 +227,7 @@ def _place(name: str) -> int:
 
 
 def _label(name: str) -> str:
-    return name.replace("accuracy/exit", "  exit ").replace("held_out", "held-out").replace("_", " ")
+    return name.replace("accuracy/exit", "  exit ").replace("validation", "validation").replace("_", " ")
 
 
 def _figure(name: str, row: Row) -> str:

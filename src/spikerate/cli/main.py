@@ -9,8 +9,8 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,24 +25,38 @@ from spikerate.bench.compare import measure as measure_cells
 from spikerate.bench.roofline import roofline
 from spikerate.bench.worker import Setting
 from spikerate.cli import tensorboard, views
-from spikerate.cli.console import TransferBar, WaitingBar, console
+from spikerate.cli.console import Output, OutputLost, TransferBar, WaitingBar, complain, console
 from spikerate.cli.live import TrainingView, Watches
-from spikerate.data import SETS, SOURCES, DataSet, fetch, load, sample_files, steps_per_epoch
+from spikerate.data import SETS, SOURCES, DataSet, fetch, keeps_caches, load, sample_files, steps_per_epoch
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
+from spikerate.exchange.start import Start
 from spikerate.exchange.trained import read_trained
 from spikerate.gradients.agreement import Comparison
 from spikerate.measure.health import NotFinite
 from spikerate.models import fold_batch_norm
 from spikerate.runs.config import Run, encode
-from spikerate.runs.experiment import begin, data_card, different_spikes, measure, measure_gradients, perform, use_threads_of
+from spikerate.runs.experiment import (
+    begin,
+    check_fits,
+    check_shared,
+    data_card,
+    different_spikes,
+    measure,
+    measure_gradients,
+    perform,
+    use_threads_of,
+)
+from spikerate.runs.kinds import in_words, take_kinds, with_kinds
 from spikerate.runs.presets import headline, preset
-from spikerate.runs.record import RunFolder, SaveError, check_free
+from spikerate.runs.record import RunFolder, SaveError, check_free, check_name, sole_writer
 from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
-from spikerate.system.files import write_json
-from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.files import inside, is_there, write_json
+from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
+from spikerate.system.memory import ADVICE, is_out_of_memory
+from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
 
 Command = TypeVar("Command")
 
@@ -55,6 +69,7 @@ _USAGE = """usage: spikerate COMMAND ...
 
   train [PRESET] [--field value ...]   train a network; without a preset, digits-esd (built-in data, under two minutes)
   train --resume RUN                   continue a run that was stopped
+  train PRESET --init RUN              train on from the weights of another run, with other settings or classes
   eval RUN                             accuracy, also against time steps, and firing rates on the test set
   report RUN ...                       one HTML page of a run, or of several side by side
   predict RUN FILE|FOLDER ...          classes of images or recordings by a trained network
@@ -69,6 +84,9 @@ _USAGE = """usage: spikerate COMMAND ...
 
 spikerate COMMAND --help tells more."""
 
+_MOST_RUNS = 10_000
+"""One for each seed."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -77,6 +95,8 @@ class Train:
     run: Annotated[Run, arg(name="")]
     out: Path | None = None
     """folder of the run; runs/PRESET-seedN by default, with a number behind where that is taken"""
+    init: Path | None = None
+    """start from the best weights of this run, or from a .safetensors file; for other classes the classifier is fresh"""
     seeds: int = 1
     """run so many seeds, from run.seed on, and report mean and deviation; the same command again goes on where it stopped"""
     save_minutes: float = 10
@@ -85,8 +105,8 @@ class Train:
     """keep a log for TensorBoard in RUN/tensorboard, too; a run that is resumed goes on with it"""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}: give a number of runs >= 1")
+        check_count("seeds", self.seeds, "a number of runs", _MOST_RUNS)
+        check_number("save_minutes", self.save_minutes, 0)
 
 
 @dataclass(frozen=True)
@@ -104,6 +124,9 @@ class Resume:
     tensorboard: bool = False
     """keep a log for TensorBoard in RUN/tensorboard from now on, too; one that is there goes on without"""
 
+    def __post_init__(self) -> None:
+        check_number("save_minutes", self.save_minutes, 0)
+
 
 @dataclass(frozen=True)
 class Reproduce:
@@ -115,6 +138,8 @@ class Reproduce:
     """folder of the data set, where it has moved"""
     out: Path | None = None
     """folder of the new run; RUN-again by default"""
+    init: Path | None = None
+    """the weights that the run started from, where they have moved"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +149,7 @@ class Eval:
     run: Positional[Path]
     """folder of the run"""
     weights: Literal["best", "last"] = "best"
-    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
     """so many time steps instead of the run's; recordings are cut for the run's"""
     fold: bool = False
@@ -133,10 +158,12 @@ class Eval:
     """folder of the data set, where it has moved"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    check_finite: bool = True
+    """look for infinite numbers and NaN in every layer, which spikes would hide"""
 
     def __post_init__(self) -> None:
-        if self.T is not None and self.T < 1:
-            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -162,9 +189,11 @@ class Predict:
     files: Positional[tuple[Path, ...]]
     """files like the samples of its data set (digits of MNIST are white on black, for instance), or folders of them"""
     weights: Literal["best", "last"] = "best"
-    """best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    check_finite: bool = True
+    """look for infinite numbers and NaN in every layer, which spikes would hide"""
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -180,7 +209,7 @@ class Export:
     file: Positional[Path]
     """.nir: for other simulators and neuromorphic hardware; .pt2: a PyTorch program; .onnx; .safetensors: weights alone"""
     weights: Literal["best", "last"] = "best"
-    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """of a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
 
 
 @dataclass(frozen=True)
@@ -190,7 +219,7 @@ class Gradient:
     network: Positional[str]
     """folder of a run; or, where there is no such folder, the name of a preset, for fresh weights"""
     weights: Literal["best", "last"] = "best"
-    """of a run: best: of the epoch with the highest held-out accuracy; last: of the last epoch"""
+    """of a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
     """so many time steps instead of the run's; recordings are cut for the run's"""
     how: Annotated[Comparison, arg(name="")] = Comparison()
@@ -202,8 +231,8 @@ class Gradient:
     """auto, cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.T is not None and self.T < 1:
-            raise ValueError(f"T is {self.T}: give a number of time steps >= 1")
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -223,8 +252,9 @@ class Bench:
     """folder of figures and picture; runs/bench-DATE-HOST by default, with a number behind where that is taken"""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: give a number >= 1")
+        check_count("steps", self.steps, "a number", MOST_SAMPLES)
+        for t in self.T:
+            check_count("T", t, "a number of time steps", MOST_STEPS)
         if not (self.methods or self.peers) or not self.T:
             raise ValueError("bench got no methods or no T: give one of each at least")
 
@@ -253,38 +283,51 @@ class Bare:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 after bad input, 130 and 143 when stopped, 1 when training fails."""
+    """Run a command; returns the exit status.
+
+    0; 1 where training fails; 2 after bad input; 130 after Control-C and 143 after another signal that asks to stop; 141
+    where the reader of the output has closed it, as shells have it.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        with ended_by_signals():
+            return _dispatch(args)
     except Interrupted as stopped:
         return stopped.status
+    except OutputLost as lost:
+        if lost.closed:
+            return 141
+        complain(str(lost))
+        return 2
     except (NotFinite, LostRank) as error:
-        print(f"spikerate: {error}", file=sys.stderr)
+        complain(str(error))
         return 1
     except (ValueError, SaveError) as error:
-        print(f"spikerate: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except OSError as error:
-        print(f"spikerate: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        complain(f"{error.filename or 'a file'}: {error.strerror}")
         return 2
-    except RuntimeError as error:
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        print("spikerate: there is not enough memory: a smaller --batch, --width or --T takes less", file=sys.stderr)
+        complain(ADVICE)
         return 1
     except KeyboardInterrupt:
-        print("spikerate: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
+    except Ended as signal:
+        complain(f"ended by {signal}")
+        return 143
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(_USAGE)
+        console().print(_USAGE)
         return 0
     name, rest = args[0], args[1:]
     if name == "--version":
-        print(f"spikerate {version('spikerate')}")
+        console().print(f"spikerate {version('spikerate')}")
     elif name == "train" and any(word.partition("=")[0] == "--resume" for word in rest):
         _resume(rest)
     elif name == "train":
@@ -322,15 +365,21 @@ def _dispatch(args: list[str]) -> int:
     return 0
 
 
-def _parse(kind: type[Command], args: list[str], prog: str, default: Command | None = None) -> Command:
+def _parse(
+    kind: type[Command], args: list[str], prog: str, default: Command | None = None, description: str | None = None
+) -> Command:
     """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
-    told = io.StringIO()
+    if any(word == "" or re.fullmatch(r"--[\w.-]+=", word) for word in args):
+        raise ValueError(f"{prog} was given an empty word, as of a variable that is not set: give a value, or leave it out")
+    told, out = io.StringIO(), Output(needed=True)
+    shown: Any = out
     given: Any = tyro.MISSING_NONPROP if default is None else default
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, prog=prog, args=args, default=given, config=(AvoidSubcommands,))
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
+            return tyro.cli(kind, prog=prog, args=args, default=given, description=description, config=(AvoidSubcommands,))
     except SystemExit as stop:
         if stop.code in (0, None):
+            out.flush()
             raise
         raise ValueError(_sentence(told.getvalue(), prog)) from None
 
@@ -351,56 +400,96 @@ def _sentence(box: str, prog: str) -> str:
 
 
 def _train(name: str, rest: list[str], args: list[str]) -> None:
-    command = _parse(Train, rest, f"spikerate train {name}", Train(preset(name).run))
-    about = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    chosen, rest = take_kinds(rest)
+    run = with_kinds(preset(name).run, chosen)
+    command = _parse(Train, rest, f"spikerate train {name}", Train(run), f"{Train.__doc__} {in_words()}")
+    about: dict[str, Any] = {"preset": name, "command": shlex.join(["spikerate", *args])}
+    start = Start.read(command.init) if command.init else None
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")
     if command.seeds > 1:
-        return _train_seeds(name, command, about)
+        return _train_seeds(name, command, about, start)
     path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
     _check_free(path)
     with _joined(command.run) as ranks:
         data = _load(command.run, ranks)
-        folder = begin(path, command.run, data, about, ranks)
-        _log(folder, command.tensorboard, ranks)
-        _perform(name, command.run, data, folder, command.save_minutes, ranks)
+        check_fits(command.run, data, ranks)
+        about |= _init(start, command.run, data, ranks)
+        with _writing(path, ranks):
+            folder = begin(path, command.run, data, about, ranks)
+            _log(folder, command.tensorboard, ranks)
+            _perform(name, command.run, data, folder, command.save_minutes, ranks, start=start)
 
 
-def _train_seeds(name: str, command: Train, about: dict[str, str]) -> None:
+def _init(start: Start | None, run: Run, data: DataSet, ranks: Ranks = Ranks()) -> dict[str, Any]:
+    """The entry of `run.json` on the weights to start from; says what of the network stays fresh."""
+    if start is None:
+        return {}
+    with torch.device("meta"):
+        network = run.rounds[0].build(len(data.classes), data.shape)
+    record = start.onto(data.classes).record(network)
+    fresh = f"; fresh: {', '.join(record['fresh'])}" if record["fresh"] else ""
+    console(quiet=not ranks.first).print(f"starting from the weights of {start.path}{fresh}")
+    return {"init": record}
+
+
+def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start | None) -> None:
     """One run for each seed, in turn; each process that torchrun has started takes its share of them."""
     ranks, first = of_launcher(), command.run.seed
     seeds = range(first, first + command.seeds)
     base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
+    check_name(base)
     for seed in seeds[ranks.rank :: ranks.n]:
-        run, path = replace(command.run, seed=seed), base / f"seed{seed}"
-        if (path / "run.json").is_file() and RunFolder.open(path).config() != run:
+        run, path = replace(command.run, seed=seed), inside(base, f"seed{seed}")
+        then = RunFolder(path).about().get("init") if RunFolder(path).stands else None
+        if RunFolder(path).stands and (
+            RunFolder(path).config() != run or (then or {}).get("sha256") != (start.sha256 if start else None)
+        ):
             raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
         if RunFolder(path).result():
             continue
-        data = _load(run)
-        folder = RunFolder.open(path) if (path / "run.json").is_file() else begin(path, run, data, about)
-        _log(folder, command.tensorboard)
-        _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, Ranks(local=ranks.local), about["command"])
+        data, alone = _load(run), Ranks(local=ranks.local)
+        check_fits(run, data)
+        about |= _init(start, run, data)
+        with _writing(path):
+            folder = RunFolder(path) if RunFolder(path).stands else begin(path, run, data, about)
+            _log(folder, command.tensorboard)
+            _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"], start)
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
     if all(results.values()):
-        views.show_seeds(console(), results, base)
+        views.show_seeds(console(needed=False), results, base)
 
 
 def _resume(rest: list[str]) -> None:
-    command = _parse(Resume, rest, "spikerate train --resume")
+    try:
+        command = _parse(Resume, rest, "spikerate train --resume")
+    except ValueError as error:
+        if "Unrecognized" not in str(error):
+            raise
+        raise ValueError(
+            f"{str(error).partition(' (')[0]}: a run goes on with its own settings, and only --data, --device, "
+            "--save-minutes and --tensorboard can be given; to train on with others: spikerate train PRESET --init RUN"
+        ) from None
     folder = _whole(RunFolder.open(command.resume))
-    run = _moved(folder.config(), command.data, command.device)
-    log = folder.path / tensorboard.FOLDER
+    folder.check_settings()
+    run = _run_of(folder, command.data, command.device)
+    log = inside(folder.path, tensorboard.FOLDER)
     if command.tensorboard or log.is_dir():
         tensorboard.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
     with _joined(run) as ranks:
         use_threads_of(folder)
         data = _load_again(run, folder, ranks)
-        about = folder.about()
-        if ranks.first:
-            folder.amend(resumed=[*about.get("resumed", []), {"at": environment.now(), "environment": environment.card()}])
-        _log(folder, command.tensorboard, ranks)
-        _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks)
+        with _writing(folder.path, ranks):
+            about = folder.about()
+            with ranks.waited_for():
+                if ranks.first:
+                    now = {"at": environment.now(), "environment": environment.card()}
+                    folder.amend(resumed=[*(about.get("resumed") or []), now])
+            check_shared(folder.path, ranks)
+            _log(folder, command.tensorboard, ranks)
+            begun = folder.rounds(run)[0][1].has_state
+            start = Start.again(about["init"]) if about.get("init") and not begun else None
+            _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks, start=start)
 
 
 def _reproduce(rest: list[str], args: list[str]) -> int:
@@ -410,28 +499,33 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
         raise ValueError(f"{command.run} is one round of a run: give the folder of the run, {_whole(original).path}")
     if not original.result():
         raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
-    run = _moved(original.config(), command.data, None)
+    original.check_settings()
+    run = _run_of(original, command.data, None)
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     _check_free(path)
     then = original.about()
+    start = Start.again(then["init"], command.init) if then.get("init") else None
     about = {"preset": then.get("preset"), "command": shlex.join(["spikerate", *args])}
     about["repeats"] = then.get("repeats") or then.get("command")
     with _joined(run) as ranks:
         use_threads_of(original)
         data = _load_again(run, original, ranks)
-        again = begin(path, run, data, about, ranks)
-        _perform(f"{command.run} again", run, data, again, 10, ranks)
+        check_fits(run, data, ranks)
+        about |= _init(start, run, data, ranks)
+        with _writing(path, ranks):
+            again = begin(path, run, data, about, ranks)
+            _perform(f"{command.run} again", run, data, again, 10, ranks, start=start)
         if not ranks.first:
             return 0
         pairs = zip(original.rounds(run), again.rounds(run), strict=True)
-        agree = [views.show_comparison(console(), then, now) for (_, then), (_, now) in pairs]
+        agree = [views.show_comparison(console(needed=False), then, now) for (_, then), (_, now) in pairs]
         return int(not all(agree))
 
 
 def _log(folder: RunFolder, wanted: bool, ranks: Ranks = Ranks()) -> None:
     """Have a run log for TensorBoard: one that has the folder for it does, in all of its rounds."""
     if wanted and ranks.first:
-        (folder.path / tensorboard.FOLDER).mkdir(exist_ok=True)
+        inside(folder.path, tensorboard.FOLDER).mkdir(exist_ok=True)
 
 
 def _whole(folder: RunFolder) -> RunFolder:
@@ -439,24 +533,32 @@ def _whole(folder: RunFolder) -> RunFolder:
     return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
 
 
-def _joined(run: Run) -> AbstractContextManager[Ranks]:
+@contextlib.contextmanager
+def _joined(run: Run) -> Iterator[Ranks]:
+    """The ranks, connected, which have the same settings and the same code."""
     launched_here = of_launcher()
     if run.batch // run.accumulate < 2 * launched_here.n:
         raise ValueError(
             f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
             "batch norm needs two images at least in each part on each rank"
         )
-    return joined(pick_device(run.device, launched_here.local).type == "cuda", slow_start=run.compile)
+    gpu = pick_device(run.device, launched_here.local).type == "cuda"
+    with joined(gpu, slow_start=run.compile) as ranks:
+        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
+        ranks.agree({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
+        yield ranks
 
 
 def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
-    """Rank 0 reads first: it makes the cache that the others find."""
-    out = console(quiet=not ranks.first)
-    if not ranks.first:
-        ranks.tell("")
-    data = load(run.data, run.T, WaitingBar(out))
-    if ranks.first:
-        ranks.tell("")
+    """Rank 0 reads first: it makes the cache that the others find. All have read the same."""
+    out = console(quiet=not ranks.first, needed=False)
+    with ranks.waited_for():
+        found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
+    with ranks.waited_for():
+        data = found or load(run.data, run.T, WaitingBar(out))
+    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}})  # these name places
+    for note in data.notes:
+        out.print(note)
     for reason in data.skipped[:3]:
         out.print(f"left out: {reason}")
     if data.skipped:
@@ -466,31 +568,66 @@ def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
 
 def _load_again(run: Run, folder: RunFolder, ranks: Ranks = Ranks()) -> DataSet:
     """The data of a run that there is already: the same files, or the parts would be others."""
-    data = _load(run, ranks)
-    if data_card(data)["sha256"] != folder.about()["data"].get("sha256"):
-        raise ValueError(f"the data set is not the one that {folder.path} was begun with: its checksums differ")
+    data, then = _load(run, ranks), folder.about()["data"].get("sha256")
+    now = data_card(data)["sha256"]
+    then = then if isinstance(then, dict) else {}
+    differing = [name for name in (then or now) if then.get(name) != now.get(name)]
+    if differing:
+        raise ValueError(
+            f"the data set is not the one that {folder.path} was begun with: its checksums differ ({', '.join(differing)})"
+        )
+    for name in now.keys() - then.keys():
+        told = f"note: the record of {folder.path} has no checksum of the data's {name}: they may be others"
+        console(quiet=not ranks.first).print(told)
     return data
 
 
-def _moved(run: Run, data: Path | None, device: str | None) -> Run:
+def _writing(path: Path, ranks: Ranks = Ranks()) -> AbstractContextManager[None]:
+    """Only one command at a time writes into a run folder; rank 0 holds it for all."""
+    return sole_writer(path, console().print) if ranks.first else nullcontext()
+
+
+def _note_doubt(folder: RunFolder) -> None:
+    if folder.doubt:
+        console(quiet=not of_launcher().first).print(f"note: {folder.doubt}")
+
+
+def _run_of(folder: RunFolder, data: Path | None, device: str | None) -> Run:
+    """The settings of a run that there is already, with its data or the device in another place."""
+    run, out = folder.config(), console(quiet=not of_launcher().first)
+    _note_doubt(folder)
+    if run.data.cache and not keeps_caches(run.data.cache):
+        # The record may be a stranger's, who could have named any folder of the user's.
+        out.print(f"there is no cache in {run.data.cache}, which the run names: one is kept in the user's cache folder")
+        run = replace(run, data=replace(run.data, cache=None))
     run = replace(run, data=replace(run.data, path=data)) if data else run
     return replace(run, device=device) if device else run
 
 
 def _perform(
-    name: str, run: Run, data: DataSet, folder: RunFolder, save_minutes: float, ranks: Ranks, again: str | None = None
+    name: str,
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    save_minutes: float,
+    ranks: Ranks,
+    again: str | None = None,
+    start: Start | None = None,
 ) -> None:
-    """All rounds of a run, from where their folders stand; `data` are cut for its last one."""
-    out = console(quiet=not ranks.first)
+    """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
+    out = console(quiet=not ranks.first, needed=False)
     out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
-    rounds, start, frames = folder.rounds(run), None, run.T
-    logged = (folder.path / tensorboard.FOLDER).is_dir() and ranks.first
+    rounds, frames = folder.rounds(run), run.T
+    before: Start | RunFolder | None = start.onto(data.classes) if start else None
+    logged = inside(folder.path, tensorboard.FOLDER).is_dir() and ranks.first
     try:
         for k, (own, place) in enumerate(rounds, 1):
             title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
             over = stands == "finished" and place != folder
+            if stands:
+                place.check_settings()
             if title:
                 out.print(f"{title}: {own.in_words}{', finished' if over else ''}", style="bold")
             if not over:
@@ -498,10 +635,10 @@ def _perform(
                     data, frames = _load(own, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
-                stop = _perform_round(own, data, place, save_minutes, ranks, start, title, logged, place == folder)
+                stop = _perform_round(own, data, place, save_minutes, ranks, before, title, logged, place == folder)
                 if place != folder and ranks.most(int(stop.asked)):
                     raise Interrupted(stop.signal)
-            start = place
+            before = place
     except Interrupted as stopped:
         out.print(f"stopped ({stopped}), and saved; go on by: {again}")
         raise
@@ -515,19 +652,19 @@ def _perform_round(
     folder: RunFolder,
     save_minutes: float,
     ranks: Ranks,
-    start: RunFolder | None,
+    start: Start | RunFolder | None,
     title: str,
     logged: bool,
     last: bool,
 ) -> Interrupt:
     """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
-    out = console(quiet=not ranks.first)
+    out = console(quiet=not ranks.first, needed=False)
     out.print(
-        f"{len(data.train):,} samples to train on, {len(data.held_out):,} held out, {len(data.test):,} to test; "
+        f"{len(data.train):,} samples to train on, {len(data.validation):,} for validation, {len(data.test):,} to test; "
         f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
         + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
     )
-    steps, rows = steps_per_epoch(data.train, run.batch), folder.metrics() if folder.has_epochs else []
+    steps, rows = steps_per_epoch(data.train, run.batch), folder.rows() if ranks.first else []
     view = TrainingView(out, run, steps, title, rows)
     with Interrupt() as stop, view, ExitStack() as files:
         log = [files.enter_context(tensorboard.Board(folder.path / tensorboard.FOLDER, steps, rows))] if logged else []
@@ -539,7 +676,7 @@ def _perform_round(
 def _free_folder(path: Path) -> Path:
     """The path, or with a number behind; the last one taken where torchrun has started the same command again."""
     k, free, taken = 1, path, path
-    while free.exists():
+    while is_there(free):
         k, taken = k + 1, free
         free = path.with_name(f"{path.name}-{k}")
     return taken if restarted() else free
@@ -556,7 +693,7 @@ def _check_free(path: Path) -> None:
 
 def _eval(command: Eval) -> None:
     folder = RunFolder.open(command.run)
-    run, T = _moved(folder.config(), command.data, None), command.T
+    run, T = _run_of(folder, command.data, None), command.T
     device = pick_device(command.device)
     data = _load_again(run, folder)
     _check_steps(run, T)
@@ -567,7 +704,7 @@ def _eval(command: Eval) -> None:
         whole, network = network.eval(), fold_batch_norm(network)
         differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
         out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
-    measured = measure(network, data, run, T=T, track=WaitingBar(out))
+    measured = measure(network, data, run, T=T, track=WaitingBar(out), check_finite=command.check_finite)
     out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)
 
@@ -597,7 +734,7 @@ def _gradient(command: Gradient, args: list[str]) -> None:
 
     name, place = command.network, Path(command.network)
     folder = RunFolder.open(place) if place.is_dir() else None
-    run = _moved(folder.config() if folder else _fresh(command), command.data, None)
+    run = _run_of(folder, command.data, None) if folder else _fresh(command)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
     _check_steps(run, command.T)
@@ -642,14 +779,17 @@ def _fresh(command: Gradient) -> Run:
         run = preset(command.network).run
     except ValueError as error:
         raise ValueError(f"{command.network} is no folder, and {error}") from None
-    return replace(run, T=command.T or run.T)
+    return replace(run, T=command.T or run.T, data=replace(run.data, path=command.data or run.data.path))
 
 
 def _predict(command: Predict) -> None:
     folder = RunFolder.open(command.run)
-    files = sample_files(command.files, folder.config().data)
+    _note_doubt(folder)
+    files, notes = sample_files(command.files, folder.config().data)
     out = console()
-    answers = predict(folder, files, command.weights, pick_device(command.device))
+    for note in notes:
+        out.print(note)
+    answers = predict(folder, files, command.weights, pick_device(command.device), command.check_finite)
     done: list[Prediction] = []
     try:
         for answer in WaitingBar(out)(answers, "looking at files", len(files)):
@@ -661,6 +801,8 @@ def _predict(command: Predict) -> None:
 def _export(command: Export) -> None:
     check_target(command.file)
     trained = read_trained(command.run, command.weights)
+    if command.run.is_dir():
+        _note_doubt(RunFolder(command.run))
     export(trained, command.file)
     views.show_export(console(), trained, command.file)
 
@@ -675,7 +817,7 @@ def _bench(command: Bench, args: list[str]) -> int:
     device = pick_device(setting.device)
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    out = console()
+    out = console(needed=False)
     out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
     peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
@@ -704,7 +846,7 @@ def _tell_dead(outcomes: Sequence[Outcome]) -> int:
     """The exit status: whether a cell died."""
     dead = [outcome for outcome in outcomes if outcome.died]
     for outcome in dead:
-        print(f"spikerate: {outcome.cell} died: {outcome.died}", file=sys.stderr)
+        complain(f"{outcome.cell} died: {outcome.died}")
     return int(len(dead) > 0)
 
 
@@ -715,8 +857,3 @@ def _fetch(command: Fetch) -> None:
     with TransferBar(out) as bar:
         folder = fetch(source, command.to, bar)
     out.print(f"checked and whole: {folder}")
-
-
-def entry() -> None:
-    """The `spikerate` script."""
-    sys.exit(main())

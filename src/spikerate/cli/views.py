@@ -35,7 +35,7 @@ from spikerate.system import environment
 _LIKELY = 3
 _CLASSES = 10
 """Shown of a preset whose data say the number of classes."""
-_RESULTS = {"held_out_accuracy": "held-out accuracy", "test_accuracy": "test accuracy", "firing_rate": "firing rate"}
+_RESULTS = {"validation_accuracy": "validation accuracy", "test_accuracy": "test accuracy", "firing_rate": "firing rate"}
 """Entries of `result.json` that stand in tables, and their names there."""
 _OPERATIONS = "Operations of an image over all T steps: MACs of real input, ACs of binary"
 
@@ -46,7 +46,7 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     result.add_column(style="cyan")
     result.add_column()
     best = state.best
-    chosen = f", chosen by held-out accuracy {best['held_out']:.2%}" if "held_out" in best else ", the last"
+    chosen = f", chosen by validation accuracy {best['validation']:.2%}" if "validation" in best else ", the last"
     result.add_row(f"test accuracy, {_network_in_words(run)}", _with_interval(measured.accuracy))
     result.add_row("weights", f"best.safetensors: epoch {best['epoch']} of {run.epochs}{chosen}")
     result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} ({_rate_in_words(run)})")
@@ -241,7 +241,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     if entry.samples is None:
         console.print(f"with {_CLASSES} classes; yours are the class folders")
         return
-    trained_on = entry.samples - (0 if entry.built_in else run.data.held_out + run.data.test)
+    trained_on = entry.samples - (0 if entry.built_in else run.data.validation + run.data.test)
     moved = 0 if run.search is None else run.search.differences(network)
     flops = training_flops(run, sum(macs(body, shape).values()), branch_macs(network, shape), trained_on, moved)
     console.print(

@@ -1,12 +1,13 @@
 """Data sets by name, augmentation and batches; knows nothing of networks."""
 
-from spikerate.data.augment import Augment
+from spikerate.data.augment import LARGEST_SIDE, Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch
+from spikerate.data.cache import keeps_caches
 from spikerate.data.catalogue import SETS, check, input_shape, load
 from spikerate.data.download import SOURCES, fetch
 from spikerate.data.sample_files import read_sample, sample_files
 from spikerate.data.samples import Block, DataSet, Samples, Units
-from spikerate.data.settings import LARGEST_SIDE, Data
+from spikerate.data.settings import Data
 from spikerate.data.streams import stream
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "epoch_batches",
     "fetch",
     "input_shape",
+    "keeps_caches",
     "load",
     "plain_batches",
     "read_sample",

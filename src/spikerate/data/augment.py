@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -12,6 +13,9 @@ from kornia.augmentation import RandomCrop, RandomHorizontalFlip, RandomRotation
 from kornia.augmentation.auto import AutoAugment
 from torch import Tensor
 
+LARGEST_SIDE = 4096
+"""Pixels of a side of a sample."""
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -20,24 +24,24 @@ class Augment:
     resized_crop: bool = False
     """random part of the image, 8 to 100 % of its area, brought to the size of the data (image files only)"""
     crop: int = 0
-    """random crop at the image's own size after padding by so many pixels"""
+    """random crop at the image's own size after padding by so many pixels, up to its side"""
     flip: bool = False
     """horizontal flip of each sample with probability 1/2"""
     autoaugment: Literal["cifar10"] | None = None
     """AutoAugment policy (Cubuk et al., CVPR 2019); each group of 8 images draws its own sub-policy"""
     roll: int = 0
-    """shift by up to so many pixels in both directions, what leaves on one side comes in on the other"""
+    """shift by up to so many pixels in both directions, up to 4096; what leaves on one side comes in on the other"""
     rotation: float = 0.0
-    """rotation by up to so many degrees"""
+    """rotation by up to so many degrees, 0 to 180"""
     cutout: int = 0
-    """side of the square set to zero around a random pixel (DeVries and Taylor, 2017)"""
+    """side of the square set to zero around a random pixel, up to 4096 (DeVries and Taylor, 2017)"""
     one_of: bool = False
     """of roll, rotation and Cutout, each group of 8 samples gets one only, drawn at random"""
 
     def __post_init__(self) -> None:
         for name, value in (("crop", self.crop), ("roll", self.roll), ("cutout", self.cutout)):
-            if value < 0:
-                raise ValueError(f"augment.{name} is {value}: give a number of pixels >= 0")
+            if not 0 <= value <= LARGEST_SIDE:
+                raise ValueError(f"augment.{name} is {value}: give a number of pixels from 0 to {LARGEST_SIDE}")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"augment.rotation is {self.rotation}: give an angle from 0 to 180 degrees")
         if self.one_of and len(self._moves()) < 2:
@@ -57,7 +61,8 @@ class Augment:
             if self.flip:
                 planes = RandomHorizontalFlip()(planes)
             if self.autoaugment:
-                planes = torch.cat([_autoaugment(self.autoaugment)(group) for group in planes.split(8)])
+                with _counts_in_any_order():
+                    planes = torch.cat([_autoaugment(self.autoaugment)(group) for group in planes.split(8)])
             moves = self._moves()
             if self.one_of:
                 groups = planes.split(8)
@@ -82,6 +87,20 @@ class Augment:
 @cache
 def _autoaugment(policy: str) -> AutoAugment:
     return AutoAugment(policy)
+
+
+@contextmanager
+def _counts_in_any_order() -> Iterator[None]:
+    """Lets run what PyTorch refuses on a GPU in a deterministic run, and what repeats to the bit all the same.
+
+    It is the histogram of AutoAugment's equalisation: sums of whole numbers, which are exact in every order.
+    """
+    wanted, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(wanted, warn_only=warns)
 
 
 def _rolled(x: Tensor, most: int) -> Tensor:

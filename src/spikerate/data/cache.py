@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ import pooch
 import torch
 from torch import Tensor
 
+from spikerate.system.files import is_there, locked, open_plain, parse_json, read_text, write_json
 from spikerate.system.progress import Track
 
 _CHUNK = 2**24
-_MADE_BY = 1
+_SECONDS = 60
+"""So long must nothing have been added to a cache that its writer has left."""
+_MADE_BY = 2
 """To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
 
 
@@ -77,6 +81,17 @@ def cached(
     return found
 
 
+def keeps_caches(folder: Path) -> bool:
+    """Whether there is a cache in the folder already: a stranger can name any folder, and make none in it."""
+    try:
+        return any(
+            is_there(entry / "facts.json") and is_there(entry / "rows") and not entry.is_symlink()
+            for entry in folder.iterdir()
+        )
+    except OSError:
+        return False
+
+
 def _stop_unless(skip: bool, reason: str) -> None:
     if not skip:
         raise ValueError(f"{reason}; --data.broken skip leaves such files out")
@@ -84,11 +99,12 @@ def _stop_unless(skip: bool, reason: str) -> None:
 
 def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], skip: bool) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(place)
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
     try:
         broken: dict[int, str] = {}
         digest = hashlib.sha256()
-        with (temporary / "rows").open("wb") as file:
+        with locked(temporary / "rows"), (temporary / "rows").open("wb") as file:
             for k, row in enumerate(make()):
                 if isinstance(row, str):
                     _stop_unless(skip, row)
@@ -101,7 +117,7 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
             os.fsync(file.fileno())
         facts = {"key": text, "sha256": digest.hexdigest(), "broken": {str(k): reason for k, reason in broken.items()}}
         facts["check"] = _check(facts)
-        (temporary / "facts.json").write_text(json.dumps(facts))
+        write_json(temporary / "facts.json", facts)
         try:
             temporary.rename(place)
         except OSError:
@@ -111,14 +127,26 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _remove_left(place: Path) -> None:
+    """Remove what a process that was killed has left of this cache: half of it may fill a disk."""
+    for left in place.parent.glob(f".{place.name}-*"):
+        try:
+            if not left.is_symlink() and time.time() - (left / "rows").lstat().st_mtime > _SECONDS:
+                with locked(left / "rows") as sure:
+                    if sure:
+                        shutil.rmtree(left)
+        except (OSError, ValueError):  # its writer is at work, or it is not ours
+            continue
+
+
 def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic], track: Track) -> Cached:
     rows, row_bytes = place / "rows", math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        facts = json.loads((place / "facts.json").read_text())
+        facts = parse_json(read_text(place / "facts.json"))
         broken = {int(k): str(reason) for k, reason in facts["broken"].items()}
         whole = facts.pop("check") == _check(facts) and facts["key"] == text
         whole = whole and rows.stat().st_size % row_bytes == 0 and _sha256(rows, track) == facts["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"the cache {place} is damaged: remove it, and it is made again")
@@ -134,8 +162,9 @@ def _check(facts: Mapping[str, Any]) -> str:
 
 
 def _sha256(file: Path, track: Track) -> str:
-    digest, size = hashlib.sha256(), file.stat().st_size
-    with file.open("rb") as content:
+    digest = hashlib.sha256()
+    with open_plain(file) as content:
+        size = os.fstat(content.fileno()).st_size
         for part in track(iter(lambda: content.read(_CHUNK), b""), "checking the cache", -(-size // _CHUNK)):
             digest.update(part)
     return digest.hexdigest()

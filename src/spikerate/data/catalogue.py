@@ -32,7 +32,7 @@ class Entry:
         num_classes: K; None where the folders say it.
         samples: to train on, as distributed, or to draw the test from; None where the folders say it.
         load: (settings, T, track) -> the set, with the parts that it comes with.
-        built_in: whether it is part of spikerate, with a held-out part.
+        built_in: whether it is part of spikerate, with a validation part.
     """
 
     kind: Literal["images", "files", "events"]
@@ -50,8 +50,8 @@ def _images(read: Callable[[Path], DataSet]) -> Loader:
         found = read(data.path or Path())
         if data.size is None:
             return found
-        train, held_out, test = (fitted(part, Resize(data.size)) for part in (found.train, found.held_out, found.test))
-        return replace(found, train=train, held_out=held_out, test=test)
+        train, validation, test = (fitted(part, Resize(data.size)) for part in (found.train, found.validation, found.test))
+        return replace(found, train=train, validation=validation, test=test)
 
     return load
 
@@ -93,14 +93,17 @@ def check(data: Data) -> None:
     if data.name not in SETS:
         raise ValueError(f"data.name is {data.name!r}: give one of {', '.join(SETS)}")
     entry, augment = SETS[data.name], data.augment
-    if entry.built_in and (data.held_out or data.path or data.test):
+    if entry.built_in and (data.validation or data.path or data.test):
         raise ValueError(
-            f"{data.name} is built in with its own held-out samples: leave data.path, data.held_out and data.test alone"
+            f"{data.name} is built in with its own validation samples: leave data.path, data.validation and data.test alone"
         )
     if augment.autoaugment and (entry.kind == "events" or entry.shape[0] != 3):
         raise ValueError(f"data.augment.autoaugment is for colour images, and {data.name} has none: give None")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
         raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
+    side = min(input_shape(data)[1:])
+    if augment.crop > side:
+        raise ValueError(f"data.augment.crop is {augment.crop}, wider than the samples: give at most {side} pixels")
     if (data.name == "events") != (data.sensor is not None):
         raise ValueError(
             "events needs the size of its sensor: give --data.sensor HEIGHT WIDTH"
@@ -133,7 +136,7 @@ def load(data: Data, T: int, track: Track = untracked) -> DataSet:
     gone = [name for label, name in enumerate(found.classes) if found.skipped and label not in trained]
     if gone:
         raise ValueError(f"{data.path} has no whole sample of the class {gone[0]} to train on: {found.skipped[0]}")
-    return divide(found, data.held_out, data.test, data.subset)
+    return divide(found, data.validation, data.test, data.subset)
 
 
 def _place(data: Data) -> Path:

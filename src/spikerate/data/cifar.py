@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,7 +96,7 @@ def _read(name: str, path: Path, layouts: list[_Layout], units: Units) -> DataSe
     return DataSet(
         name=name,
         train=train,
-        held_out=train[:0],
+        validation=train[:0],
         test=_images(folder, layout.test, layout, checksums),
         classes=classes,
         units=units,
@@ -140,7 +141,9 @@ def _from_pickle(file: Path, layout: _Layout, checksums: dict[str, str]) -> tupl
         raise ValueError(f"{file} has {len(data)} images, but not as many labels: fetch it again")
     for row, k in enumerate(labels):
         if type(k) is not int or not 0 <= k < layout.classes:
-            raise ValueError(f"{file} has the label {k!r} at row {row}: labels are the numbers 0 to {layout.classes - 1}")
+            raise ValueError(
+                f"{file} has the label {_shown(k)} at row {row}: labels are the numbers 0 to {layout.classes - 1}"
+            )
     return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
@@ -179,7 +182,7 @@ def _content(file: Path, layout: _Layout, checksums: dict[str, str]) -> bytes:
 def _unpickle(file: Path, layout: _Layout, checksums: dict[str, str]) -> dict[Any, Any]:
     raw = _content(file, layout, checksums)
     try:
-        batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
+        batch = _ArraysOnly(raw).load()
     except _Foreign as error:
         raise ValueError(f"{file} asks for {error}, which no file of {layout.set} does: don't trust it") from error
     except Exception as error:  # a broken pickle can raise anything
@@ -193,16 +196,35 @@ class _Foreign(Exception):
     pass
 
 
-class _ArraysOnly(pickle._Unpickler):
-    """Builds NumPy arrays and plain containers, and nothing else: no other name is ever looked up.
+_OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2),
+    *(pickle.STRING, pickle.SHORT_BINSTRING, pickle.BINSTRING, pickle.SHORT_BINBYTES, pickle.BINBYTES),
+    *(pickle.UNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
+    *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
+    *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
+)
+"""What Python 2 and 3 write, in any protocol, for a dictionary of numbers, strings, lists and arrays."""
 
-    The unpickler in Python: the one in C takes as much memory as a file's highest object number asks for. Byte arrays,
-    which are made before they are read, are in no file of CIFAR.
+
+class _ArraysOnly(pickle._Unpickler):
+    """Builds NumPy arrays of bytes and plain containers, and nothing else: no other name is ever looked up.
+
+    The unpickler in Python: the one in C takes as much memory as a file's highest object number asks for. It knows the
+    opcodes above only; others make objects before they are read, or change those that are there. Keys are strings: a few
+    tuples within each other have a hash that takes years.
     """
 
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: method for code, method in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
-    }
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(io.BytesIO(raw), encoding="bytes")
+        self._unspent = len(raw)
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -210,11 +232,51 @@ class _ArraysOnly(pickle._Unpickler):
             ("numpy._core.multiarray", "_reconstruct"): _empty_array,
             ("numpy", "ndarray"): _no_array,
             ("numpy", "dtype"): _plain_dtype,
-            ("_codecs", "encode"): _latin1,
+            ("_codecs", "encode"): self._encode,
         }
         if (module, name) not in known:
-            raise _Foreign(f"{module}.{name}")
+            raise _Foreign(f"{module}.{name}"[:60])
         return known[module, name]
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """How Python 3 writes bytes in protocol 2; a text that is used again and again would become any amount of them."""
+        self._unspent -= len(text)
+        if self._unspent < 0:
+            raise _Foreign("more bytes than it has")
+        return text.encode("latin1")
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        into = self.stack[-1]
+        for k, v in zip(items[::2], items[1::2], strict=True):
+            into[_key(k)] = v
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], (np.ndarray, np.dtype)):
+            raise _Foreign("another object than an array to be filled")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES},
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.BUILD[0]: load_build,
+    }
+
+
+def _key(key: Any) -> Any:
+    if not isinstance(key, (bytes, str)):
+        raise _Foreign("a key that is no string")
+    return key
 
 
 def _no_array(*arguments: Any) -> Any:
@@ -222,16 +284,18 @@ def _no_array(*arguments: Any) -> Any:
     raise _Foreign("an array of a size of its own")
 
 
-def _empty_array(kind: Any, shape: tuple[int, ...], code: Any) -> np.ndarray:
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     """An array to be filled by its state; of no size, whatever the file asks for."""
     return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
 
 
-def _plain_dtype(code: str, align: bool = False, copy: bool = False) -> np.dtype[Any]:
-    if code not in ("u1", "|u1"):
-        raise _Foreign(f"the array type {code}")
+def _plain_dtype(code: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
+    """Bytes; Python 2 wrote the name of the type as a byte string, Python 3 as text."""
+    if code not in ("u1", "|u1", b"u1", b"|u1"):
+        raise _Foreign(f"the array type {_shown(code)}")
     return np.dtype(np.uint8)
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    return text.encode("latin1")
+def _shown(value: Any) -> str:
+    """A value of a file, in a few characters, whatever it is."""
+    return repr(value)[:40] if isinstance(value, (int, str, bytes)) else f"of a {type(value).__name__}"

@@ -15,7 +15,7 @@ from spikerate.data.samples import DataSet, Stored, Units
 def digits() -> DataSet:
     """Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998; UCI, CC BY 4.0): 8 x 8, one channel, 10 classes.
 
-    The split is part of the file: 1,257 training, 180 held-out and 360 test images, drawn once, class by class.
+    The split is part of the file: 1,257 training, 180 validation and 360 test images, drawn once, class by class.
     """
     raw = files("spikerate.data").joinpath("digits.npz").read_bytes()
     with np.load(io.BytesIO(raw), allow_pickle=False) as file:
@@ -28,7 +28,7 @@ def digits() -> DataSet:
     return DataSet(
         name="digits",
         train=take(0),
-        held_out=take(1),
+        validation=take(1),
         test=take(2),
         classes=tuple("0123456789"),
         units=Units((0.305,), (0.376,)),

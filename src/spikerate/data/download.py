@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import pooch
 
+from spikerate.system.files import is_there, open_plain
+
 _MEMBERS, _BYTES = 10_000, 2 * 2**30
 """More than any archive fetched here holds."""
 
@@ -95,12 +97,12 @@ def fetch(source: Source, to: Path, progress: Progress | None = None) -> Path:
         ValueError: a transfer fails, or a file is not the expected one, or an archive's members would leave the folder.
     """
     folder = to / source.folder
-    if folder.exists():
+    if is_there(folder):
         raise ValueError(f"{folder} is there already: remove it to fetch it again")
     to.mkdir(parents=True, exist_ok=True)
     parts = {to / f"{_name(url)}.part": (url, sha256) for url, sha256 in source.files.items()}
     for part, (url, sha256) in parts.items():
-        if not (part.exists() and _sha256(part) == sha256):
+        if not (is_there(part) and _sha256(part) == sha256):
             _transfer(url, part, progress)
         found = _sha256(part)
         if found != sha256:
@@ -144,6 +146,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
+    open_plain(file).close()
     return str(pooch.file_hash(str(file), alg="sha256"))
 
 
@@ -162,7 +165,7 @@ def _check(archive: Path, tar: tarfile.TarFile) -> None:
 
 def _transfer(url: str, part: Path, progress: Progress | None) -> None:
     """Append to `part` what is missing of it; from the start where the server does not go on."""
-    with part.open("ab") as file:
+    with open_plain(part, "ab") as file:
 
         def start_again(answer: Any, **options: Any) -> None:
             if answer.status_code != _PARTIAL_CONTENT:

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from spikerate.data.cache import Cached, cached
 from spikerate.data.camera import saccades
+from spikerate.data.class_folders import part_ends
 from spikerate.data.digits import digits
 from spikerate.data.events import Events
 from spikerate.data.frames import frames
@@ -57,7 +59,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
 
     def load(data: Data, T: int, track: Track) -> DataSet:
         found = layout(data)
-        everything = [*found.train, *found.test]
+        everything = [*found.train, *found.validation, *found.test]
         cut = _Cut(T, found.sensor, data.frames)
 
         def rows() -> Iterator[Any]:
@@ -67,12 +69,9 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
         kept = _cached(data, cut, {"files": _digest(everything)}, rows, track)
         good = [k for k in range(len(everything)) if k not in kept.broken]
         labels = torch.tensor([everything[k].label for k in good])
-        in_train = sum(k < len(found.train) for k in good)
-        if in_train == 0 or (found.test and in_train == len(good)):
-            what = "to test" if in_train else "to train on"
-            raise ValueError(f"{data.path} has no whole recording {what}: {next(reversed(kept.broken.values()))}")
-        made = _frame_set(data, kept, labels, (in_train, in_train), found.classes, found.licence)
-        return replace(made, skipped=tuple(kept.broken.values()))
+        ends = part_ends(good, (found.train, found.validation, found.test), data.path or Path(), kept.broken)
+        made = _frame_set(data, kept, labels, ends, found.classes, found.licence)
+        return replace(made, split=found.split, skipped=tuple(kept.broken.values()), notes=found.notes)
 
     return load
 
@@ -80,7 +79,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
 def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
     """The built-in digits, each moving in three saccades before a simulated event camera: 16 x 16, the split of digits."""
     still = digits()
-    parts = (still.train, still.held_out, still.test)
+    parts = (still.train, still.validation, still.test)
     images = torch.cat([next(p.read([Block(torch.arange(len(p)))], torch.device("cpu"))) for p in parts])
     cut = _Cut(T, _CAMERA, data.frames)
 
@@ -90,7 +89,7 @@ def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
         return (frames if isinstance(frames, str) else torch.from_numpy(frames) for frames in cuts)
 
     kept = _cached(data, cut, still.checksums, rows, track)
-    ends = len(still.train), len(still.train) + len(still.held_out)
+    ends = len(still.train), len(still.train) + len(still.validation)
     made = _frame_set(data, kept, torch.cat([part.labels for part in parts]), ends, still.classes, still.licence)
     return replace(made, split=still.split, checksums={**still.checksums, **made.checksums})
 
@@ -103,13 +102,13 @@ def _cached(data: Data, cut: _Cut, key: dict[str, str], rows: Callable[[], Itera
 def _frame_set(
     data: Data, kept: Cached, labels: Tensor, ends: tuple[int, int], classes: tuple[str, ...], licence: str
 ) -> DataSet:
-    """Frames in the order training, held out, test; `ends` of the first two."""
+    """Frames in the order training, validation, test; `ends` of the first two."""
     stored = Stored(kept.rows, labels)
     samples = fitted(stored, Resize(data.size)) if data.size else stored
     return DataSet(
         name=data.name,
         train=samples[: ends[0]],
-        held_out=samples[ends[0] : ends[1]],
+        validation=samples[ends[0] : ends[1]],
         test=samples[ends[1] :],
         classes=classes,
         units=Units((0.0, 0.0), (1.0, 1.0), 1.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import stat
 import struct
 import zipfile
@@ -22,10 +23,14 @@ Numbers = NDArray[np.integer[Any]]
 DVS128: Sensor = (128, 128)
 LARGEST = 2**29
 """Bytes of a recording, unpacked: 67 million events of a DVS128, and far more than official ones have."""
+_UNPACKED, _RATIO = 2**24, 100
+"""Bytes that any member of an archive may unpack to, and how many times its packed ones beyond; deflate reaches 1,030."""
 _HEADER = 2**16
 """Bytes of a text header; real ones have some hundred."""
 _PACKET = struct.Struct("<HHIIIIII")
 _POLARITY = 1
+_OVERFLOW = 240
+"""y of the events of an N-MNIST file that mark an overflow of time."""
 _PACKET_TYPES = 14
 
 
@@ -105,7 +110,8 @@ def aedat(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
     """AER-DAT 2.0 of a DVS128, as in CIFAR10-DVS: '#' lines, then big-endian pairs of uint32, address and microseconds.
 
-    x = 127 - address[8..14], y = 127 - address[1..7], p = 1 - address[0]; special events (bit 15) are left out.
+    x = 127 - address[8..14], y = 127 - address[1..7], p = 1 - address[0]; special events (bit 15) are left out. Times that
+    fall by more than 2 ** 31 have run over their 32 bits, and go on from there.
 
     Raises:
         Broken: the file is cut, empty, no AER-DAT 2.0, or its events are impossible.
@@ -125,6 +131,7 @@ def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
         )
     kept = np.flatnonzero(words[:, 0] < 0x8000)
     address, t = words[kept].astype(np.int64).T
+    t = t + (np.cumsum(np.diff(t, prepend=t[:1]) < -(2**31)) << 32)
     x, y, p = 127 - (address >> 8), 127 - (address >> 1 & 0x7F), 1 - (address & 1)
     return _checked(t, x, y, p, sensor, where, lambda k: f"byte {start + 8 * int(kept[k])}")
 
@@ -132,12 +139,17 @@ def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 def n_mnist(raw: bytes, where: str, sensor: Sensor = (34, 34)) -> Events:
     """N-MNIST's `.bin` (Orchard et al., 2015): five bytes an event, x, y, and big-endian a bit of polarity and 23 of time.
 
+    An event of y = 240 is none, but a mark that the camera's clock ran over: 2 ** 13 us are added to all times that follow.
+
     Raises:
         Broken: the file is cut or empty, or its events are impossible.
     """
     b = _records(raw, 0, np.dtype((np.uint8, 5)), where)
+    marks = b[:, 1] == _OVERFLOW
     t = (b[:, 2] & 0x7F).astype(np.int64) << 16 | b[:, 3].astype(np.int64) << 8 | b[:, 4]
-    return _checked(t, b[:, 0], b[:, 1], b[:, 2] >> 7, sensor, where, lambda k: f"byte {5 * k}")
+    kept = np.flatnonzero(~marks)
+    t, b = (t + (np.cumsum(marks) << 13))[kept], b[kept]
+    return _checked(t, b[:, 0], b[:, 1], b[:, 2] >> 7, sensor, where, lambda k: f"byte {5 * int(kept[k])}")
 
 
 def aedat3(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
@@ -148,11 +160,10 @@ def aedat3(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
     Raises:
         Broken: the file or a packet is cut, a packet is impossible, there is no event, or events are impossible.
     """
-    mark = b"#!END-HEADER\r\n"
-    start = raw.find(mark, 0, _HEADER) + len(mark)
-    if start < len(mark):
+    end = re.search(rb"^#!END-HEADER\r?\n", raw[:_HEADER], re.MULTILINE)
+    if end is None:
         raise Broken(f"{where} has no line #!END-HEADER in its first {min(len(raw), _HEADER)} bytes: fetch it again")
-    starts, sizes, overflows = [], [], []
+    start, starts, sizes, overflows = end.end(), [], [], []
     while start < len(raw):
         kind, size, overflow, number = _packet(raw, start, where)
         start += _PACKET.size
@@ -231,7 +242,11 @@ def npz(raw: bytes, where: str, sensor: Sensor) -> Events:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            t, x, y, p = (_member(archive, f"{name}.npy", where) for name in "txyp")
+            members = [_one_of_each(archive, name, len(raw), where) for name in "txyp"]
+            total = sum(member.file_size for member in members)
+            if total > LARGEST:
+                raise Broken(f"{where} has arrays of {total:,} bytes, more than any recording: cut it into shorter ones")
+            t, x, y, p = (_array(archive, member, where) for member in members)
     except Broken:
         raise
     except Exception as error:  # a broken archive can raise anything
@@ -245,32 +260,43 @@ def npz(raw: bytes, where: str, sensor: Sensor) -> Events:
     return _checked(t, x, y, p, sensor, where, lambda k: f"event {k}")
 
 
-def _member(archive: zipfile.ZipFile, name: str, where: str) -> Numbers:
+def _one_of_each(archive: zipfile.ZipFile, name: str, size: int, where: str) -> zipfile.ZipInfo:
+    n = archive.namelist().count(f"{name}.npy")
+    if n != 1:
+        raise Broken(f"{where} has {n} arrays {name}: one each of t, x, y, p is needed")
+    return checked_member(archive.getinfo(f"{name}.npy"), size, where)
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Numbers:
     """An array of an archive, whose header must agree with the size of the member."""
-    if archive.namelist().count(name) != 1:
-        raise Broken(f"{where} has {archive.namelist().count(name)} arrays {name[0]}: one each of t, x, y, p is needed")
-    info = checked_member(archive.getinfo(name), where)
-    with archive.open(info) as file:
+    name = member.filename[0]
+    with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise Broken(f"{where} has an array {name[0]} of a newer format than 1.0: write it with numpy.savez")
+            raise Broken(f"{where} has an array {name} of a newer format than 1.0: write it with numpy.savez")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         if len(shape) != 1 or dtype.kind not in "iub":
-            raise Broken(f"{where} has an array {name[0]} of shape {shape} and type {dtype}: give a list of integers")
-        if shape[0] * dtype.itemsize != info.file_size - file.tell():
-            raise Broken(f"{where} has an array {name[0]} that says to be longer or shorter than it is: write it again")
+            raise Broken(f"{where} has an array {name} of shape {shape} and type {dtype}: give a list of integers")
+        if shape[0] * dtype.itemsize != member.file_size - file.tell():
+            raise Broken(f"{where} has an array {name} that says to be longer or shorter than it is: write it again")
         return np.frombuffer(file.read(), dtype)
 
 
-def checked_member(info: zipfile.ZipInfo, where: str) -> zipfile.ZipInfo:
-    """A member of an archive that is no bomb and can be unpacked.
+def checked_member(info: zipfile.ZipInfo, size: int, where: str) -> zipfile.ZipInfo:
+    """A member of an archive of `size` bytes that is no bomb and can be unpacked.
 
     Raises:
-        Broken: it is encrypted, too large, or packed by another method than deflate.
+        Broken: it is encrypted, too large in all or for its packed bytes, or packed by another method than deflate.
     """
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Broken(f"{where} has the member {info.filename!r}, which is encrypted or not deflated: pack it again")
     if info.file_size > LARGEST:
         raise Broken(f"{where} has the member {info.filename!r} of {info.file_size:,} bytes, more than any recording")
+    packed = min(info.compress_size, size)
+    if info.file_size > max(_UNPACKED, _RATIO * packed):
+        raise Broken(
+            f"{where} has the member {info.filename!r}, which unpacks from {packed:,} to {info.file_size:,} bytes: "
+            "no recording does, don't trust it"
+        )
     return info
 
 
@@ -286,8 +312,9 @@ def _checked(
     t: Numbers, x: Numbers, y: Numbers, p: NDArray[Any], sensor: Sensor, where: str, place: Callable[[int], str]
 ) -> Events:
     """Events that a camera can have seen; `place` says where in the file the k-th is."""
-    if len(t) == 0:
-        raise Broken(f"{where} has no events: leave it out or fetch it again")
+    if not 1 <= len(t) <= LARGEST // 8:
+        few = "no events" if len(t) == 0 else f"{len(t):,} events, more than any recording"
+        raise Broken(f"{where} has {few}: leave it out or fetch it again")
     if t.max() > np.iinfo(np.int64).max:
         raise Broken(f"{where} has a time beyond 63 bits at {place(int(t.argmax()))}: times are microseconds")
     h, w = sensor

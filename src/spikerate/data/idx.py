@@ -15,6 +15,7 @@ from spikerate.data.samples import DataSet, Stored, Units
 
 _LARGEST = 2**28
 """Bytes; the largest official file has 47 million."""
+_GZIP = b"\x1f\x8b"
 _IMAGES, _LABELS = 0x0803, 0x0801
 """Magic numbers: bytes in three dimensions, bytes in one."""
 _GARMENTS = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -24,7 +25,8 @@ def mnist(path: Path) -> DataSet:
     """MNIST (LeCun, Cortes, Burges, 1998): 28 x 28, one channel, 10 classes.
 
     Args:
-        path: the folder of `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and the same of `t10k`, also as `.gz`.
+        path: the folder of `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and the same of `t10k`; also as `.gz`,
+            and as `train-images.idx3-ubyte`, which some unpackers make of it.
 
     Raises:
         ValueError: a file is missing, or not what it should be; the sentence names it.
@@ -62,11 +64,13 @@ def _part(folder: Path, part: str, classes: int, checksums: dict[str, str]) -> S
 
 def _array(folder: Path, name: str, magic: int, checksums: dict[str, str]) -> tuple[Path, np.ndarray]:
     """The file of that name, also packed, and its array of bytes."""
-    found = [file for file in (folder / name, folder / f"{name}.gz") if file.is_file()]
+    names = (name, name.replace("-idx", ".idx"))
+    found = [file for n in names for file in (folder / n, folder / f"{n}.gz") if file.is_file()]
     if not found:
         raise ValueError(f"{folder} is incomplete: there is neither {name} nor {name}.gz")
     file = found[0]
-    raw = _content(file, checksums)
+    raw = _content(file)
+    checksums[name] = hashlib.sha256(raw).hexdigest()
     if int.from_bytes(raw[:4], "little") == magic:
         raise ValueError(f"{file} has its numbers in little-endian order, where idx files are big-endian: fetch it again")
     if len(raw) < 4 or int.from_bytes(raw[:4], "big") != magic:
@@ -81,14 +85,15 @@ def _array(folder: Path, name: str, magic: int, checksums: dict[str, str]) -> tu
     return file, np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def _content(file: Path, checksums: dict[str, str]) -> bytes:
-    """The file's content, unpacked as far as any official file goes."""
+def _content(file: Path) -> bytes:
+    """The file's content, unpacked as far as any official file goes; a browser may have unpacked it under its old name."""
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with file.open("rb") as stream:
+            packed = stream.read(len(_GZIP)) == _GZIP
+        with gzip.open(file) if packed else file.open("rb") as stream:
             raw = stream.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} can't be read ({error}): it is truncated or no such file, fetch it again") from error
     if len(raw) > _LARGEST:
         raise ValueError(f"{file} has more than {_LARGEST:,} bytes, and no official file so many: fetch it again")
-    checksums[file.name.removesuffix(".gz")] = hashlib.sha256(raw).hexdigest()
     return raw

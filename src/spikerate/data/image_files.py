@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from spikerate.data.cache import cached
-from spikerate.data.folder import decode, list_images
+from spikerate.data.class_folders import list_classes, part_ends
+from spikerate.data.decode import SUFFIXES, decode
 from spikerate.data.resize import MARGIN, Crop
 from spikerate.data.samples import Block, DataSet, Samples, Stored, Units, fitted
 from spikerate.data.settings import Data
 from spikerate.data.streams import stream
 from spikerate.data.workers import parallel
 from spikerate.system.progress import Track
+
+_MOST_READ = 2**31
+"""Bytes of images that are read for their checksum: a few seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +81,19 @@ class _Survey:
 
 
 def image_files(data: Data, T: int, track: Track) -> DataSet:
-    """Class folders of images: `PATH/train/CLASS/...` and `PATH/val/CLASS/...`, or `PATH/CLASS/...`.
+    """Class folders of images: `PATH/PART/CLASS/...` with the parts `train`, `val` and `test`, or `PATH/CLASS/...`.
 
     Raises:
         ValueError: a folder is missing, the classes of the parts differ, or a file is broken; the sentence names it.
     """
     assert data.path is not None
-    listing, size = list_images(data.path), data.size or 224
-    files = [file for file, _ in (*listing.train, *listing.test)]
-    labels = torch.tensor([label for _, label in (*listing.train, *listing.test)])
+    listing = list_classes(data.path, SUFFIXES, "images", validation_is_test=data.name == "imagenet")
+    size, everything = data.size or 224, (*listing.train, *listing.validation, *listing.test)
+    files, labels = [file for file, _ in everything], torch.tensor([label for _, label in everything])
     stats = [_stat(file) for file in files]
     # The record knows the files wherever they lie; a cache is of these very files, and must not outlive a change of them.
     facts = {"files": _digest([file.relative_to(data.path) for file in files], labels, [(size,) for size, _ in stats])}
+    facts |= _contents(files, [size for size, _ in stats], track)
     broken: dict[int, str] = {}
     if data.decoded or data.broken == "skip":
         survey = _Survey(round(size * MARGIN), data.decoded)
@@ -107,29 +112,43 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
         samples = fitted(Stored(kept.rows, labels[good]), Crop(size))
     else:
         samples = Files([files[k] for k in good.tolist()], labels[good], size, data.workers)
-    in_train = int((good < len(listing.train)).sum())
-    if in_train == 0 or (listing.test and in_train == len(good)):
-        what = "to test" if in_train else "to train on"
-        raise ValueError(f"{data.path} has no whole image {what}: {next(reversed(broken.values()))}")
+    in_train, before_test = part_ends(good.tolist(), (listing.train, listing.validation, listing.test), data.path, broken)
     return DataSet(
         name=data.name,
         train=samples[:in_train],
-        held_out=samples[:0],
-        test=samples[in_train:],
+        validation=samples[in_train:before_test],
+        test=samples[before_test:],
         classes=listing.classes,
         units=Units((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         licence="ImageNet's terms of access: research use" if data.name == "imagenet" else "not known: your own data",
         checksums=facts,
+        split=listing.split,
         skipped=tuple(broken.values()),
+        notes=listing.notes,
     )
 
 
 def _digest(names: Sequence[Path], labels: Tensor, stats: Sequence[tuple[int, ...]]) -> str:
-    """Of names, labels, and what the file system says: reading a million files would take longer than many a training."""
+    """Of names, labels, and what the file system says."""
     digest = hashlib.sha256()
     for name, label, stat in zip(names, labels.tolist(), stats, strict=True):
         digest.update(os.fsencode(f"{name} {label} {stat}\n"))
     return digest.hexdigest()
+
+
+def _contents(files: Sequence[Path], sizes: Sequence[int], track: Track) -> dict[str, str]:
+    """The checksum of what is in the files: of a random sample where all of them would take longer than many a training."""
+    order = np.random.default_rng(2).permutation(len(files))
+    few = np.array([max(0, size) for size in sizes])[order].cumsum() <= _MOST_READ
+    chosen = sorted(order[few].tolist())
+    digest = hashlib.sha256()
+    for k in track(iter(chosen), "checking images", len(chosen)):
+        try:
+            content = files[k].read_bytes() if files[k].is_file() else b""
+        except OSError:  # decoding it will say so
+            content = b""
+        digest.update(hashlib.sha256(content).digest())
+    return {"contents" if all(few) else f"contents of {len(chosen)} of {len(files)} files": digest.hexdigest()}
 
 
 def _stat(file: Path) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 
+from spikerate.data.class_folders import list_classes
 from spikerate.data.events import DVS128, Broken, Events, Sensor, checked_member, decoder, parse, read_file
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -58,6 +59,8 @@ class Recordings:
         classes: K names, by label.
         sensor: (H, W) in pixels.
         licence: of the data.
+        validation: to choose the best epoch by, where the set has such a part.
+        split, notes: as of `class_folders.Listing`.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Recordings:
     classes: tuple[str, ...]
     sensor: Sensor
     licence: str
+    validation: tuple[Recording, ...] = ()
+    split: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def cifar10_dvs(path: Path) -> Recordings:
@@ -131,35 +137,24 @@ def dvs128_gesture(path: Path) -> Recordings:
 
 
 def event_folder(path: Path, sensor: Sensor) -> Recordings:
-    """Recordings of your own: `train/<class>/*.npz` and `test` or `val` likewise, or `<class>/*.npz` without a split.
+    """Recordings of your own, `PART/CLASS/*.npz` with the parts `train`, `val` and `test`, or `CLASS/*.npz`.
 
     Args:
         sensor: (H, W) of all recordings.
 
     Raises:
-        ValueError: the folder, a split or a class is missing, there are fewer than two classes, or a name is there twice.
+        ValueError: a folder is missing or can't be read, there are fewer than two classes, or a name is there twice.
     """
     _need(path)
-    parts = [name for name in ("train", "test", "val") if (path / name).is_dir()]
-    if parts and (len(parts) != 2 or "train" not in parts):
-        raise ValueError(f"{path} has the folders {', '.join(parts)}: give train and one of test and val, or classes alone")
-    root = path / "train" if parts else path
-    classes = tuple(e.name for e in _entries(root) if e.is_dir())
-    if len(classes) < 2:
-        raise ValueError(f"{root} has {len(classes)} class folders: give one folder for each of at least two classes")
-    test: tuple[Recording, ...] = ()
-    if parts:
-        more = {e.name for e in _entries(path / parts[1]) if e.is_dir()} - set(classes)
-        if more:
-            raise ValueError(
-                f"{path / parts[1]} has the class {min(more)}, which {root} has not: give both the same classes"
-            )
-        test = _split(path / parts[1], classes, ".npz")
-    return Recordings("events", _split(root, classes, ".npz"), test, classes, sensor, "not stated")
+    found = list_classes(path, {".npz"}, "recordings")
+    train, validation, test = (
+        tuple(Recording(file, label) for file, label in part) for part in (found.train, found.validation, found.test)
+    )
+    return Recordings("events", train, test, found.classes, sensor, "not stated", validation, found.split, found.notes)
 
 
 def read(recordings: Sequence[Recording], sensor: Sensor) -> list[Events | str]:
-    """Read recordings; neighbours in one file open it once, and spans of one file are cut out of one reading.
+    """Read recordings; a file is opened once for all that stand next to each other, and its spans are cut from one reading.
 
     Returns:
         for each recording its events, or the sentence that says why it is broken.
@@ -198,7 +193,8 @@ def _from_zip(file: Path, recordings: list[Recording], sensor: Sensor) -> list[E
 def _from_member(archive: zipfile.ZipFile, recording: Recording, sensor: Sensor) -> Events | str:
     name, where = str(recording.member), f"{recording.file}/{recording.member}"
     try:
-        return parse(archive.read(checked_member(archive.getinfo(name), where)), where, sensor)
+        size = recording.file.stat().st_size
+        return parse(archive.read(checked_member(archive.getinfo(name), size, where)), where, sensor)
     except Broken as error:
         return str(error)
     except Exception as error:  # a broken zip can raise anything
@@ -268,7 +264,12 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} is not there: unpack the data set again")
     try:
         with file.open("rb") as opened:
-            return opened.read(_TEXT).decode("utf-8-sig")
+            raw = opened.read(_TEXT + 1)
+        if len(raw) > _TEXT:
+            raise ValueError(
+                f"{file} has more than {_TEXT:,} bytes, and no official file so many: unpack the data set again"
+            )
+        return raw.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from spikerate.data.catalogue import SETS, input_shape
-from spikerate.data.folder import SUFFIXES as IMAGES
-from spikerate.data.folder import decode
+from spikerate.data.class_folders import counted, files_below
+from spikerate.data.decode import SUFFIXES as IMAGES
+from spikerate.data.decode import decode
 from spikerate.data.frames import frames
 from spikerate.data.recordings import Recording, read
 from spikerate.data.resize import MARGIN, Resize
@@ -20,26 +22,28 @@ RECORDINGS = frozenset({".aedat", ".aedat4", ".bin", ".npz"})
 _GREY = (0.299, 0.587, 0.114)
 
 
-def sample_files(paths: Iterable[Path], data: Data) -> list[Path]:
-    """The files among `paths`, and those of the right kind in the folders among them and below, in order.
+def sample_files(paths: Iterable[Path], data: Data) -> tuple[list[Path], list[str]]:
+    """The files among `paths`, and those of the right kind in the folders among them and below, in order; what is not read.
 
     Raises:
-        ValueError: a path does not exist, or a folder holds no such file.
+        ValueError: a path does not exist, or a folder can't be read or holds no such file.
     """
     suffixes = RECORDINGS if SETS[data.name].kind == "events" else IMAGES
     found: list[Path] = []
+    notes: list[str] = []
     for path in paths:
         if path.is_dir():
-            right = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
-            inside = sorted(p for p in right if p.is_file())
+            left_out: Counter[str] = Counter()
+            inside = [Path(file) for file in files_below(path, suffixes, left_out)]
             if not inside:
                 raise ValueError(f"the folder {path} holds no file that ends in {', '.join(sorted(suffixes))}")
             found += inside
+            notes += [f"not read in {path}: {counted(left_out)}"] if left_out else []
         elif path.is_file():
             found.append(path)
         else:
             raise ValueError(f"{path} does not exist: give files or folders")
-    return found
+    return found, notes
 
 
 def read_sample(file: Path, data: Data, T: int) -> Tensor:

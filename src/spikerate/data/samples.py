@@ -1,4 +1,4 @@
-"""Samples wherever they are kept, and the data set that they make: training, held-out and test samples."""
+"""Samples wherever they are kept, and the data set that they make: training, validation and test samples."""
 
 from __future__ import annotations
 
@@ -166,22 +166,23 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Training, held-out and test samples, and what is known of them.
+    """Training, validation and test samples, and what is known of them.
 
     Attributes:
-        train, held_out, test: disjoint.
+        train, validation, test: disjoint.
         classes: K names.
         units: what the samples' numbers mean.
         licence: of the data.
         checksums: what was read -> sha256.
         split: how the parts were drawn.
         drawn: part -> the sorted indices of its samples, where they were drawn here.
-        skipped: why files were left out.
+        skipped: why broken files were left out.
+        notes: what else was not read, and what a folder was taken for.
     """
 
     name: str
     train: Samples
-    held_out: Samples
+    validation: Samples
     test: Samples
     classes: tuple[str, ...]
     units: Units
@@ -190,6 +191,7 @@ class DataSet:
     split: str = ""
     drawn: dict[str, list[int]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -197,16 +199,16 @@ class DataSet:
         return self.train.shape
 
     def to(self, device: torch.device) -> DataSet:
-        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device), test=self.test.to(device))
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
 
 
-def divide(data: DataSet, held_out: int, test: int, subset: int | None) -> DataSet:
+def divide(data: DataSet, validation: int, test: int, subset: int | None) -> DataSet:
     """Draw the parts that a data set does not come with, once and for all by NumPy's generator of seed 0.
 
     Args:
-        held_out: how many training samples to hold out.
+        validation: how many training samples to hold out, where the set has no validation samples of its own.
         test: how many training samples to test on, where the set has no test samples of its own.
-        subset: how many training samples to keep; held-out and test samples are cut down by the same share.
+        subset: how many training samples to keep; validation and test samples are cut down by the same share.
 
     Raises:
         ValueError: a number is out of range, or leaves nothing to train on.
@@ -214,25 +216,37 @@ def divide(data: DataSet, held_out: int, test: int, subset: int | None) -> DataS
     total = len(data.train)
     if len(data.test) and test:
         raise ValueError(f"data.test is {test}, but {data.name} has {len(data.test):,} test samples of its own: leave it")
+    if len(data.validation) and validation:
+        own = f"{len(data.validation):,} validation samples of its own"
+        raise ValueError(f"data.validation is {validation}, but {data.name} has {own}: leave it at 0")
     if not (len(data.test) or test):
-        raise ValueError(f"{data.name} has no test samples of its own: give --data.test N, to draw N of its {total:,}")
-    for name, n in (("held_out", held_out), ("test", test)):
+        seen = f" ({data.notes[0]})" if data.notes else ""
+        raise ValueError(f"{data.name} has no test samples of its own{seen}: give --data.test N, to draw N of its {total:,}")
+    for name, n in (("validation", validation), ("test", test)):
         if not 0 <= n < total:
             raise ValueError(f"data.{name} is {n}: give a number from 0 to {total - 1}, the training samples less one")
-    if held_out + test >= total:
-        raise ValueError(f"data.held_out and data.test take {held_out + test} of {total} samples: none is left to train on")
+    if validation + test >= total:
+        raise ValueError(
+            f"data.validation and data.test take {validation + test} of {total} samples: none is left to train on"
+        )
     order = torch.from_numpy(np.random.default_rng(0).permutation(total))
-    parts = {"held_out": order[:held_out], "test": order[held_out : held_out + test], "train": order[held_out + test :]}
+    parts = {
+        "validation": order[:validation],
+        "test": order[validation : validation + test],
+        "train": order[validation + test :],
+    }
     drawn: dict[str, list[int]] = {}
-    made: dict[str, Samples] = {"held_out": data.held_out, "test": data.test, "train": data.train}
+    made: dict[str, Samples] = {"validation": data.validation, "test": data.test, "train": data.train}
     for name, index in parts.items():
         if 0 < len(index) < total:
             chosen = index.sort().values
             made[name] = data.train[chosen]
             drawn |= {name: chosen.tolist()} if name != "train" else {}
     how = [f"{len(index)} {name} of {total}" for name, index in drawn.items()]
-    split = f"drawn by NumPy default_rng(0).permutation: {', '.join(how)}" if how else data.split or "as distributed"
-    done = replace(data, train=made["train"], held_out=made["held_out"], test=made["test"], split=split, drawn=drawn)
+    ways = [data.split] if data.split else []
+    ways += [f"drawn by NumPy default_rng(0).permutation: {', '.join(how)}"] if how else []
+    split = "; ".join(ways) or "as distributed"
+    done = replace(data, train=made["train"], validation=made["validation"], test=made["test"], split=split, drawn=drawn)
     return done if subset is None else _cut(done, subset)
 
 
@@ -245,9 +259,9 @@ def _cut(data: DataSet, subset: int) -> DataSet:
         n = -(-len(samples) * subset // total)
         return torch.from_numpy(np.random.default_rng(1).permutation(len(samples))[:n]).sort().values
 
-    train, held_out, test = (few(part) for part in (data.train, data.held_out, data.test))
-    kept = {"held_out": held_out, "test": test}
+    train, validation, test = (few(part) for part in (data.train, data.validation, data.test))
+    kept = {"validation": validation, "test": test}
     drawn = {name: [index[k] for k in kept[name].tolist()] for name, index in data.drawn.items()}
     split = f"{data.split}; of each part {subset} in {total}, by NumPy default_rng(1).permutation"
-    parts = {"train": data.train[train], "held_out": data.held_out[held_out], "test": data.test[test]}
-    return replace(data, train=parts["train"], held_out=parts["held_out"], test=parts["test"], split=split, drawn=drawn)
+    parts = {"train": data.train[train], "validation": data.validation[validation], "test": data.test[test]}
+    return replace(data, train=parts["train"], validation=parts["validation"], test=parts["test"], split=split, drawn=drawn)

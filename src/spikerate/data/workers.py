@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
+
+from spikerate.system.interrupt import leave_to_parent
 
 _ENDED = "a process that reads files was ended, perhaps for lack of memory"
 Item = TypeVar("Item")
@@ -31,7 +32,7 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int
         sampler=items,
         batch_size=None,
         num_workers=n,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_begin,
         prefetch_factor=4 if n else None,
     )
     results = iter(loader)
@@ -67,7 +68,6 @@ class _Work(Dataset[Any], Generic[Item, Result]):
             return _Failed(f"{_ENDED}: give fewer --data.workers, or 0")
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Which finishes its step, and needs the workers for that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _begin(worker: int) -> None:
+    """The parent finishes its step when it is asked to stop, and needs the workers for that."""
+    leave_to_parent()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import nir
@@ -42,7 +43,7 @@ def to_nir(
     Args:
         network: [B, C, H, W] or [B, C, L] -> any shape.
         in_shape: of one sample at one step, without B.
-        dt: seconds of a time step; it stands in the graph's metadata.
+        dt: seconds of a time step; it stands in the graph's metadata, and beside it that the reset is not by subtraction.
         metadata: further entries of it.
 
     Raises:
@@ -71,12 +72,12 @@ def to_nir(
             edges += [(source, name) for source in given]
             sources[call] = (name,)
     try:
-        return nir.NIRGraph(nodes, edges, {"dt": dt, **(metadata or {})})
+        return nir.NIRGraph(nodes, edges, {"dt": dt, "reset": "zero", **(metadata or {})})
     except ValueError as error:
         raise ValueError(f"NIR can't hold the network's shapes: {error}") from error
 
 
-def from_nir(graph: nir.NIRGraph, dt: float | None = None) -> nn.Module:
+def from_nir(graph: nir.NIRGraph, dt: float | None = None, reset: Literal["zero", "subtract"] | None = None) -> nn.Module:
     """The network of a NIR graph: layers of `torch.nn` and `LIF` under the names of the nodes, to be run by any rule.
 
     The inverse of `to_nir`, exact for what it has written. Where a node scales its input otherwise than by 1, threshold
@@ -85,11 +86,14 @@ def from_nir(graph: nir.NIRGraph, dt: float | None = None) -> nn.Module:
     Args:
         graph: with one input and one output, without cycles.
         dt: seconds of a time step; by default what the metadata say, or `DT`.
+        reset: what a spike does to the membrane, which NIR's nodes do not say: "zero" sets it to the node's `v_reset`
+            (0 in most files), "subtract" takes the threshold off it, as snnTorch does by default. By default what the
+            metadata say, as `to_nir` writes them; where they say nothing, it is "zero", with a warning.
 
     Raises:
-        ValueError: a node or an edge of another kind, named; or neurons of one node that differ.
+        ValueError: a node or an edge of another kind, named; or neurons of one node that differ; or `reset` is neither.
     """
-    dt = _time_step(graph, dt)
+    dt, subtracts = _time_step(graph, dt), _subtracts(graph, reset)
     graph.validate_structure()
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
@@ -107,6 +111,9 @@ def from_nir(graph: nir.NIRGraph, dt: float | None = None) -> nn.Module:
     network = Wired(
         {name: _layer(name, graph.nodes[name], dt) for name in order if name not in (first, last)}, sources, first, last
     )
+    for layer in network.modules():
+        if isinstance(layer, LIF) and subtracts:
+            layer.v_reset = None
     _shapes(network, layer_graph(network), [int(n) for n in graph.nodes[first].input_type["input"]])
     return network.eval()
 
@@ -117,18 +124,58 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
     Raises:
         ValueError: the file is missing or broken, or has a node that spikerate does not know.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is no NIR graph: there is no such file, or it is a folder or a device")
     try:
         with h5py.File(path) as file:
+            _check_inside(file, 2**28 + 100 * Path(path).stat().st_size)
             kinds = {name: node["type"][()].decode() for name, node in file["node"]["nodes"].items()}
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is no NIR graph, or truncated: {error}") from error
     for name, kind in kinds.items():
         if kind not in {known.__name__ for known in (*_LAYERS, nir.Input, nir.Output)}:
             raise ValueError(f"{path}: {_unknown(name, kind)}")
     try:
         return nir.read(path)
-    except (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, AssertionError) as error:
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{path} is a NIR graph that does not fit together: {error!r}") from error
+
+
+def _check_inside(file: h5py.File, most: int) -> None:
+    """Raise `ValueError` unless all that a file holds is in it, once, and no larger than `most` bytes when it is unpacked.
+
+    HDF5 has links to other files, data sets whose values are read from other files, and groups inside themselves. A
+    stranger's graph could so take a file of this machine for weights, which then stand in the network.
+    """
+    groups: list[tuple[str, h5py.Group]] = [("", file)]
+    seen, size = set(), 0
+    while groups:
+        path, group = groups.pop()
+        for name in group:
+            place = f"{path}/{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{place} in it is a link to another place, which is not followed")
+            found = group[name]
+            if found.id in seen:
+                raise ValueError(f"{place} in it has another name too: a graph has no loops")
+            seen.add(found.id)
+            if isinstance(found, h5py.Group):
+                groups.append((place, found))
+                continue
+            if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
+                raise ValueError(f"the values of {place} in it are in another file, which is not read")
+            size += found.nbytes
+            if size > most:
+                raise ValueError(f"{place} in it is larger than the file can be meant to hold: {size:,} bytes in all")
 
 
 def pack_nir(graph: nir.NIRGraph) -> bytes:
@@ -370,6 +417,22 @@ def _time_step(graph: nir.NIRGraph, dt: float | None) -> float:
     return seconds
 
 
+def _subtracts(graph: nir.NIRGraph, reset: str | None) -> bool:
+    told = graph.metadata.get("reset") if reset is None else reset
+    told = told.decode() if isinstance(told, bytes) else told
+    if reset is not None and reset not in ("zero", "subtract"):
+        raise ValueError(f"reset is {reset!r}: give zero or subtract, or None for what the file says")
+    if told in ("zero", "subtract"):
+        return bool(told == "subtract")
+    if any(isinstance(node, nir.LIF | nir.IF) for node in graph.nodes.values()):
+        warnings.warn(
+            "the NIR graph does not say whether a spike resets the membrane or subtracts the threshold from it: it is taken "
+            "for a reset to v_reset; give reset='subtract' for a network of snnTorch's default neurons, or reset='zero'",
+            stacklevel=3,
+        )
+    return False
+
+
 def _numbers(x: Any) -> Any:
     """Whole numbers of a convolution or pooling, or its padding by name."""
     return x if isinstance(x, str) else tuple(int(n) for n in np.atleast_1d(x))
@@ -412,6 +475,8 @@ def _of_lif(node: nir.LIF, dt: float) -> nn.Module:
     if np.any(node.v_leak):
         raise ValueError("v_leak is not 0, and spikerate's membranes leak to 0")
     tau = _same("tau", node.tau)
+    if not 0 < tau < math.inf:
+        raise ValueError(f"its tau is {tau:g}: the time constant is seconds > 0")
     return _of_neuron(1 - dt / tau, _same("r", node.r) * dt / tau, node)
 
 

@@ -11,6 +11,7 @@ import torch
 from spikerate.data import read_sample
 from spikerate.exchange.trained import read_trained
 from spikerate.measure.evaluate import over_time
+from spikerate.measure.health import CheckFinite, NotFinite
 from spikerate.rules import BPTT
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import place
@@ -24,21 +25,28 @@ class Prediction:
     ranking: list[tuple[str, float]]
 
 
-def predict(folder: RunFolder, files: Sequence[Path], weights: str, device: torch.device) -> Iterator[Prediction]:
+def predict(
+    folder: RunFolder, files: Sequence[Path], weights: str, device: torch.device, check_finite: bool = False
+) -> Iterator[Prediction]:
     """The network of a run on files that are like the samples it was trained on, one after the other.
 
     A confidence is the softmax of the mean logits over all time steps; it is not calibrated.
 
     Raises:
         ValueError: the run has no weights, or does not say what its data were, or a file is broken.
+        NotFinite: with `check_finite`, something in the network or a file is infinite or not a number.
     """
+    rule = CheckFinite(BPTT()) if check_finite else BPTT()
     run = folder.config()
     trained = read_trained(folder.path, weights)
     network, classes, units = place(trained.network, device), trained.card.classes, trained.card.units
     for file in files:
         x = units.normalize(units.scale(read_sample(file, run.data, run.T).unsqueeze(0).to(device)))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            logits = BPTT()(network, over_time(x, run.T)).rate[0]
+            try:
+                logits = rule(network, over_time(x, run.T)).rate[0]
+            except NotFinite as error:
+                raise NotFinite(f"{file}: {error}") from error
         confidence, order = logits.float().softmax(0).sort(descending=True)
         names = [classes[k] for k in order.tolist()]
         yield Prediction(file, list(zip(names, confidence.tolist(), strict=True)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.measure.evaluate import over_time
-from spikerate.models import Branched
+from spikerate.models import Branched, check_layers
 from spikerate.neuron import IF, LIF, Rectifier
 from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangular
 
@@ -58,6 +58,7 @@ def from_spikingjelly(network: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: a layer has no counterpart here; the sentence names it.
+        TypeError: it has layers of torch's that a spiking signal can't go through; the sentence lists them all.
         ImportError: SpikingJelly is not installed.
     """
     from spikingjelly.activation_based import base, layer, neuron
@@ -81,6 +82,7 @@ def from_spikingjelly(network: nn.Module) -> nn.Module:
     for module in made.modules():
         if isinstance(module, base.StepModule):
             module.step_mode = "s"
+    check_layers(made)
     return made
 
 

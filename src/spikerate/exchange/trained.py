@@ -17,6 +17,7 @@ from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import load_weights
 from spikerate.system.files import pack_tensors, read_tensors
+from spikerate.system.ranges import MOST_STEPS
 
 FORMAT = 1
 
@@ -45,7 +46,7 @@ class Card:
 
     def __post_init__(self) -> None:
         mean, std, unit = self.units.mean, self.units.std, self.units.unit
-        counts = self.T >= 1 and min(self.shape) >= 1 and max(self.shape[1:]) <= LARGEST_SIDE
+        counts = 1 <= self.T <= MOST_STEPS and min(self.shape) >= 1 and max(self.shape[1:]) <= LARGEST_SIDE
         finite = all(map(math.isfinite, (*mean, *std, unit)))
         if not (counts and finite and len(mean) == len(std) == self.shape[0] and min((*std, unit)) > 0):
             raise ValueError("the numbers do not go together")
@@ -136,13 +137,17 @@ def _of_run(folder: RunFolder, weights: str) -> Trained:
 
 
 def _of_file(path: Path) -> Trained:
-    tensors, facts = read_tensors(path)
+    tensors, facts = read_tensors(path.resolve())  # a link of the user's own
     if "network" not in facts:
         raise ValueError(f"{path} holds weights without their network: give the run folder, or what spikerate export wrote")
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}: spikerate {facts.get('spikerate')} has written it")
     try:
         card: Card = decode(Card, facts["network"], "network")
+        with torch.device(
+            "meta"
+        ):  # a few bytes can tell of a network that fills the memory: it is no larger than its weights
+            load_weights(card.build(), {name: value.to("meta") for name, value in tensors.items()}, str(path))
         network = card.build()
     except ValueError as error:
         raise ValueError(f"{path} does not say what its network is: {error}") from error

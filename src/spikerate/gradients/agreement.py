@@ -20,6 +20,7 @@ from spikerate.gradients.finite_difference import (
 from spikerate.models import Branched
 from spikerate.rules import BPTT, RateBP
 from spikerate.system.progress import Track, untracked
+from spikerate.system.ranges import MOST_SAMPLES, check_count, check_positive, check_seed
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,10 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise ValueError(f"samples is {self.samples}: batch norm needs two at least")
-        if self.directions < 1:
-            raise ValueError(f"directions is {self.directions}: give a number >= 1")
-        if not 0 < self.epsilon < float("inf"):
-            raise ValueError(f"epsilon is {self.epsilon}: give a positive number")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
+        check_count("samples", self.samples, "a number of samples", MOST_SAMPLES)
+        check_count("directions", self.directions, "a number", MOST_SAMPLES)
+        check_positive("epsilon", self.epsilon)
+        check_seed(self.seed)
 
     def __call__(
         self, network: nn.Module, x: Tensor, labels: Tensor, precision: str = "fp32", track: Track = untracked

@@ -32,6 +32,8 @@ class Variants(Stepwise):
         changes: what is added to it, [n, *weight.shape].
     """
 
+    plain = (*Signal.plain, "batch")
+
     batch: int = field(kw_only=True)
     weight: Tensor = field(kw_only=True)
     changes: Tensor = field(kw_only=True)
@@ -64,7 +66,7 @@ class Variants(Stepwise):
         return replace(self, train=parts[0] if len(parts) == 1 else torch.cat(parts, 1))
 
     def fire(self, neuron: Neuron) -> Variants:
-        return replace(self, train=neuron.spikes(self.steps), constant=False)
+        return replace(self, train=neuron.spikes(self.expanded()), constant=False)
 
     def _diverge(self, layer: Callable[..., Signal], *rest: Any) -> Variants:
         """The layer of the weight: the outputs of all variants."""

@@ -24,6 +24,7 @@ from spikerate.neuron import LIF
 from spikerate.rules import Rule
 from spikerate.surrogate import AdaptiveDspike, Dspike
 from spikerate.system.dist import Ranks
+from spikerate.system.ranges import MOST_SAMPLES, check_count, check_positive
 
 COLDEST, HOTTEST = 1e-3, 1e3
 """Temperatures beyond are the identity and the step to every digit."""
@@ -76,12 +77,12 @@ class Search:
             raise ValueError(f"search.step is {self.step}: give a number >= 0")
         if self.per not in ("network", "layer"):
             raise ValueError(f"search.per is {self.per!r}: give network or layer")
-        if not 0 < self.epsilon < float("inf"):
-            raise ValueError(f"search.epsilon is {self.epsilon}: give a positive number")
+        check_positive("search.epsilon", self.epsilon)
         if self.samples < 2:
             raise ValueError(f"search.samples is {self.samples}: batch norm needs two at least")
-        if self.directions is not None and self.directions < 1:
-            raise ValueError(f"search.directions is {self.directions}: give a number >= 1, or None for all elements")
+        check_count("search.samples", self.samples, "a number of samples", MOST_SAMPLES)
+        if self.directions is not None:
+            check_count("search.directions", self.directions, "a number, or None for all elements,", MOST_SAMPLES)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.data import DataSet, Samples, plain_batches
+from spikerate.measure.health import CheckFinite
 from spikerate.rules import BPTT
 from spikerate.signal import Signal
 from spikerate.system.progress import Track, untracked
@@ -33,7 +35,7 @@ class Accuracy:
         z, p, n = 1.959964, self.value, self.n
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return middle - half, middle + half
+        return max(0.0, middle - half), min(1.0, middle + half)  # which rounding may leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,11 @@ class Answers:
         """[K, K] int64, after all steps: how many samples of the row's class were taken for the column's."""
         K = self.num_classes
         return torch.bincount(self.labels * K + self.found[:, -1], minlength=K * K).view(K, K)
+
+    def confusions(self) -> Tensor:
+        """[N, 3] int64: of what occurs, the class, what it was taken for, and how often; for many classes."""
+        pairs, counts = torch.unique(self.labels * self.num_classes + self.found[:, -1], return_counts=True)
+        return torch.stack([pairs // self.num_classes, pairs % self.num_classes, counts], 1)
 
     def some(self, n: int) -> Tensor:
         """Indices of n samples: half of them right at the end and half wrong, as far as there are so many.
@@ -92,12 +99,17 @@ def answers(
     batch: int = 256,
     device: torch.device | None = None,
     track: Track = untracked,
+    check_finite: bool = False,
 ) -> Answers:
     """Run a spiking network in evaluation mode on all `samples`, each for T steps.
 
     The network is left in the mode it was in, which is on `device`; by default, where the labels are. `track` shows who
     waits how far it is.
+
+    Raises:
+        NotFinite: with `check_finite`, something in the network or the samples is infinite or not a number.
     """
+    rule = CheckFinite(rule) if check_finite else rule
     was_training = network.training
     network.eval()
     device = device or samples.labels.device
@@ -106,7 +118,9 @@ def answers(
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             batches = plain_batches(data, samples, batch, device)
             for x, _ in track(batches, "testing", -(-len(samples) // batch)):
-                found.append(rule(network, over_time(x, T)).steps.cumsum(0, dtype=torch.float64).argmax(-1).T)
+                steps = rule(network, over_time(x, T)).steps.double()
+                # One by one: on a GPU `cumsum` may give other bits each time, and is refused in a deterministic run.
+                found.append(torch.stack([logits.argmax(-1) for logits in itertools.accumulate(steps)], 1))
     finally:
         network.train(was_training)
     return Answers(torch.cat(found), samples.labels.to(device), len(data.classes))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from spikerate.losses import Terms
-from spikerate.measure.meter import Ledger, Meter
-from spikerate.signal import Signal
+from spikerate.measure.meter import OUTSIDE, Ledger, Meter, watched
+from spikerate.rules import BPTT
+from spikerate.signal import Neuron, Signal
 
 
 class NotFinite(Exception):
-    """A loss or a gradient is infinite or not a number."""
+    """A loss, a gradient or a value in a network is infinite or not a number."""
 
 
 def gradient_norm(network: nn.Module) -> Tensor:
@@ -43,10 +46,11 @@ def where_not_finite(network: nn.Module, forward: Callable[[], Any], terms: Term
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         order.append(layers[module])
-        x, y = (v.train if isinstance(v, Signal) else v for v in (inputs[0], output))
-        if not found and not y.isfinite().all():
-            given = "" if x.isfinite().all() else ", whose input is not finite already"
-            found.append(f"in the output of {layers[module]} ({type(module).__name__}){given}")
+        if not found and not _is_finite(output):
+            state = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            broken = ["input is"] if not _is_finite(inputs) else [f"{name} is" for name, v in state if not _is_finite(v)]
+            given = f", whose {broken[0]} not finite already" if broken else ""
+            found.append(f"in the output of {layers[module] or 'the network'} ({type(module).__name__}){given}")
 
     handles = [module.register_forward_hook(look) for module in layers]
     try:
@@ -63,6 +67,50 @@ def where_not_finite(network: nn.Module, forward: Callable[[], Any], terms: Term
         n.rpartition(".")[0]: n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
     }
     return next((f"in the gradient of {broken[name]}" for name in reversed(order) if name in broken), None)
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether all tensors and signals among them are; waits for the device."""
+    leaves = pytree.tree_leaves(values, is_leaf=lambda v: isinstance(v, Signal))
+    tensors = [v.train if isinstance(v, Signal) else v for v in leaves]
+    return all(bool(t.isfinite().all()) for t in tensors if isinstance(t, Tensor))
+
+
+@dataclass(frozen=True)
+class CheckFinite:
+    """A rule that says where something infinite or not a number appears, which a spike would hide.
+
+    A spike is a comparison, and one with NaN is false: the neurons behind a broken weight or pixel are silent, and the
+    logits finite. It looks at the inputs of all neurons and at the output, which takes a pass over memory for each, and one
+    wait for the device; where something is found the network is run again, for the name of the layer.
+
+    Call: `CheckFinite(BPTT())(network, x)`, as the rule, which may be a `Meter` too.
+
+    Raises:
+        NotFinite: something is not finite; else as the rule.
+    """
+
+    rule: Callable[[Callable[[Signal], Any], Tensor], Any]
+
+    def __call__(self, network: nn.Module, x: Tensor) -> Any:
+        paths: dict[Any, str] = {module: path for path, module in network.named_modules()}
+        seen: list[tuple[str, Tensor]] = []
+
+        def look(neuron: Neuron, inputs: Signal, spikes: Signal) -> None:
+            seen.append((paths.get(neuron, OUTSIDE), inputs.train.detach().isfinite().all()))
+
+        output = self.rule(watched(network, look), x)
+        for y in pytree.tree_leaves(output, is_leaf=lambda v: isinstance(v, Signal)):
+            if isinstance(y, Signal):
+                seen.append(("the output", y.train.detach().isfinite().all()))
+        if seen and not torch.stack([finite for _, finite in seen]).all():
+            first = next(path for path, finite in seen if not finite)
+            where = where_not_finite(network, lambda: BPTT()(network, x), {}) or f"at {first}"
+            raise NotFinite(
+                f"something is infinite or not a number; it appears first {where}. Spikes hide it, but the answers are "
+                "wrong: look at the weights and the data"
+            )
+        return output
 
 
 def names_not_finite(terms: Mapping[str, Tensor]) -> list[str]:

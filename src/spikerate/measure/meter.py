@@ -1,18 +1,23 @@
-"""A signal that keeps account: how often the neurons of each layer fire, and what its operations are."""
+"""Signals that keep account: how often the neurons of each layer fire, and what its operations are."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from spikerate import autograd
 from spikerate.measure.energy import Energy, Operations
 from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant
+
+_Own = TypeVar("_Own", bound="Around")
+OUTSIDE = "a neuron that is no module of the network"
 
 
 @dataclass
@@ -120,39 +125,135 @@ def _fan_out(layer: autograd.Layer, used: Callable[[Tensor], Tensor], x: Tensor,
 
 
 @dataclass(frozen=True, eq=False)
-class Metered(Signal):
-    """An `Unrolled` signal whose firings are noted in a ledger, and its operations, where wanted, in a tally."""
+class Around(Signal):
+    """A signal that does what the one inside of it does, and is told what its neurons do."""
 
-    inner: Unrolled = field(kw_only=True)
-    ledger: Ledger | Trains = field(kw_only=True)
-    tally: Tally | None = field(kw_only=True)
+    inner: Signal = field(kw_only=True)
+
+    @abstractmethod
+    def fired(self, neuron: Neuron, spikes: Signal) -> None:
+        """This signal made the neuron fire so."""
 
     @property
     def rate(self) -> Tensor:
         return self.inner.rate
 
-    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Metered:
-        y = self.inner.affine(f, *others, at_rate=at_rate)
-        if at_rate is not None and self.tally is not None:
-            self.tally.note(at_rate, self, y.train)
-        return self._around(y)
+    @property
+    def steps(self) -> Tensor:
+        return self.inner.steps
 
-    def nonlinear(self, f: PerStep) -> Metered:
+    def affine(self: _Own, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> _Own:
+        inside = [other.inner if isinstance(other, Around) else other for other in others]
+        return self._around(self.inner.affine(f, *inside, at_rate=at_rate))
+
+    def nonlinear(self: _Own, f: PerStep) -> _Own:
         return self._around(self.inner.nonlinear(f))
 
-    def normalize(self, norm: Normalization) -> Metered:
+    def normalize(self: _Own, norm: Normalization) -> _Own:
         return self._around(self.inner.normalize(norm))
 
-    def fire(self, neuron: Neuron) -> Metered:
-        fired = self.inner.fire(neuron)
-        self.ledger.note(neuron, fired.steps)
-        return self._around(fired)
+    def fire(self: _Own, neuron: Neuron) -> _Own:
+        spikes = self.inner.fire(neuron)
+        self.fired(neuron, spikes)
+        return self._around(spikes)
 
     def tap(self) -> Tensor:
         return self.inner.tap()
 
-    def _around(self, inner: Unrolled) -> Metered:
-        return replace(self, train=inner.train, constant=inner.constant, inner=inner)
+    def _around(self: _Own, inner: Signal) -> _Own:
+        return replace(self, train=inner.train, constant=inner.constant, number=inner.number, inner=inner)
+
+
+@dataclass(frozen=True, eq=False)
+class Metered(Around):
+    """An `Unrolled` signal whose firings are noted in a ledger, and its operations, where wanted, in a tally."""
+
+    plain = (*Signal.plain, "ledger", "tally")
+
+    ledger: Ledger | Trains = field(kw_only=True)
+    tally: Tally | None = field(kw_only=True)
+
+    def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Metered:
+        y = super().affine(f, *others, at_rate=at_rate)
+        if at_rate is not None and self.tally is not None:
+            self.tally.note(at_rate, self, y.train)
+        return y
+
+    def fired(self, neuron: Neuron, spikes: Signal) -> None:
+        self.ledger.note(neuron, spikes.expanded())
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Around):
+    """A signal of any rule that shows the inputs of each layer of neurons, and its spikes."""
+
+    plain = (*Signal.plain, "look")
+
+    look: Callable[[Neuron, Signal, Signal], None] = field(kw_only=True)
+
+    def fired(self, neuron: Neuron, spikes: Signal) -> None:
+        self.look(neuron, self.inner, spikes)
+
+
+def watched(network: Callable[[Signal], Any], look: Callable[[Neuron, Signal, Signal], None]) -> Callable[[Signal], Any]:
+    """The network, of which `look` is shown each layer of neurons, the signal that enters it and its spikes."""
+
+    def inside(y: Any) -> Any:
+        return replace(y.inner, exits=y.exits) if isinstance(y, Watched) else y
+
+    def run(x: Signal) -> Any:
+        start = Watched(x.train, x.constant, x.T, x.tape, inner=x, look=look)
+        return pytree.tree_map(inside, network(start), is_leaf=lambda y: isinstance(y, Signal))
+
+    return run
+
+
+@dataclass(frozen=True)
+class FiringRates:
+    """A rule that returns beside the output the firing rates of layers of neurons, with their gradient: for a loss on them.
+
+    Under `RateBP` the gradient goes through the rates as that of the output does, under the other rules through the steps;
+    in chunks too, where the rates are those of all steps.
+
+    Call: `FiringRates(RateBP())(network, x)` with x as for the rule -> the output, and module path -> rates [B, ...] of the
+    neurons. A neuron module that is called several times in a forward pass has the path of the first call, and then
+    "path, call 2".
+
+    Args:
+        rule: `RateBP()`, `BPTT()`, ...
+        layers: module paths of neurons, or of parts of the network for all neurons inside; None for all.
+
+    Raises:
+        ValueError: there is no neuron at one of the paths; else as the rule.
+    """
+
+    rule: Callable[[Callable[[Signal], Any], Tensor], Any]
+    layers: tuple[str, ...] | None = None
+
+    def __call__(self, network: nn.Module, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        paths: dict[Any, str] = {module: path for path, module in network.named_modules()}
+        rates: dict[str, Tensor] = {}
+        calls: dict[str, int] = {}
+
+        def look(neuron: Neuron, inputs: Signal, spikes: Signal) -> None:
+            path = paths.get(neuron, OUTSIDE)
+            calls[path] = calls.get(path, 0) + 1
+            if self.layers is None or any(_holds(layer, path) for layer in self.layers):
+                rates[path if calls[path] == 1 else f"{path}, call {calls[path]}"] = spikes.tap()
+
+        def chunk(signal: Signal) -> Any:
+            calls.clear()
+            return watched(network, look)(signal)
+
+        output = self.rule(chunk, x)
+        for layer in self.layers or ():
+            if not any(_holds(layer, path) for path in calls):
+                raise ValueError(f"FiringRates.layers has {layer!r}, where no neuron fires: those that do are {list(calls)}")
+        return output, rates
+
+
+def _holds(part: str, path: str) -> bool:
+    return path == part or path.startswith(f"{part}.")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """Staged networks in plain `torch.nn`: spiking by their activation, ordinary with `activation="relu"`."""
 
 from spikerate.models.branches import Branched, DeepConv, deepconv_branches
-from spikerate.models.convert import spiking
+from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
 from spikerate.models.staged import Staged, short_path, stage_shapes
-from spikerate.models.synchronized import synchronize_batch_norm
+from spikerate.models.synchronized import Synchronized, synchronize_batch_norm
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
 __all__ = [
     "Branched",
     "DeepConv",
     "Staged",
+    "Synchronized",
     "branch_macs",
+    "check_layers",
     "deepconv_branches",
     "fold_batch_norm",
     "macs",

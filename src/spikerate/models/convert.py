@@ -65,7 +65,8 @@ def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Modu
 
     The weights are copied, the original stays as it is. An activation that stands at several places becomes one neuron
     module at all of them; neurons keep their state in the signal, so each call of it is a layer of its own. Only torch's
-    own layers are checked here: what a module of yours does in its `forward`, `F.relu` for instance, is checked by the
+    own layers and their settings are checked here, and that no hook waits for the gradients of a module, which come to the
+    tensors in a signal and not to it: what a module of yours does in its `forward`, `F.relu` for instance, is checked by the
     signal when it runs.
 
     Args:
@@ -73,33 +74,53 @@ def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Modu
         neuron: makes one layer of neurons.
 
     Raises:
-        TypeError: it has layers that a spiking signal can't go through; the sentence lists them all.
+        TypeError: it has layers that a spiking signal can't go through, or modules with backward hooks; the sentence lists
+            them all.
         ValueError: it has no activation module.
     """
     root = nn.Sequential(copy.deepcopy(module))  # one floor more, so that the module itself can be replaced
     neurons: dict[nn.Module, nn.Module] = {}
-    refused: dict[str, nn.Module] = {}
+    check_layers(module, ACTIVATIONS)
     for path, layer in list(root.named_modules(remove_duplicate=False)):
-        kind = _kind(layer)
-        if issubclass(kind, ACTIVATIONS):
+        if issubclass(_kind(layer), ACTIVATIONS):
             if layer not in neurons:
                 neurons[layer] = neuron().train(layer.training)
             root.set_submodule(path, neurons[layer])
-        elif kind is not nn.Module and not issubclass(kind, LAYERS + CONTAINERS):
-            inside = any(path.startswith(f"{outer}.") for outer in refused)
-            refused |= {} if inside else {path: layer}
-    if refused:
-        named = ", ".join(f"{path[2:] or 'the module'} ({type(layer).__name__})" for path, layer in refused.items())
-        raise TypeError(
-            f"a spiking signal can't go through {named}: use the layers listed in spikerate.signal "
-            "(convolution, linear, pooling, flatten, batch norm, dropout)"
-        )
     if not neurons:
         raise ValueError(
             f"{type(module).__name__} has no activation module that a neuron could replace: give it nn.ReLU() where its "
             "neurons shall be, not F.relu"
         )
     return root[0]
+
+
+def check_layers(module: nn.Module, others: tuple[type[nn.Module], ...] = ()) -> None:
+    """Raise `TypeError` naming all layers of torch's in a network that a signal can't go through, but those of `others`."""
+    refused: dict[str, str] = {}
+    for path, layer in module.named_modules(remove_duplicate=False):
+        why = _refusal(layer, others)
+        if why and not any(path.startswith(f"{outer}.") or outer == "" for outer in refused):
+            refused[path] = why
+    if refused:
+        named = ", ".join(f"{path or 'the module'} ({why})" for path, why in refused.items())
+        raise TypeError(
+            f"a spiking signal can't go through {named}: use the layers listed in spikerate.signal "
+            "(convolution, linear, pooling, flatten, batch norm, dropout)"
+        )
+
+
+def _refusal(layer: nn.Module, others: tuple[type[nn.Module], ...]) -> str | None:
+    """What is wrong with a layer in itself, without those inside of it."""
+    kind = _kind(layer)
+    if kind is not nn.Module and not issubclass(kind, LAYERS + CONTAINERS + others):
+        return type(layer).__name__
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode != "zeros":
+        return f"{type(layer).__name__} with padding_mode={layer.padding_mode!r}"
+    if isinstance(layer, nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d) and layer.return_indices:
+        return f"{type(layer).__name__} with return_indices"
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return f"{type(layer).__name__} with a backward hook, which would never be called: hook the tensors instead"
+    return None
 
 
 def _kind(layer: nn.Module) -> type:

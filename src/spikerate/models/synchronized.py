@@ -10,7 +10,7 @@ from spikerate.autograd import Total
 from spikerate.signal import Normalization, Signal
 
 
-class _Synchronized(nn.Module):
+class Synchronized(nn.Module):
     """Stands in for a batch norm, with its own parameters and buffers under their own names."""
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, total: Total) -> None:
@@ -44,5 +44,5 @@ def synchronize_batch_norm(network: nn.Module, total: Total) -> nn.Module:
     """
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            network.set_submodule(name, _Synchronized(module, total))
+            network.set_submodule(name, Synchronized(module, total))
     return network

@@ -25,12 +25,13 @@ class Result:
     test: float
     interval: tuple[float, float]
     images: int
-    held_out: float | None
+    validation: float | None
     at_step: list[float]
     rate: float
     rates: dict[str, float]
     rates_at_step: dict[str, list[float]]
     confusion: list[list[int]]
+    confusions: list[list[int]]
     energy: Energy | None
 
     @classmethod
@@ -40,19 +41,20 @@ class Result:
         Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form.
         """
         low, high = map(_share, record["test_interval_95"])
-        held_out, operations = record.get("held_out_accuracy"), record.get("operations", {})
+        validation, operations = record.get("validation_accuracy"), record.get("operations", {})
         at_step = record.get("firing_rates_at_step", {})
         return cls(
             epoch=int(record["epoch"]),
             test=_share(record["test_accuracy"]),
             interval=(low, high),
             images=int(record["test_images"]),
-            held_out=None if held_out is None else _share(held_out),
+            validation=None if validation is None else _share(validation),
             at_step=[_share(share) for share in record.get("test_accuracy_at_step", [])],
             rate=_share(record["firing_rate"]),
             rates={layer: _share(rate) for layer, rate in record["firing_rates"].items()},
             rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
+            confusions=[_confusion(row) for row in record.get("confusions", [])],
             energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
         )
 
@@ -83,13 +85,12 @@ class Finding:
         """
         folder = RunFolder.open(path)
         about, run = folder.about(), folder.config()
-        _check_about(about, path)
         before = folder.rounds(run)[:-1]
         return cls(
             path,
             run,
             about,
-            [_finite(row, path) for row in folder.metrics()] if (path / "metrics.jsonl").is_file() else [],
+            [_finite(row, path) for row in folder.metrics()] if folder.has_epochs else [],
             _result(folder, run.T),
             Examples.read(path),
             [(of, cls.read(place.path) if place.stands else None) for of, place in before],
@@ -100,26 +101,6 @@ class Finding:
         """The training time, with that of the rounds before."""
         before = sum(found.seconds for _, found in self.rounds if found)
         return before + float(sum(row.get("seconds", 0.0) for row in self.rows))
-
-
-def _check_about(about: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
-    data, environment = about["data"], about["environment"]
-    entries: tuple[tuple[str, Any, type], ...] = (
-        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
-        ("ranks", about.get("ranks"), int),
-        ("source", about.get("source"), dict),
-        ("resumed", about.get("resumed"), list),
-        ("data.sizes", data.get("sizes"), dict),
-        ("data.sha256", data.get("sha256"), dict),
-        ("data.classes", data.get("classes"), list),
-        ("data.skipped", data.get("skipped"), list),
-        ("environment.gpus", environment.get("gpus"), list),
-        ("environment.packages", environment.get("packages"), dict),
-    )
-    for name, value, kind in entries:
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{path / 'run.json'} has an entry {name} that is no {kind.__name__}: it was altered")
 
 
 def _result(folder: RunFolder, T: int) -> Result | None:
@@ -136,7 +117,7 @@ def _finite(row: Row, path: Path) -> Row:
     """The numbers of a line of `metrics.jsonl` that can be drawn."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     if "epoch" not in kept:
-        raise ValueError(f"{path / 'metrics.jsonl'} has a line without an epoch: it is altered, or of another version")
+        raise ValueError(f"{path / 'metrics.jsonl'} has the epoch {row['epoch']}: it is altered")
     return kept
 
 
@@ -159,6 +140,13 @@ def _counts(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
     if any(len(row) != len(counts) or min(row) < 0 for row in counts):
         raise ValueError("confusion is not square, or has a negative count")
     return counts
+
+
+def _confusion(row: Sequence[Any]) -> list[int]:
+    label, found, count = (int(_number(n)) for n in row)
+    if min(label, found, count) < 0:
+        raise ValueError("confusions has a negative number")
+    return [label, found, count]
 
 
 def _operations(of: Mapping[str, Any]) -> Operations:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -25,9 +28,12 @@ from spikerate.report.folders import Finding, Result
 from spikerate.report.reproducibility import Question, settings, seven_questions
 from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
+from spikerate.runs.experiment import LARGEST_CONFUSION
 from spikerate.runs.presets import headline
+from spikerate.runs.record import doubt
 from spikerate.system import environment
-from spikerate.system.files import write_whole
+from spikerate.system.escape import escaped
+from spikerate.system.files import is_there, open_plain, write_whole
 
 _MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
 """How a report begins: a file that begins so may be written anew."""
@@ -48,8 +54,13 @@ class _Family:
 
 
 _FAMILIES = (
-    _Family("Loss", "number", {"loss": "total", "ce": "cross-entropy", "kl": "distillation", "mse": "pull"}, zero=True),
-    _Family("Accuracy", "share", {"held_out": "held out", "accuracy": "training"}),
+    _Family(
+        "Loss",
+        "number",
+        {"loss": "total", "ce": "cross-entropy", "kl": "distillation", "mse": "pull", "penalty": "firing rates"},
+        zero=True,
+    ),
+    _Family("Accuracy", "share", {"validation": "validation", "accuracy": "training"}),
     _Family("Accuracy of the exits in training", "share", {"accuracy/exit*": "exit ", "accuracy": "final"}),
     _Family("Reliable share", "share", {"reliable": "training samples that an exit gets right"}),
     _Family("Firing rate", "number", {"firing_rate": "of all neurons"}, zero=True),
@@ -157,9 +168,9 @@ class Group:
         return _stat(result.test for result in self.results)
 
     @property
-    def held_out(self) -> Stat | None:
-        """Their held-out accuracy; None where nothing is held out."""
-        return _stat(result.held_out for result in self.results)
+    def validation(self) -> Stat | None:
+        """Their validation accuracy; None where there is no validation set."""
+        return _stat(result.validation for result in self.results)
 
     @property
     def rate(self) -> Stat | None:
@@ -204,6 +215,9 @@ class Group:
     @property
     def confusion(self) -> Confusion | None:
         """None where no result has it."""
+        listed = [row for result in self.results for row in result.confusions]
+        if listed:
+            return _of_many_classes(listed, self._classes(1 + max(max(row[:2]) for row in listed)))
         counts = [torch.tensor(result.confusion) for result in self.results if result.confusion]
         total = sum((c for c in counts[1:] if c.shape == counts[0].shape), start=counts[0]) if counts else None
         return None if total is None else _confusion(total, self._classes(len(total)))
@@ -220,7 +234,8 @@ class Group:
 
     def _classes(self, num_classes: int) -> list[str]:
         named = [str(name) for name in self.runs[0].about["data"].get("classes") or ()]
-        return named if len(named) == num_classes else [str(k) for k in range(num_classes)]
+        fit = len(named) == num_classes or len(named) > max(num_classes, LARGEST_CONFUSION)
+        return named if fit else [str(k) for k in range(num_classes)]
 
 
 @dataclass(frozen=True)
@@ -253,9 +268,10 @@ def gather(paths: Sequence[Path]) -> Report:
     """Read run folders, or folders of such folders, and compare them.
 
     Raises:
-        ValueError: a folder holds no run, is broken or given twice; or there is none.
+        ValueError: a folder holds no run, is broken, can't be read or is given twice; or there is none.
     """
-    folders = [folder for path in paths for folder in _runs_in(path)]
+    unseen: list[str] = []
+    folders = [folder for path in paths for folder in _runs_in(path, unseen)]
     twice = {folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1}
     if twice:
         raise ValueError(f"{min(twice)} is given twice: give each run once")
@@ -271,7 +287,7 @@ def gather(paths: Sequence[Path]) -> Report:
         list(_curves(groups)),
         charts.chart("Test accuracy against T", over_time, "share", "time steps"),
         charts.strips(rows) if sum(map(len, rows.values())) > 1 else None,
-        list(_notes(groups)),
+        [*unseen, *_notes(groups)],
     )
 
 
@@ -285,6 +301,7 @@ def write(report: Report, file: Path) -> None:
     engine = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_plain,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -296,7 +313,7 @@ def write(report: Report, file: Path) -> None:
         "joules": lambda value: charts.in_words(value, "joules"),
         "quoted": lambda path: shlex.quote(str(path)),
         "short": short_path,
-        "breakable": lambda name: name.replace(".", ".\u200b"),
+        "breakable": lambda name: Markup(".\u200b").join(name.split(".")),
     }
     about = {"made": environment.now(), "version": version("spikerate"), "mac_pj": MAC_PJ, "ac_pj": AC_PJ}
     page = engine.get_template("page.html.jinja").render(report=report, box=charts, len=len, **about)
@@ -307,13 +324,22 @@ def write(report: Report, file: Path) -> None:
         raise ValueError(f"{file} can't be written ({error.strerror}): choose another by --out") from error
 
 
+def _plain(value: Any) -> Any:
+    """What a page shows of a value: of a text from a file, nothing that could turn the page's words around."""
+    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def check_place(file: Path) -> None:
     """Raise `ValueError` where a report can't be put: in the place of a folder or device, or of another file."""
-    if not file.exists():
+    if not is_there(file):
         return
-    if not file.is_file():
-        raise ValueError(f"{file} is a {'folder' if file.is_dir() else 'device'}: give a file by --out")
-    with file.open("rb") as there:
+    try:
+        there = open_plain(file)
+    except OSError as error:
+        raise ValueError(f"{file} can't be read ({error.strerror}): choose another by --out") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; or choose another by --out") from error
+    with there:
         if there.read(len(_MARK)) != _MARK:
             raise ValueError(f"{file} is there already and is no report: choose another by --out")
 
@@ -321,18 +347,40 @@ def check_place(file: Path) -> None:
 # groups -----------------------------------------------------------------------------------------------------------------
 
 
-def _runs_in(path: Path) -> list[Path]:
-    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs."""
-    if (path / "run.json").is_file():
+def _runs_in(path: Path, unseen: list[str]) -> list[Path]:
+    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs.
+
+    Args:
+        unseen: what can't be looked into is added to it.
+    """
+    if not path.is_dir():
         return [path]
-    inside = sorted(file.parent for pattern in ("*/run.json", "*/*/run.json") for file in path.glob(pattern))
-    return [folder for folder in inside if not (folder.parent / "run.json").is_file()] or [path]
+    here: list[str] = []
+    own, folders = _look(path, here)
+    if here:
+        raise ValueError(here[0])
+    found = [path] if own else []
+    for folder in () if own else folders:
+        of_run, deeper = _look(folder, unseen)
+        found += [folder] if of_run else [place for place in deeper if _look(place, unseen)[0]]
+    return sorted(found) or [path]
+
+
+def _look(folder: Path, unseen: list[str]) -> tuple[bool, list[Path]]:
+    """Whether a folder is that of a run, and the folders inside."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+        return any(entry.name == "run.json" for entry in entries), [Path(e.path) for e in entries if e.is_dir()]
+    except OSError as error:
+        unseen.append(f"{folder} can't be read ({error.strerror}): a run in it is left out")
+        return False, []
 
 
 def _grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
     alike: dict[str, list[Finding]] = {}
     for found in findings:
-        alike.setdefault(str((settings(found.run), _checksums(found))), []).append(found)
+        alike.setdefault(str((settings(found.run), _checksums(found), _start(found))), []).append(found)
     named: dict[str, int] = {}
     groups = []
     for runs in alike.values():
@@ -348,12 +396,16 @@ def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for of in of_groups for name in of)
     rows = [(name, [of.get(name, "-") for of in of_groups]) for name in names]
     rows.append(("checksums of the data", [environment.fingerprint(_checksums(group.runs[0])) for group in groups]))
+    rows.append(("weights to start from", [_start(group.runs[0]) for group in groups]))
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def _notes(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         for found in group.runs:
+            for place, about in ((found.path, found.about), *((of.path, of.about) for _, of in found.rounds if of)):
+                if why := doubt(place, about):
+                    yield why
             if not found.result:
                 yield f"{found.path} is not finished: {len(found.rows)} of {found.run.epochs} epochs, and not tested yet"
         for seed in sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
@@ -378,6 +430,11 @@ def _environments(about: Mapping[str, Any]) -> list[Any]:
 
 def _checksums(found: Finding) -> Any:
     return found.about["data"].get("sha256")
+
+
+def _start(found: Finding) -> str:
+    """Which weights a run started from."""
+    return str((found.about.get("init") or {}).get("sha256", "fresh"))
 
 
 def _command(about: Mapping[str, Any]) -> str | None:
@@ -438,7 +495,7 @@ def _series(name: str, key: str, group: Group) -> Series:
             if key in row:
                 values.setdefault(row["epoch"], []).append(row[key])
     result = group.runs[0].result
-    return Series(name, values, result.epoch if result and len(group.runs) == 1 and key == "held_out" else None)
+    return Series(name, values, result.epoch if result and len(group.runs) == 1 and key == "validation" else None)
 
 
 # what the network does --------------------------------------------------------------------------------------------------
@@ -455,6 +512,17 @@ def _confusion(counts: Tensor, classes: list[str]) -> Confusion:
     shades = shares.sqrt()  # or a confusion of a few per cent could not be seen
     rows = [list(zip(n, s, strict=True)) for n, s in zip(counts.tolist(), shades.tolist(), strict=True)]
     return Confusion(classes, list(zip(classes, rows, strict=True)), often)
+
+
+def _of_many_classes(listed: Sequence[Sequence[int]], classes: list[str]) -> Confusion:
+    """Of rows of class, what it was taken for, and how often."""
+    pairs, samples = Counter[tuple[int, int]](), Counter[int]()
+    for label, found, count in listed:
+        pairs[label, found] += count
+        samples[label] += count
+    wrong = Counter({pair: count for pair, count in pairs.items() if pair[0] != pair[1]}).most_common(_MOST_CONFUSIONS)
+    often = [(classes[i], classes[j], n, n / samples[i]) for (i, j), n in wrong if n]
+    return Confusion(classes, [], often)
 
 
 def _examples(kept: Examples, classes: list[str]) -> Iterator[Example]:

@@ -64,6 +64,7 @@ def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) ->
             "data set": data.get("name"),
             "licence": data.get("licence"),
             "left out": f"{len(data['skipped'])} broken files" if data.get("skipped") else None,
+            "noted": "; ".join(map(str, data.get("notes") or [])),
             **{f"sha256 of {name}": value for name, value in dict(data.get("sha256") or {}).items()},
         },
         "How are they split?": {
@@ -84,7 +85,12 @@ def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) ->
             "float32 products": environment.get("matmul_precision"),
             **packages,
         },
-        "With which set-up?": {**_preset(run, about.get("preset")), **settings(run), "seed": of_seeds},
+        "With which set-up?": {
+            **_preset(run, about.get("preset")),
+            **settings(run),
+            "seed": of_seeds,
+            "weights to start from": _start(about.get("init")),
+        },
     }
     return tuple(Question(asks, tuple(_texts(answers))) for asks, answers in asked.items())
 
@@ -109,9 +115,17 @@ def _kind(run: Run) -> str:
 
 
 def _choice(sizes: Mapping[str, Any]) -> str:
-    if sizes.get("held_out"):
-        return "the epoch with the highest held-out accuracy; training looks at the test set once, at its end"
-    return "the last epoch: no samples are held out; training looks at the test set once, at its end"
+    if sizes.get("validation"):
+        return "the epoch with the highest validation accuracy; training looks at the test set once, at its end"
+    return "the last epoch: there is no validation set; training looks at the test set once, at its end"
+
+
+def _start(init: Mapping[str, Any] | None) -> str | None:
+    """Where the weights at the start were from, where they were not drawn from the seed."""
+    if not init:
+        return None
+    fresh = f"; drawn from the seed: {_text(init['fresh'])}" if init.get("fresh") else ""
+    return f"{init.get('path')}, sha256 {init.get('sha256')}{fresh}"
 
 
 def _preset(run: Run, name: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import sys
 import types
@@ -19,7 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from spikerate.data import Data, check
 from spikerate.gradients.temperature import Search, adapt
-from spikerate.losses import TET, CrossEntropy, SelfDistillation
+from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
 from spikerate.models import (
     Branched,
     Staged,
@@ -39,8 +38,9 @@ from spikerate.models import (
 )
 from spikerate.neuron import LIF, Rectifier
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD, Optim, OptimizerFactory
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
+from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
 _WITH_STEM = {
     "resnet18": resnet18,
@@ -50,6 +50,8 @@ _WITH_STEM = {
     "sew-resnet18": sew_resnet18,
     "sew-resnet34": sew_resnet34,
 }
+_WIDEST = 4096
+"""Channels of the first stage; the last one has eight times as many, and a kernel of 150 GB."""
 _OF_ANY_SIZE = {"resnet19": resnet19, "resnet20": resnet20, "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16}
 
 
@@ -117,8 +119,7 @@ class Model:
         names = (*_WITH_STEM, *_OF_ANY_SIZE, "vggsnn")
         if self.name not in names:
             raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(names)}")
-        if self.width < 1:
-            raise ValueError(f"model.width is {self.width}: give a number of channels >= 1")
+        check_count("model.width", self.width, "a number of channels", _WIDEST)
         if self.stem not in ("3x3", "7x7"):
             raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
         if self.stem == "7x7" and self.name not in _WITH_STEM:
@@ -153,11 +154,10 @@ class Round:
     """learning rate at the start"""
 
     def __post_init__(self) -> None:
-        _check_counts(("before.epochs", self.epochs, "a number of epochs"))
+        check_count("before.epochs", self.epochs, "a number of epochs", MOST_EPOCHS)
         if self.T is not None:
-            _check_counts(("before.T", self.T, "a number of time steps"))
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"before.lr is {self.lr}: give a positive number")
+            check_count("before.T", self.T, "a number of time steps", MOST_STEPS)
+        check_positive("before.lr", self.lr)
 
     def __str__(self) -> str:
         return f"{self.T or 'ann'}:{self.epochs}:{self.lr}"
@@ -193,7 +193,8 @@ class Run:
     neuron: Neuron | Rectified = Neuron()
     rule: BPTT | RateBP | SLTT | OTTT = RateBP()
     loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
-    optim: Optim = Optim()
+    penalty: RatePenalty = RatePenalty(weight=0.0)
+    optim: Optim = SGD()
     search: Search | None = None
     T: int = 4
     """time steps; recordings are cut into so many frames"""
@@ -220,12 +221,13 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self.data)
-        _check_counts(
-            ("T", self.T, "a number of time steps"),
-            ("epochs", self.epochs, "a number of epochs"),
-            ("batch", self.batch, "a number of images"),
-            ("accumulate", self.accumulate, "a number of parts"),
-        )
+        if not isinstance(self.optim, OptimizerFactory):
+            raise ValueError(f"optim is {self.optim!r}: give SGD, AdamW, Muon or another OptimizerFactory")
+        check_count("T", self.T, "a number of time steps", MOST_STEPS)
+        check_count("epochs", self.epochs, "a number of epochs", MOST_EPOCHS)
+        check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
+        check_count("accumulate", self.accumulate, "a number of parts", MOST_SAMPLES)
+        check_seed(self.seed)
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}: give fp32 or bf16")
         if self.batch < 2 * self.accumulate:
@@ -246,8 +248,6 @@ class Run:
                 raise ValueError(f"search.samples is {self.search.samples}: give at most those of a batch, {self.batch}")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
         if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
             raise ValueError("before puts a round ahead of an ANN: an ANN can be the first one only")
         for of in self.before:
@@ -271,7 +271,11 @@ class Run:
 
     def _of(self, of: Round) -> Run:
         own = replace(self, before=(), epochs=of.epochs, optim=replace(self.optim, lr=of.lr))
-        return replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None) if of.T is None else replace(own, T=of.T)
+        return (
+            replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
+            if of.T is None
+            else replace(own, T=of.T)
+        )
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
         """The network to train: with branches for self-distillation, else plain."""
@@ -282,12 +286,6 @@ class Run:
             branches = deepconv_branches(body, in_shape, num_classes, self.model.residual_branches)
             return Branched(body, branches)
         return body
-
-
-def _check_counts(*counts: tuple[str, int, str]) -> None:
-    for name, value, what in counts:
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name} is {value}: give {what} >= 1")
 
 
 def encode(value: Any) -> Any:
@@ -306,7 +304,7 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in record.items():
         if isinstance(value, dict):
             rows += flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate."):
+        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate.", "optim.", "optim.schedule."):
             rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
     return rows
 

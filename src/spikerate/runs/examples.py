@@ -13,7 +13,7 @@ from spikerate.data import Block, DataSet
 from spikerate.measure.evaluate import over_time
 from spikerate.measure.meter import Meter, Trains
 from spikerate.runs.config import Run
-from spikerate.system.files import pack_tensors, read_tensors, write_whole
+from spikerate.system.files import is_there, pack_tensors, read_tensors, write_whole
 
 _FILE = "examples.safetensors"
 _SIDE = 96
@@ -81,7 +81,7 @@ class Examples:
             ValueError: the file is broken.
         """
         file = folder / _FILE
-        if not file.is_file():
+        if not is_there(file):
             return None
         tensors, facts = read_tensors(file)
         try:

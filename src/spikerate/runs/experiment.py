@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,18 +19,22 @@ from spikerate.gradients.agreement import Comparison, Fidelity
 from spikerate.measure.energy import Energy
 from spikerate.measure.evaluate import Accuracy, Answers, answers, over_time
 from spikerate.measure.meter import Ledger, Meter, Tally, Trains
-from spikerate.runs.config import Run, encode
+from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
-from spikerate.runs.train import Trainer, Watch
+from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
 from spikerate.system.progress import Track, untracked
 
+_SEEN_SECONDS = 5
 EXAMPLES = 8
 """Test samples of which a run folder keeps the spikes."""
+
+LARGEST_CONFUSION = 1000
+"""Classes; of more, `result.json` has the confusions that occur, in rows of class, what it was taken for, and how often."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Measured:
         """The entries of `result.json`."""
         return {
             "epoch": best["epoch"],
-            "held_out_accuracy": best.get("held_out"),
+            "validation_accuracy": best.get("validation"),
             "test_accuracy": self.accuracy.value,
             "test_interval_95": list(self.accuracy.interval()),
             "test_images": self.accuracy.n,
@@ -61,22 +67,34 @@ class Measured:
             "firing_rate": self.ledger.mean_rate(),
             "firing_rates": self.ledger.rates(network),
             "firing_rates_at_step": self.ledger.rates_at_step(network),
-            "confusion": self.answers.confusion().tolist(),
+            **self._confusion(),
             **self.energy.record(),
         }
 
+    def _confusion(self) -> dict[str, Any]:
+        if self.answers.num_classes > LARGEST_CONFUSION:
+            return {"confusions": self.answers.confusions().tolist()}
+        return {"confusion": self.answers.confusion().tolist()}
+
 
 def measure(
-    network: nn.Module, data: DataSet, run: Run, ranks: Ranks = Ranks(), T: int | None = None, track: Track = untracked
+    network: nn.Module,
+    data: DataSet,
+    run: Run,
+    ranks: Ranks = Ranks(),
+    T: int | None = None,
+    track: Track = untracked,
+    check_finite: bool = False,
 ) -> Measured:
     """Evaluate a network on the test set for T steps, those of the run by default.
 
-    Each rank does its share, no sample is counted twice.
+    Each rank does its share, no sample is counted twice. `check_finite` as for `answers`.
     """
     ledger, tally = Ledger(), Tally.of(network)
     device = next(network.parameters()).device
     own = data.test[ranks.share(len(data.test))]
-    given = answers(network, data, own, T or run.T, run.precision, Meter(ledger, tally), run.batch, device, track)
+    meter = Meter(ledger, tally)
+    given = answers(network, data, own, T or run.T, run.precision, meter, run.batch, device, track, check_finite)
     found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
     energy = tally.totalled(ranks.total).energy(len(data.test), T or run.T)
     return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
@@ -117,7 +135,7 @@ def measure_gradients(
 
 def data_card(data: DataSet) -> dict[str, Any]:
     """What `run.json` says of a data set."""
-    sizes = {"train": len(data.train), "held_out": len(data.held_out), "test": len(data.test)}
+    sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     return {
         "name": data.name,
         "licence": data.licence,
@@ -130,11 +148,12 @@ def data_card(data: DataSet) -> dict[str, Any]:
         "split": data.split,
         "drawn": {part: " ".join(map(str, index)) for part, index in data.drawn.items()},
         "skipped": list(data.skipped),
+        "notes": list(data.notes),
         "sha256": data.checksums,
     }
 
 
-def _check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
+def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError`, before anything is written, where network and data do not go together."""
     run.model.check(data.shape)
     if run.search is not None:
@@ -154,10 +173,29 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     Raises:
         ValueError: network and data do not go together, or the folder is taken, or can't be written.
     """
-    _check_fits(run, data, ranks)
-    if ranks.first and not (restarted() and (path / "run.json").is_file() and RunFolder(path).config() == run):
-        RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
-    return RunFolder.open(Path(ranks.tell(str(path))))
+    with ranks.waited_for():
+        check_fits(run, data, ranks)
+        if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
+            RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
+    path = Path(ranks.tell(str(path)))
+    check_shared(path, ranks)
+    return RunFolder.open(path)
+
+
+def check_shared(path: Path, ranks: Ranks) -> None:
+    """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
+    end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
+    with ranks.waited_for():
+        while not record.is_file() and time.monotonic() < end:
+            time.sleep(0.1)  # a file system over the network may show a new file a little later
+    content = record.read_bytes() if record.is_file() else b""
+    seen = ranks.each((platform.node(), hashlib.sha256(content).hexdigest()))
+    for rank, (host, digest) in enumerate(seen):
+        if digest != seen[0][1]:
+            raise ValueError(
+                f"rank {rank} on {host} does not see the run folder {path} as rank 0 on {seen[0][0]} has written it: give "
+                "by --out a folder on a file system that all hosts share"
+            )
 
 
 def use_threads_of(folder: RunFolder) -> None:
@@ -176,36 +214,35 @@ def perform(
     stop: Interrupt = Interrupt(),
     save_minutes: float = 10,
     track: Track = untracked,
-    start: RunFolder | None = None,
+    start: Start | None = None,
 ) -> tuple[State, Measured]:
     """Train from where the folder stands, and evaluate the best weights on the test set.
 
     Args:
         run: without rounds before.
-        start: the round before, if any.
+        start: what gives a run its weights that has no checkpoint yet: the round before, for instance.
 
     Raises:
         as `Trainer.train`.
     """
     clock, joules = time.perf_counter(), environment.joules()
     state = Trainer(run, data, folder, watch, ranks, stop, save_minutes, start).train()
-    ranks.tell("")
-    folder.load_weights("best", state.network)
-    measured = measure(state.network, data, run, ranks, track=track)
-    if ranks.first:
-        after = environment.joules()
-        used = None if joules is None or after is None else round(after - joules)
-        wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": environment.now()}
-        Examples.take(state.network, data, measured.answers.some(EXAMPLES), run).save(folder.path)
-        folder.save_result(measured.record(state.network, state.best))
-        folder.amend(finished=wall)
-    ranks.tell("")
+    with ranks.waited_for():
+        folder.load_weights("best", state.network)
+    measured = measure(state.network, data, run, ranks, track=track, check_finite=True)
+    with ranks.waited_for():
+        if ranks.first:
+            after = environment.joules()
+            used = None if joules is None or after is None else round(after - joules)
+            wall = {"seconds": round(time.perf_counter() - clock, 1), "joules": used, "at": environment.now()}
+            Examples.take(state.network, data, measured.answers.some(EXAMPLES), run).save(folder.path)
+            folder.save_result(measured.record(state.network, state.best))
+            folder.amend(finished=wall)
     return state, measured
 
 
 def _card(run: Run, data: DataSet, ranks: Ranks) -> dict[str, Any]:
     return {
-        "fingerprint": environment.fingerprint(encode(run)),
         "started": environment.now(),
         "ranks": ranks.n,
         "data": data_card(data),

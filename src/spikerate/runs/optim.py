@@ -1,51 +1,237 @@
-"""Optimiser and learning-rate schedule of the method."""
+"""Optimisers as values, each with a learning-rate schedule, gradient clipping and an average of the weights."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Step
+from spikerate.system.ranges import LARGEST, SMALLEST
 
 
 @dataclass(frozen=True)
-class Optim:
-    """Stochastic gradient descent with momentum (Nesterov off), and a cosine from `lr` to 0 over all steps of the run."""
+class OptimizerFactory(ABC):
+    """What `Run.optim` takes: how a run changes its weights.
 
-    lr: float = 0.1
-    """learning rate at the start"""
-    momentum: float = 0.9
-    """momentum, in [0, 1)"""
-    weight_decay: float = 5e-4
-    """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
+    Ours are `SGD`, `AdamW` and `Muon`. One of your own is a frozen dataclass with a field `lr` and the method `build`:
+
+        @dataclass(frozen=True)
+        class RMSprop(OptimizerFactory):
+            lr: float = 1e-3
+
+            def build(self, network):
+                return [torch.optim.RMSprop(network.parameters(), lr=self.lr)]
+
+    Its optimisers may be any of PyTorch's kind whose `step()` takes no closure, and whose `state_dict()` holds tensors,
+    numbers, None, and lists, tuples and dicts of them, in the groups' settings strings too: that is what a checkpoint keeps.
+    """
+
+    lr: float
+    """highest learning rate"""
+    _: KW_ONLY
+    schedule: Cosine | OneCycle | Linear | Step | Constant = Cosine()
+    clip: float | None = None
+    """longest Euclidean norm of all gradients together; a longer one is scaled down to it"""
+    ema: float | None = None
+    """decay of an exponential average of the weights, 0.999 for instance, in (0, 1); validation images, `best` weights and
+    test then see the averaged network"""
     loss_scale: Literal["1/T", "1"] = "1"
     """factor on the gradient of the loss: the authors of RateBP and ESD divide it by T; the loss shown is never scaled"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"optim.lr is {self.lr}: give a positive number")
-        if self.loss_scale not in ("1/T", "1"):
-            raise ValueError(f"optim.loss_scale is {self.loss_scale!r}: give '1/T' or '1'")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optim.momentum is {self.momentum}: give a number in [0, 1)")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optim.weight_decay is {self.weight_decay}: give a number >= 0")
+        self.check("lr", SMALLEST <= self.lr <= LARGEST, f"a positive number up to {LARGEST:g}")
+        self.check(
+            "clip", self.clip is None or SMALLEST <= self.clip <= LARGEST, f"a positive number up to {LARGEST:g}, or None"
+        )
+        self.check("ema", self.ema is None or 0 < self.ema < 1, "a number between 0 and 1, or None")
+        self.check("loss_scale", self.loss_scale in ("1/T", "1"), "'1/T' or '1'")
 
-    def build(self, network: nn.Module) -> torch.optim.SGD:
-        """The optimiser of all parameters of a network, in two groups: matrices and kernels, and vectors."""
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.SGD([g for g in groups if g["params"]], lr=self.lr, momentum=self.momentum)
+    @abstractmethod
+    def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
+        """New optimisers of a network's parameters; each parameter is in one of them.
 
-    def lr_at(self, progress: float) -> float:
-        """The learning rate after a share `progress` in [0, 1] of all steps."""
-        return self.lr * (1 + math.cos(math.pi * progress)) / 2
+        The learning rate of each of their groups is the highest; at every step, it is that times the schedule's share.
+        """
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of step 0, 1, ... of a run of `steps` steps."""
+        return self.lr * self.schedule(step, steps)
 
     def scale(self, T: int) -> float:
         """The factor on the gradient of the loss for T time steps."""
         return 1 / T if self.loss_scale == "1/T" else 1.0
+
+    def ema_at(self, step: int) -> float:
+        """The decay of the average at step 0, 1, ...: min(ema, (1 + step) / (10 + step)).
+
+        The first weights, which are random, are so forgotten soon.
+
+        Raises:
+            ValueError: there is no average.
+        """
+        if self.ema is None:
+            raise ValueError("optim.ema is None: there is no average of the weights")
+        return min(self.ema, (1 + step) / (10 + step))
+
+    def check(self, name: str, right: bool, wanted: str) -> None:
+        """Raise `ValueError` that names a field and what is wanted of it, unless its value is right."""
+        if not right:
+            raise ValueError(f"optim.{name} is {getattr(self, name)!r}: give {wanted}")
+
+
+@dataclass(frozen=True)
+class SGD(OptimizerFactory):
+    """Stochastic gradient descent with momentum: `torch.optim.SGD`."""
+
+    lr: float = 0.1
+    """highest learning rate"""
+    momentum: float = 0.9
+    """momentum, in [0, 1)"""
+    weight_decay: float = 5e-4
+    """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
+    nesterov: bool = False
+    """Nesterov's momentum, which looks one step ahead"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        self.check("weight_decay", 0 <= self.weight_decay <= LARGEST, f"a number >= 0, up to {LARGEST:g}")
+        self.check("nesterov", not self.nesterov or self.momentum > 0, "False, or a positive momentum")
+
+    def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
+        groups = _groups(_trained(network), self.weight_decay)
+        return [torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)]
+
+
+@dataclass(frozen=True)
+class AdamW(OptimizerFactory):
+    """Adam with decoupled weight decay: `torch.optim.AdamW`. Reference: Loshchilov and Hutter, ICLR 2019."""
+
+    lr: float = 2e-3
+    """highest learning rate"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay of the averages of the gradient and of its square, each in [0, 1)"""
+    eps: float = 1e-8
+    """added to the root of the averaged square"""
+    weight_decay: float = 0.05
+    """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_adam(self, self.betas, self.weight_decay)
+        self.check("eps", SMALLEST <= self.eps <= LARGEST, f"a positive number up to {LARGEST:g}")
+
+    def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
+        groups = _groups(_trained(network), self.weight_decay)
+        return [torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)]
+
+
+@dataclass(frozen=True)
+class Muon(OptimizerFactory):
+    """Orthogonalised momentum for kernels and hidden matrices, `torch.optim.Muon`, and AdamW for all other parameters.
+
+    A kernel [O, C, h, w] is seen as the matrix [O, C h w]. A step is scaled to the length that one of AdamW typically has
+    (`match_rms_adamw`), so that both take learning rates of the same size. The others are biases, batch norm, and the heads:
+    the network's last matrix, and those with as many outputs, which the branches end in.
+
+    References: Jordan et al., "Muon", 2024; Liu et al., "Muon is scalable for LLM training", 2025.
+    """
+
+    lr: float = 2e-3
+    """highest learning rate"""
+    momentum: float = 0.95
+    """momentum, in [0, 1)"""
+    nesterov: bool = True
+    """Nesterov's momentum, which looks one step ahead"""
+    weight_decay: float = 0.05
+    """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
+    adamw_lr: float | None = None
+    """highest learning rate of the parameters that AdamW trains; by default lr"""
+    adamw_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the averages of the gradient and of its square, each in [0, 1)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        self.check(
+            "adamw_lr",
+            self.adamw_lr is None or SMALLEST <= self.adamw_lr <= LARGEST,
+            f"a positive number up to {LARGEST:g}, or None",
+        )
+        _check_adam(self, self.adamw_betas, self.weight_decay, "adamw_betas")
+
+    def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
+        """As of every factory.
+
+        Raises:
+            ValueError: the network has no kernels and no hidden matrices, or the installed PyTorch has no Muon.
+        """
+        parameters = _trained(network)
+        outputs = [p.shape[0] for p in parameters if p.dim() == 2][-1:]
+        hidden = [p for p in parameters if p.dim() > 2 or (p.dim() == 2 and p.shape[0] not in outputs)]
+        if not hidden:
+            raise ValueError("the network has no kernels and no hidden matrices, so there is nothing for Muon: give adamw")
+        own = {id(p) for p in hidden}
+        others = [p for p in parameters if id(p) not in own]
+        optimizers: list[torch.optim.Optimizer] = [self._muon(hidden)]
+        if others:
+            lr = self.lr if self.adamw_lr is None else self.adamw_lr
+            optimizers.append(torch.optim.AdamW(_groups(others, self.weight_decay), lr=lr, betas=self.adamw_betas))
+        return optimizers
+
+    def _muon(self, kernels: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """torch's Muon takes matrices only: it gets such views of the kernels, and before each step of their gradients."""
+        try:
+            kind = torch.optim.Muon
+        except AttributeError as error:
+            raise ValueError(f"torch {torch.__version__} has no Muon: install torch 2.9 or newer, or give adamw") from error
+        matrices = [nn.Parameter(_as_matrix(kernel.detach(), like=kernel)) for kernel in kernels]
+        muon = kind(
+            matrices,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+        def lend(*_: Any) -> None:
+            for kernel, matrix in zip(kernels, matrices, strict=True):
+                matrix.data = _as_matrix(kernel.detach(), like=kernel)  # again, since a module that moves changes its own
+                matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, like=kernel)
+
+        muon.register_step_pre_hook(lend)
+        return muon
+
+
+Optim = SGD | AdamW | Muon
+
+
+def _as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
+    """[O, C, h, w] as [O, C h w], the columns in the order that they have in the memory of `like`, whose view is no copy."""
+    last = kernel.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return (kernel.permute(0, 2, 3, 1) if last else kernel).reshape(len(kernel), -1)
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels, and vectors, which have no weight decay."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _check_adam(optim: OptimizerFactory, betas: tuple[float, float], weight_decay: float, name: str = "betas") -> None:
+    optim.check(name, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+    optim.check("weight_decay", 0 <= weight_decay <= LARGEST, f"a number >= 0, up to {LARGEST:g}")

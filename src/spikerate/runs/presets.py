@@ -11,7 +11,7 @@ from spikerate.gradients.temperature import Search
 from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
 from spikerate.runs.config import Model, Neuron, Rectified, Round, Run
-from spikerate.runs.optim import Optim
+from spikerate.runs.optim import SGD
 from spikerate.surrogate import Dspike
 
 RATE = "Rate-based backpropagation: Yu, Liu, Wang, Li, Wang; NeurIPS 2024; arXiv 2410.11488"
@@ -78,24 +78,24 @@ METHODS: dict[str, tuple[str, Rule, Loss]] = {
 """Suffix of a preset's name -> the method's name, rule and loss."""
 
 _CIFAR = Run(
-    data=Data("cifar10", held_out=5000, augment=Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)),
-    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
+    data=Data("cifar10", validation=5000, augment=Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)),
+    optim=SGD(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
     T=4,
     epochs=300,
     batch=128,
 )
 _IMAGENET = Run(
-    data=Data("imagenet", held_out=10_000, augment=Augment(resized_crop=True, flip=True)),
+    data=Data("imagenet", validation=10_000, augment=Augment(resized_crop=True, flip=True)),
     model=Model("preact-resnet34", 64, "7x7", residual_branches=True),
-    optim=Optim(lr=0.2, weight_decay=2e-5, loss_scale="1/T"),
+    optim=SGD(lr=0.2, weight_decay=2e-5, loss_scale="1/T"),
     T=4,
     epochs=100,
     batch=512,
 )
 _DVS = Run(
-    data=Data("cifar10-dvs", held_out=500, test=1000, size=48, store="host", augment=Augment(flip=True, roll=5)),
+    data=Data("cifar10-dvs", validation=500, test=1000, size=48, store="host", augment=Augment(flip=True, roll=5)),
     model=Model("vggsnn", 64),
-    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
+    optim=SGD(lr=0.1, weight_decay=5e-4, loss_scale="1/T"),
     T=10,
     epochs=300,
     batch=128,
@@ -103,7 +103,7 @@ _DVS = Run(
 _SMALL = Run(
     data=Data("digits"),
     model=Model("resnet18", 16),
-    optim=Optim(lr=0.1, weight_decay=5e-4, loss_scale="1"),
+    optim=SGD(lr=0.1, weight_decay=5e-4, loss_scale="1"),
     T=4,
     epochs=20,
     batch=32,
@@ -117,7 +117,7 @@ _IMAGES = replace(
     precision="bf16",
 )
 
-_CHOSEN = "held-out training samples choose the epoch, the authors chose it on the test set; --data.held-out 0 trains on all"
+_CHOSEN = "validation samples choose the epoch, the authors chose it on the test set; --data.validation 0 trains on all"
 _GROUPS = (
     "AutoAugment, and the choice of one change for recordings, draw for groups of 8 samples; Cutout is black; an incomplete "
     "last batch of an epoch is left out."
@@ -206,7 +206,7 @@ def _dspike() -> Iterator[tuple[str, Preset]]:
         _CIFAR,
         neuron=Neuron(decay=0.25, v_reset=0.0, surrogate=Dspike(1.0, width=2.0)),
         search=Search(),
-        optim=Optim(lr=0.004, weight_decay=1e-4),
+        optim=SGD(lr=0.004, weight_decay=1e-4),
         before=rounds,
         T=2,
         epochs=50,
@@ -214,7 +214,7 @@ def _dspike() -> Iterator[tuple[str, Preset]]:
     image = (Round(None, 100, 0.1), Round(6, 100, 0.01), *rounds[2:])
     large = replace(base, data=_IMAGENET.data, before=image)
     event = replace(
-        base, data=_DVS.data, before=(Round(None, 300, 0.1),), T=10, epochs=300, optim=Optim(0.01, weight_decay=1e-4)
+        base, data=_DVS.data, before=(Round(None, 300, 0.1),), T=10, epochs=300, optim=SGD(0.01, weight_decay=1e-4)
     )
     runs = {
         "cifar10": ("CIFAR-10, ResNet-18", "93.66 % at T = 4, 94.25 % at T = 6", base),
@@ -242,7 +242,7 @@ def _adaptive(run: Run, suffix: str, paper: str, title: str, method: str, figure
     return replace(made, method=method)
 
 
-_SETTLED = "Batch, epochs and the lack of augmentation were chosen on the held-out images."
+_SETTLED = "Batch, epochs and the lack of augmentation were chosen on the validation images."
 _ON_JPEG = "(mean of 2 seeds, JPEG copies), half an hour on one core; docs/results.md says why ESD gains nothing."
 _OURS = {
     "digits-esd": f"{_SETTLED} Ours: 97.28 % (5 seeds), 45 s a run on 2 cores of an AMD EPYC.",
@@ -263,18 +263,18 @@ def _small() -> Iterator[tuple[str, Preset]]:
     runs = {
         "digits": (SMALL, f"Digits, {small}", _SMALL),
         "digits-dvs": (SMALL, f"Digits seen by an event camera, {small}", replace(_SMALL, data=Data("digits-dvs"), T=6)),
-        "cifar10-small": (SMALL, f"CIFAR-10, {small}", replace(fast, data=Data("cifar10", held_out=5000, augment=simple))),
-        "mnist": (SMALL, f"MNIST, {small}", replace(fast, data=Data("mnist", held_out=5000))),
+        "cifar10-small": (SMALL, f"CIFAR-10, {small}", replace(fast, data=Data("cifar10", validation=5000, augment=simple))),
+        "mnist": (SMALL, f"MNIST, {small}", replace(fast, data=Data("mnist", validation=5000))),
         "fashion-mnist": (
             SMALL,
             f"Fashion-MNIST, {small}",
-            replace(fast, data=Data("fashion-mnist", held_out=5000, augment=simple)),
+            replace(fast, data=Data("fashion-mnist", validation=5000, augment=simple)),
         ),
-        "n-mnist": (SMALL, f"N-MNIST, {small}", replace(_SMALL, data=Data("n-mnist", held_out=100), T=10)),
+        "n-mnist": (SMALL, f"N-MNIST, {small}", replace(_SMALL, data=Data("n-mnist", validation=100), T=10)),
         "dvs128-gesture": (
             SMALL,
             "DVS128 Gesture, VGGSNN",
-            replace(_DVS, data=Data("dvs128-gesture", held_out=100, size=48, augment=Augment(roll=5)), T=16, batch=32),
+            replace(_DVS, data=Data("dvs128-gesture", validation=100, size=48, augment=Augment(roll=5)), T=16, batch=32),
         ),
         "images": (OWN, "Class folders of images, PreAct-ResNet-18", _IMAGES),
         "events": (

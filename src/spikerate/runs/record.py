@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +16,27 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from spikerate.runs.config import Run, decode, encode
-from spikerate.runs.state import Row, State, inherit_weights, load_weights
-from spikerate.system.files import is_leftover, pack_tensors, read_tensors, write_json, write_whole
+from spikerate.runs.state import Row, State, inherit_weights, is_number, load_weights, parts_of
+from spikerate.system.environment import fingerprint
+from spikerate.system.files import (
+    inside,
+    is_leftover,
+    is_there,
+    locked,
+    pack_tensors,
+    parse_json,
+    read_tensors,
+    read_text,
+    write_json,
+    write_whole,
+)
 
-FORMAT = 1
+FORMAT = 2
+"""2: what was called held out is called validation, and optimisers are kinds of their own."""
+LOCK = ".lock"
+"""The empty file that the one process that writes into a run folder holds locked."""
+_LEFT = re.compile(r"\.(run\.json|result\.json|metrics\.jsonl|[\w-]+\.safetensors)(\.[0-9a-f]{16})?\.tmp")
+"""Temporary files of a training, of which there is one at a time; a report may be written meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +45,7 @@ class RunFolder:
 
     `run.json`: configuration and reproducibility card. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
     state, from which the run goes on; the other files follow from it. `best.safetensors`: the weights of the epoch with
-    the highest held-out accuracy. `result.json`: what the evaluation gave; `examples.safetensors`: a few test samples and
+    the highest validation accuracy. `result.json`: what the evaluation gave; `examples.safetensors`: a few test samples and
     their spikes. Rounds before the run's own have such folders of their own inside: `round1-ann`, `round2-T6`, ...
     """
 
@@ -45,7 +65,9 @@ class RunFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "run.json", {"format": FORMAT, "run": encode(run), **about})
+            settings = encode(run)
+            card = {"format": FORMAT, "run": settings, "fingerprint": fingerprint(settings)}
+            write_json(path / "run.json", card | dict(about))
         except OSError as error:
             raise ValueError(f"the run folder {path} can't be written: {error.strerror}; choose another by --out") from error
         return folder
@@ -55,23 +77,28 @@ class RunFolder:
         """A folder that holds a run.
 
         Raises:
-            ValueError: it holds none.
+            ValueError: it holds none, or its name is not UTF-8.
         """
-        if not (path / "run.json").is_file():
+        check_name(path)
+        if not is_there(path / "run.json"):
             raise ValueError(f"{path} holds no run (no run.json): give the folder that spikerate train has printed")
         return cls(path)
 
     @property
     def stands(self) -> Literal["", "begun", "finished"]:
         """How far the run is; "" where there is none yet."""
-        if (self.path / "result.json").is_file():
+        if is_there(self.path / "result.json"):
             return "finished"
-        return "begun" if (self.path / "run.json").is_file() else ""
+        return "begun" if is_there(self.path / "run.json") else ""
 
     def rounds(self, run: Run) -> list[tuple[Run, RunFolder]]:
-        """The rounds of `run` in order, each with its folder: one inside this, and for the last this one itself."""
+        """The rounds of `run` in order, each with its folder: one inside this, and for the last this one itself.
+
+        Raises:
+            ValueError: a folder is a link.
+        """
         names = (f"round{k}-{f'T{of.T}' if of.T else 'ann'}" for k, of in enumerate(run.before, 1))
-        return list(zip(run.rounds, (*(RunFolder(self.path / name) for name in names), self), strict=True))
+        return list(zip(run.rounds, (*(RunFolder(inside(self.path, name)) for name in names), self), strict=True))
 
     def about(self) -> dict[str, Any]:
         """The content of `run.json`.
@@ -82,10 +109,11 @@ class RunFolder:
         file = self.path / "run.json"
         (record,) = _records(file)
         if record.get("format") != FORMAT:
-            raise ValueError(f"{file} is not of format {FORMAT}: it was written by another version of spikerate")
+            raise ValueError(f"{file} is not of format {FORMAT}: another version of spikerate wrote it, and reads it")
         for entry in ("data", "environment"):
             if not isinstance(record.setdefault(entry, {}), dict):
                 raise ValueError(f"{file} has an entry {entry} that is no record: it was altered")
+        _check_about(record, file)
         return record
 
     def config(self) -> Run:
@@ -100,6 +128,21 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.path / 'run.json'}: {error}") from error
 
+    @property
+    def doubt(self) -> str:
+        """Why the settings in `run.json` are not to be trusted; "" where they are those that the run was begun with.
+
+        Raises:
+            ValueError: as `about`.
+        """
+        return doubt(self.path, self.about())
+
+    def check_settings(self) -> None:
+        """Raise `ValueError` unless the settings in `run.json` are those that the run was begun with."""
+        if self.doubt:
+            again = f"spikerate train PRESET --init {shlex.quote(str(self.path))}"
+            raise ValueError(f"{self.doubt}; put those back, or train on with others by {again}")
+
     def amend(self, **entries: Any) -> None:
         """Add entries to `run.json`, as JSON types."""
         write_json(self.path / "run.json", self.about() | entries)
@@ -110,26 +153,50 @@ class RunFolder:
         Raises:
             ValueError: it is missing or broken.
         """
-        return _records(self.path / "metrics.jsonl", lines=True)
+        file = self.path / "metrics.jsonl"
+        rows = _records(file, lines=True)
+        if not all(type(row.get("epoch")) is int for row in rows):
+            raise ValueError(f"{file} has a line without an epoch: it is altered, or of another version")
+        return rows
+
+    def rows(self) -> list[Row]:
+        """Those of the epochs that are done, by the checkpoint, from which `metrics.jsonl` follows; none without one.
+
+        Raises:
+            ValueError: it is broken.
+        """
+        file = self.path / "last.safetensors"
+        if not self.has_state:
+            return []
+        tensors, facts = read_tensors(file)
+        parts_of(tensors, facts, str(file))
+        return list(facts["rows"])
 
     def result(self) -> dict[str, Any]:
         """The content of `result.json`; empty where the run is not finished.
 
         Raises:
-            ValueError: it is broken.
+            ValueError: it is broken, or lacks a figure that every result has.
         """
         file = self.path / "result.json"
-        return _records(file)[0] if file.is_file() else {}
+        if not is_there(file):
+            return {}
+        (record,) = _records(file)
+        for name in ("validation_accuracy", "test_accuracy", "firing_rate"):
+            value = record.get(name)
+            if not (is_number(value) or (value is None and name == "validation_accuracy")):
+                raise ValueError(f"{file} is no result ({name} is {value!r:.40}): it is altered, or of another version")
+        return record | {"validation_accuracy": record.get("validation_accuracy")}
 
     @property
     def has_state(self) -> bool:
         """Whether there is a checkpoint."""
-        return (self.path / "last.safetensors").is_file()
+        return is_there(self.path / "last.safetensors")
 
     @property
     def has_epochs(self) -> bool:
         """Whether an epoch is finished, so that there are metrics."""
-        return (self.path / "metrics.jsonl").is_file()
+        return is_there(self.path / "metrics.jsonl")
 
     def save(self, state: State) -> None:
         """Write the checkpoint; after an epoch, also the metrics, and the weights where they are the best so far.
@@ -144,19 +211,20 @@ class RunFolder:
         except OSError as error:
             raise SaveError(f"{self._unwritable(error)}; {self._rescue(content)}") from error
         try:
-            self.publish(state)
+            if not state.step:
+                self.publish(state)
         except OSError as error:
             raise SaveError(
                 f"{self._unwritable(error)}; the checkpoint is whole: make room, and {self._resume()}"
             ) from error
 
     def publish(self, state: State) -> None:
-        """Write what follows from a state at the end of an epoch; after a resume again, the run may have died before."""
-        if state.step or not state.rows:
+        """Write what follows from a state; after a resume again, the run may have died before."""
+        if not state.rows:
             return
         write_whole(self.path / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
-        if state.best is state.rows[-1]:
-            self.save_weights("best", state.network, state.best)
+        if not state.step and state.best is state.rows[-1]:
+            self.save_weights("best", state.trained, state.best)
 
     def restore(self, state: State) -> None:
         """Take the state of the checkpoint.
@@ -184,7 +252,7 @@ class RunFolder:
         Raises:
             ValueError: the file is missing or broken, or is of another network.
         """
-        load_weights(network, *self._weights(name))
+        load_weights(network, *self.weights(name))
 
     def hand_on(self, network: nn.Module) -> None:
         """Give the best weights to the network of the next round.
@@ -192,18 +260,24 @@ class RunFolder:
         Raises:
             ValueError: they are missing or broken, or of a network of another shape.
         """
-        inherit_weights(network, *self._weights("best"))
+        inherit_weights(network, *self.weights("best"))
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_json(self.path / "result.json", result)
 
-    def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
+    def weights(self, name: str) -> tuple[dict[str, Tensor], str]:
+        """Parameters and buffers in `NAME.safetensors`, and what to call the file in an error.
+
+        Raises:
+            ValueError: the file is missing or broken.
+        """
         file = self.path / f"{name}.safetensors"
-        if not file.is_file():
+        if not is_there(file):
             raise ValueError(f"{file} is not there: the run has not finished its first epoch, or it was removed")
         tensors, _ = read_tensors(file)
-        prefix = "network."
+        # A state has the network and, where the run has one, the average of its weights, which is what counts then.
+        prefix = "average." if any(name.startswith("average.") for name in tensors) else "network."
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file)
 
     def _unwritable(self, error: OSError) -> str:
@@ -222,6 +296,40 @@ class RunFolder:
         return f"the state of the run is saved in {file}: make room, {move}, and {self._resume()}"
 
 
+@contextmanager
+def sole_writer(path: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Be the only process that writes into a run folder, which is made where it is not there.
+
+    What a writer that was killed has left of half a file is removed.
+
+    Args:
+        say: is told where the file system has no locks, so that nobody knows.
+
+    Raises:
+        ValueError: another process writes there, or the folder can't be written.
+    """
+    with ExitStack() as held:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not held.enter_context(locked(path / LOCK)):
+                say(f"the file system of {path} has no locks: see to it that no other process writes into the folder")
+            for file in path.iterdir():
+                if _LEFT.fullmatch(file.name) and is_leftover(file):
+                    file.unlink()
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing the run {path}: wait until it has ended, or stop it") from error
+        except OSError as error:
+            raise ValueError(f"the run folder {path} can't be written: {error.strerror}; choose another by --out") from error
+        yield
+
+
+def doubt(path: Path, about: Mapping[str, Any]) -> str:
+    """Why the settings in a `run.json` of this content, in the folder `path`, are not to be trusted; "" where they are."""
+    if about.get("fingerprint") == fingerprint(about.get("run")):
+        return ""
+    return f"{path / 'run.json'} was edited: it tells other settings than those that the run was begun with"
+
+
 class SaveError(Exception):
     """A checkpoint could not be written where it belongs."""
 
@@ -229,9 +337,12 @@ class SaveError(Exception):
 def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
     """The JSON object of a file, or that of each of its lines."""
     try:
-        text = file.read_text()
-        records = [json.loads(part) for part in (text.splitlines() if lines else [text])]
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_text(file)
+    except OSError as error:
+        raise ValueError(f"{file} can't be read: {error.strerror}") from error
+    try:
+        records = [parse_json(part) for part in (text.splitlines() if lines else [text])]
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} can't be read as JSON: {error}") from error
     for record in records:
         if not isinstance(record, dict):
@@ -239,12 +350,44 @@ def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
     return records
 
 
+def _check_about(about: Mapping[str, Any], file: Path) -> None:
+    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
+    data, environment = about["data"], about["environment"]
+    entries: tuple[tuple[str, Any, type], ...] = (
+        *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
+        ("ranks", about.get("ranks"), int),
+        ("source", about.get("source"), dict),
+        ("init", about.get("init"), dict),
+        ("resumed", about.get("resumed"), list),
+        ("data.sizes", data.get("sizes"), dict),
+        ("data.sha256", data.get("sha256"), dict),
+        ("data.classes", data.get("classes"), list),
+        ("data.skipped", data.get("skipped"), list),
+        ("data.notes", data.get("notes"), list),
+        ("environment.gpus", environment.get("gpus"), list),
+        ("environment.packages", environment.get("packages"), dict),
+    )
+    for name, value, kind in entries:
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{file} has an entry {name} that is no {kind.__name__}: it was altered")
+
+
+def check_name(path: Path) -> None:
+    """Raise `ValueError` where the name of a run folder is not UTF-8, which the readers of tensor files want."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise ValueError(f"the name of the run folder {name} is not UTF-8: choose another") from error
+
+
 def check_free(path: Path) -> None:
-    """Raise `ValueError` unless a run can be put into `path`: a new or an empty folder."""
+    """Raise `ValueError` unless a run can be put into `path`: a new or an empty folder, whose name is UTF-8."""
+    check_name(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder by --out")
-    if path.is_dir() and not all(is_leftover(file) for file in path.iterdir()):
-        if (path / "run.json").exists():
+    if path.is_dir() and not all(file.name == LOCK or is_leftover(file) for file in path.iterdir()):
+        if is_there(path / "run.json"):
             raise ValueError(
                 f"the folder {path} holds another run already: choose another by --out, "
                 f"or continue that one by spikerate train --resume {shlex.quote(str(path))}"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +21,10 @@ from spikerate.gradients.temperature import Search
 from spikerate.losses import Terms, accuracies
 from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
+from spikerate.measure.meter import FiringRates
 from spikerate.models import Branched, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
+from spikerate.runs.average import estimate_statistics, update_average
 from spikerate.runs.config import Run
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
@@ -33,8 +39,17 @@ _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
 _LOOK = 100
 """Steps after which it is seen whether all were finite, which waits for the device."""
+_ESTIMATE = 2048
+"""Training samples by which the batch-norm statistics of an averaged network are estimated."""
 _PROBE = 128
 """Images by which silent layers are found at the end of each epoch."""
+
+
+class Start(Protocol):
+    """Where the weights of a run come from, if not from its seed: the round before, or another run."""
+
+    def hand_on(self, network: nn.Module) -> None:
+        """Give them to the network, in place; raises `ValueError` where it is another."""
 
 
 class Watch(Protocol):
@@ -58,13 +73,13 @@ def pick_device(name: str, local: int = 0) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
+        raise ValueError(f"device is {name!r}: give auto, cpu, cuda or cuda:1")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which is not to be had here: give auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}: give auto, cpu or cuda")
     return device
 
 
@@ -94,18 +109,23 @@ def _unsafe_channels_last(module: nn.Module) -> bool:
 class Outputs(nn.Module):
     """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last.
 
-    With `per_step`, the final head's are those of every step, [B, T, K].
+    With `per_step`, the final head's are those of every step, [B, T, K]. With `with_rates` the rule is a `FiringRates`, and
+    the mean rates of its L layers come last, [B, L].
     """
 
-    def __init__(self, network: nn.Module, forward: Callable[..., Any], per_step: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, forward: Callable[..., Any], per_step: bool = False, with_rates: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
         self.run = forward
         self.per_step = per_step
+        self.with_rates = with_rates
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        out = self.run(self.network, x)
-        return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate]
+        out, rates = self.run(self.network, x) if self.with_rates else (self.run(self.network, x), {})
+        means = [torch.stack([rate.flatten(1).mean(1) for rate in rates.values()], 1)] if rates else []
+        return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate, *means]
 
 
 def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
@@ -132,7 +152,7 @@ class Trainer:
         folder: where the run is kept; only rank 0 writes.
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
-        start: the round before, whose best weights a run without a checkpoint starts from; None for fresh ones.
+        start: where a run without a checkpoint has its weights from; None for fresh ones.
     """
 
     run: Run
@@ -142,37 +162,43 @@ class Trainer:
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
-    start: RunFolder | None = None
+    start: Start | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
 
-        The best epoch is chosen on the held-out images; the test images are not touched. A folder with a checkpoint is
+        The best epoch is chosen on the validation images; the test images are not touched. A folder with a checkpoint is
         continued: the result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
 
         Raises:
             Interrupted: `stop` was asked for; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken or of another network.
+            ValueError: the checkpoint is broken, of another network, or tells what can't be.
         """
         run, ranks = self.run, self.ranks
-        ranks.meet()  # one may have read the data for longer
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
             network = build_network(run, len(self.data.classes), self.data.shape, device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
-            state = State(network, run.optim.build(network))
+            # As rank 0 sees it: the others may look when it has written one.
+            resumed = bool(ranks.tell("resume" if self.folder.has_state else ""))
+            if self.start and not resumed:
+                self.start.hand_on(network)
+            average = None if run.optim.ema is None else copy.deepcopy(network)
+            state = State(network, run.optim.build(network), average)
             if run.compile and self.start:
                 torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
-            rule = prepare(run.rule)
-            forward = ranks.wrap(Outputs(network, rule, run.loss.per_step))
-            self._begin(state)
+            with_rates = run.penalty.weight > 0
+            wanted = FiringRates(run.rule) if with_rates else run.rule
+            rule = prepare(wanted)
+            forward = ranks.wrap(Outputs(network, rule, run.loss.per_step, with_rates))
+            self._begin(state, resumed)
             data = self.data.to(device) if run.data.store == "device" else self.data
-            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not run.rule)
+            ready = _Ready(forward, prepare(BPTT()), prepare(variant_rates), rule is not wanted)
             finite = True
             while state.epoch < run.epochs:
                 finite = self._epoch(state, data, device, ready, careful=not finite)
@@ -180,16 +206,14 @@ class Trainer:
                     self.folder.restore(state)
         return state
 
-    def _begin(self, state: State) -> None:
-        # As rank 0 sees it: the others may look when it has written one.
-        if self.ranks.tell("resume" if self.folder.has_state else ""):
-            self.folder.restore(state)
-            if self.ranks.first:
-                self.folder.publish(state)
-            self.ranks.meet()
+    def _begin(self, state: State, resumed: bool) -> None:
+        if resumed:
+            with self.ranks.waited_for():
+                self.folder.restore(state)
+                state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
+                if self.ranks.first:
+                    self.folder.publish(state)
         else:
-            if self.start:
-                self.start.hand_on(state.network)
             self._save(state)
 
     def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready, careful: bool) -> bool:
@@ -209,15 +233,21 @@ class Trainer:
         for parts in batches:
             done = state.epoch * steps + state.step
             torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
-            for group in state.optimizer.param_groups:
-                group["lr"] = run.optim.lr_at(done / (run.epochs * steps))
+            state.set_lr(run.optim.schedule(done, run.epochs * steps))
             begun = time.perf_counter()
             terms = self._step(state, ready.forward, parts, careful)
             if ready.compiled and done == 0:
                 took = time.perf_counter() - begun
                 self.watch.say(f"compiled: the first step took {took:.0f} s; a cache keeps that for other runs")
+            if state.average is not None:
+                update_average(state.average, network, run.optim.ema_at(done))
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
+            if careful and not health.all_finite(state.totals):
+                raise health.NotFinite(
+                    f"epoch {state.epoch + 1} step {state.step}: the sum of a term is not finite, though the term is; "
+                    "a smaller --optim.lr may help"
+                )
             self.watch.step(done + 1, terms)
             wish = ranks.most(self._wish(saved))
             if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):
@@ -227,11 +257,17 @@ class Trainer:
                 saved = time.perf_counter()
             if wish == _STOP and state.step < steps:
                 raise Interrupted(self.stop.signal)
-        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch / run.epochs)}
+        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
-        if len(data.held_out):
+        if len(data.validation) or state.average is not None:
             ranks.align(network)
-            row["held_out"] = self._held_out(network, data, device, ready.look).value
+        if state.average is not None:
+            batches = epoch_batches(data, run.batch, run.data.augment, run.seed, state.epoch, device=device)
+            few = (over_time(part.x, run.T) for (part,) in itertools.islice(batches, -(-_ESTIMATE // run.batch)))
+            estimate_statistics(state.average, network, few, run.precision)
+            ranks.align(state.average)
+        if len(data.validation):
+            row["validation"] = self._validation(state.trained, data, device, ready.look).value
         row |= self._probe(state, data, device)
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
@@ -252,7 +288,11 @@ class Trainer:
             with ranks.apart(forward, part is not parts[-1]):
                 outputs = self._run(forward, part.x)
                 outputs = [ranks.whole(logits, len(part.labels)) for logits in outputs]
+                rates = outputs.pop() if run.penalty.weight > 0 else None
                 of_part = run.loss(outputs, part.labels)
+                if rates is not None:
+                    penalty = run.penalty(dict(enumerate(rates.unbind(1))))["loss"]
+                    of_part |= {"loss": of_part["loss"] + penalty, "penalty": penalty}
                 # The mean over ranks of gradients that each go to the rank's own images only.
                 (of_part["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
             with torch.no_grad():
@@ -261,8 +301,12 @@ class Trainer:
         norm = {"gradient_norm": health.gradient_norm(network)}
         if careful and not health.all_finite(terms | norm):
             self._give_up(state, parts, before, terms)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        if run.optim.clip is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), run.optim.clip, norm["gradient_norm"])
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        network.zero_grad()  # an optimiser may have parameters of its own that are views of the network's
         return terms | norm
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
@@ -302,15 +346,15 @@ class Trainer:
         found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}
 
-    def _held_out(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
-        own = data.held_out[self.ranks.share(len(data.held_out))]
+    def _validation(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
+        own = data.validation[self.ranks.share(len(data.validation))]
         counted = answers(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device).at_step[-1]
         right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
         return Accuracy(right, n)
 
     def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
         """The firing rate of all neurons and of each layer on a few images; says which layers are stuck, or no more."""
-        images = (data.held_out if len(data.held_out) else data.train)[slice(_PROBE)]
+        images = (data.validation if len(data.validation) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
         ledger = self._run(lambda x: health.firing(state.network, x), x)
         rates = ledger.rates(state.network)
@@ -330,15 +374,16 @@ class Trainer:
         return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
 
     def _save(self, state: State) -> None:
-        if self.ranks.first:
-            self.folder.save(state)
-        self.ranks.tell("")
+        with self.ranks.waited_for():
+            if self.ranks.first:
+                self.folder.save(state)
 
 
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order each time
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+import platform
+import re
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 _STEP_SECONDS = 20
 """With the half minute that torchrun gives the others to end, a lost rank ends all of them within a minute."""
-_PATIENT_SECONDS = 1800
+_COMPILE_SECONDS = 1800
+_BEAT_SECONDS = 1
+_MOST_RANKS = 100_000
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,14 @@ class Ranks:
         n: how many there are.
         local: this process's number on its machine, which is that of its GPU.
         host: a group of the processors, for what is agreed upon after each step; None where n = 1.
-        patient: another, for what may take long, as reading data and writing checkpoints.
+        pulse: another, by which a rank shows that it is there while it reads data or writes a checkpoint.
     """
 
     rank: int = 0
     n: int = 1
     local: int = 0
     host: Any = None
-    patient: Any = None
+    pulse: Any = None
 
     @property
     def first(self) -> bool:
@@ -90,39 +95,137 @@ class Ranks:
         """What the first of the ranks that have something to say says, on every rank."""
         if self.n == 1:
             return text
-        said: list[str | None] = [None] * self.n
-        distributed.all_gather_object(said, text, group=self.host)
-        return next((f"{t} (rank {k})" for k, t in enumerate(said) if t), None)
+        return next((f"{t} (rank {k})" for k, t in enumerate(self.each(text)) if t), None)
+
+    def each(self, value: Any) -> list[Any]:
+        """All ranks' values, on every rank."""
+        values = [value] * self.n
+        if self.n > 1:
+            distributed.all_gather_object(values, value, group=self.host)
+        return values
 
     def tell(self, text: str) -> str:
-        """Rank 0's text, on every rank; the others wait for rank 0, half an hour at most, and it does not wait for them."""
+        """Rank 0's text, on every rank."""
         if self.n == 1:
             return text
         told = [text]
-        distributed.broadcast_object_list(told, 0, group=self.patient)
+        distributed.broadcast_object_list(told, 0, group=self.host)
         return told[0]
 
-    def meet(self) -> None:
-        """Wait, half an hour at most, until all ranks have come here."""
-        if self.n > 1:
-            distributed.barrier(group=self.patient)
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """All ranks leave the block together: what one does in it may take as long as it takes.
+
+        Each shows meanwhile, from a thread, that it is there; one that is gone or silent ends the wait. An error in the
+        block ends all ranks, each with the reason.
+
+        Raises:
+            LostRank: another rank has ended, with an error of its own or without a word.
+        """
+        if self.n == 1:
+            yield
+            return
+        pulse = _Pulse(self)
+        pulse.start()
+        try:
+            yield
+        except BaseException as error:
+            pulse.end(str(error) or type(error).__name__)
+            pulse.join(_BEAT_SECONDS + 1)  # long enough to say it; the ranks may be out of reach
+            raise
+        pulse.end("")
+        pulse.join()
+        pulse.check()
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """See whether all ranks have the same facts, JSON types of any depth.
+
+        Raises:
+            ValueError: one has others; on every rank, with a sentence that names it and what differs.
+        """
+        known = self.each((platform.node(), _flat(facts)))
+        first_host, first = known[0]
+        for rank, (host, other) in enumerate(known):
+            differs = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+            if differs:
+                its, ours = (str(of.get(differs[0]))[:64] for of in (other, first))
+                more = f", and {len(differs) - 1} more" if len(differs) > 1 else ""
+                raise ValueError(
+                    f"rank {rank} on {host} differs from rank 0 on {first_host}: its {differs[0]} is {its}, and not {ours}"
+                    f"{more}; start all ranks with the same command, code and data"
+                )
+
+
+class _Pulse(threading.Thread):
+    """Beats once a second until all ranks have ended their block, or one of them has failed or is lost."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(daemon=True)
+        self.ranks = ranks
+        self.ended = threading.Event()
+        self.said: str | None = None  # None in the block, then "" or what went wrong there
+        self.heard: list[str | None] = [None] * ranks.n
+        self.error: RuntimeError | None = None
+
+    def end(self, said: str) -> None:
+        self.said = said
+        self.ended.set()
+
+    def run(self) -> None:
+        try:
+            while None in self.heard and not any(self.heard):
+                self.ended.wait(_BEAT_SECONDS)
+                distributed.all_gather_object(self.heard, self.said, group=self.ranks.pulse)
+        except RuntimeError as error:
+            self.error = error
+
+    def check(self) -> None:
+        if self.error:
+            raise self.error
+        for rank, said in enumerate(self.heard):
+            if said:
+                raise LostRank(f"rank {self.ranks.rank} of {self.ranks.n} stops, since rank {rank} has ended: {said}")
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
 
 
 def launched() -> bool:
     """Whether this process is one of several started by torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _told("WORLD_SIZE", 1, 1) > 1
 
 
 def restarted() -> bool:
     """Whether torchrun has started the processes again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _told("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def of_launcher() -> Ranks:
-    """Rank and number of processes as torchrun tells, without connecting them."""
+    """Rank and number of processes as torchrun tells, without connecting them.
+
+    Raises:
+        ValueError: what the environment tells is no number, is not all there, or does not go together.
+    """
     if not launched():
         return Ranks()
-    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    n = _told("WORLD_SIZE")
+    return Ranks(_told("RANK", most=n - 1), n, _told("LOCAL_RANK", most=n - 1))
+
+
+def _told(name: str, default: int | None = None, least: int = 0, most: int = _MOST_RANKS) -> int:
+    """A number that the launcher has left in the environment."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not (re.fullmatch("[0-9]{1,9}", text) and least <= int(text) <= most):
+        raise ValueError(
+            f"the environment has WORLD_SIZE={os.environ.get('WORLD_SIZE', '')} and {name}={text}: "
+            "start several processes by torchrun, which sets them, or unset WORLD_SIZE for one"
+        )
+    return int(text)
 
 
 @contextmanager
@@ -135,6 +238,7 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
             20 seconds is taken for lost.
 
     Raises:
+        ValueError: there are more processes on this machine than GPUs.
         LostRank: another process has ended, or does not answer.
     """
     ranks = of_launcher()
@@ -142,8 +246,14 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
         yield ranks
         return
     if gpu:
+        here = torch.cuda.device_count()
+        if ranks.local >= here:
+            raise ValueError(
+                f"torchrun starts a process {ranks.local} on this machine, which has {here} "
+                f"{'GPU' if here == 1 else 'GPUs'}: give --nproc-per-node {here}, or --device cpu"
+            )
         torch.cuda.set_device(ranks.local)
-    timeout = datetime.timedelta(seconds=_PATIENT_SECONDS if slow_start else _STEP_SECONDS)
+    timeout = datetime.timedelta(seconds=_COMPILE_SECONDS if slow_start else _STEP_SECONDS)
     try:
         store, rank, n = next(distributed.rendezvous("env://", ranks.rank, ranks.n))  # type: ignore[attr-defined]
         # torchrun keeps its store over restarts, with the addresses of processes that are gone.
@@ -151,8 +261,8 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
         backend = "nccl" if gpu else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=timeout)
         host = distributed.new_group(backend="gloo", timeout=timeout)
-        patient = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_PATIENT_SECONDS))
-        yield Ranks(ranks.rank, ranks.n, ranks.local, host, patient)
+        pulse = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_STEP_SECONDS))
+        yield Ranks(ranks.rank, ranks.n, ranks.local, host, pulse)
     except RuntimeError as error:
         if not _is_lost(error):
             raise

@@ -77,8 +77,8 @@ def card() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Package -> installed version, None where it is not there."""
-    return {name: _version(name) for name in _PACKAGES}
+    """Package -> installed version, None where it is not there; of torch what it says itself, with its build: 2.13.0+cpu."""
+    return {name: _version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)}
 
 
 def cpu_flags() -> set[str]:
@@ -92,10 +92,12 @@ def cpu_flags() -> set[str]:
 
 def compiler_problem(device: torch.device) -> str | None:
     """Why torch.compile can't work for this device, in words; None where nothing speaks against it."""
-    if device.type != "cpu":
-        return None if _version("triton") else "Triton is not installed"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        return "there is no C++ compiler (install g++ or clang)"
+    if device.type != "cpu" and not _version("triton"):
+        return "Triton is not installed"
+    # On a GPU, too: Triton compiles what starts its kernels.
+    language, variable, names = ("C++", "CXX", ("g++", "clang++")) if device.type == "cpu" else ("C", "CC", ("gcc", "clang"))
+    if not any(shutil.which(name) for name in (os.environ.get(variable, names[0]), *names)):
+        return f"there is no {language} compiler (install {names[0]} or clang)"
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return "the headers of Python are not installed (python3-dev)"
     return None

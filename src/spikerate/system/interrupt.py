@@ -1,13 +1,17 @@
-"""Signals that ask a run to stop: it finishes its step, saves, and goes."""
+"""Signals that ask to stop: a run in training finishes its step and saves, everything else cleans up, and goes."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Control-C; what kill, SLURM and torchrun send; what SLURM sends ahead of the end where `--signal=USR1@60` asks for it."""
+_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1)
+"""What kill, SLURM and torchrun send; a terminal that is closed; Control-\\; the end of the processor time that a limit
+allows; what SLURM sends ahead of the end where `--signal=USR1@60` asks for it. Control-C is SIGINT."""
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class Interrupt:
@@ -23,12 +27,11 @@ class Interrupt:
         return self.signal is not None
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._before = _handle_by(self._note, signal.SIGINT, *_END)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _restore(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
@@ -40,9 +43,54 @@ class Interrupted(Exception):
     """A run has stopped as it was asked to, and can go on from its folder.
 
     Attributes:
-        status: 130 after SIGINT, 143 after SIGTERM and SIGUSR1, as shells have it.
+        status: 130 after SIGINT, 143 after the other signals, as shells have it.
     """
 
     def __init__(self, received: signal.Signals | None) -> None:
         super().__init__(received.name if received else "another rank was")
         self.status = 130 if received == signal.SIGINT else 143
+
+
+class Ended(BaseException):
+    """A signal has asked a command to end; no error, like `KeyboardInterrupt`, so that whoever handles errors lets it by."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(received.name)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While the block runs, a signal that asks to end raises `Ended`, and Control-C `KeyboardInterrupt`.
+
+    So half-written files are removed and child processes ended on the way out.
+    """
+    before = _handle_by(_end, *_END) | _handle_by(signal.default_int_handler, signal.SIGINT)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def leave_to_parent() -> None:
+    """In a child process: the signals that a terminal or a batch system sends to all processes at once are the parent's.
+
+    SIGTERM ends a child, since its parent ends it so.
+    """
+    for number in (signal.SIGINT, *_END):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Ended(signal.Signals(number))
+
+
+def _handle_by(handler: Handler, *numbers: signal.Signals) -> dict[signal.Signals, Any]:
+    """Set a handler; returns those before. SIGHUP stays ignored where it is: so nohup asks for it."""
+    ours = [n for n in numbers if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
+    return {number: signal.signal(number, handler) for number in ours}
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

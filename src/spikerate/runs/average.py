@@ -1,0 +1,46 @@
+"""The network whose weights are an exponential average of those that a run goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from spikerate.models import Synchronized
+from spikerate.rules import BPTT
+
+
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the parameters of `average` towards the network's, in place: decay * average + (1 - decay) * network."""
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), 0)
+
+
+def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterable[Tensor], precision: str = "fp32") -> None:
+    """Give `average` the batch-norm statistics that its own weights lead to, in place.
+
+    They are the means over the batches of what each batch has. An average of the running statistics that the network went
+    through would be no replacement: those belong to each network on the way, and not to the average of their weights. The
+    other buffers become the network's.
+
+    Args:
+        average: a copy of the network with other weights; it is left in training mode.
+        batches: inputs [T, B, ...], of the kind that the network is trained on.
+        precision: that of the run, fp32 or bf16.
+    """
+    norms = [m for m in average.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | Synchronized)]
+    momenta = [norm.momentum for norm in norms]
+    average.eval()  # dropout and branches have no part in it
+    with torch.no_grad():
+        for own, value in zip(average.buffers(), network.buffers(), strict=True):
+            own.copy_(value)
+        for k, x in enumerate(batches):
+            for norm in norms:
+                norm.train()
+                norm.momentum = 1 / (k + 1)  # which makes the running statistics the mean over all batches so far
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                BPTT()(average, x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    average.train()

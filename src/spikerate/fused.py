@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikerate.system.environment import compiler_problem
 
@@ -72,30 +73,34 @@ def run(f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: in
     Returns:
         what `f` returns, tensors [T, B, ...] and [B, ...] in (nested) tuples.
     """
-    order = Order.of(train) if _pays(train, T) else None
+    order = Order.of(train) if _pays(train, T, type(subject)) else None
     if order is None:
         return f(subject, train.expand(T, *train.shape[1:]), state)
     try:
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
             flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order))
     except Exception as error:  # whatever the compiler stumbles over; what is wrong with `f` itself, eager code says
-        _give_up(train.device.type, error)
+        _give_up(train.device.type, type(subject), error)
         return f(subject, train.expand(T, *train.shape[1:]), state)
     return _restored(flat, order, train)
 
 
-def _pays(train: Tensor, T: int) -> bool:
+def _pays(train: Tensor, T: int, kind: type) -> bool:
     if torch.compiler.is_compiling() or T > _LONGEST or T * train[0].numel() < _WORTH:
         return False
-    return train.device.type in ("cpu", "cuda") and train.device.type not in _given_up and _works(train.device.type)
+    device = train.device.type
+    if device not in ("cpu", "cuda") or (device, kind) in _given_up or not _works(device):
+        return False
+    return _get_current_dispatch_mode() is None  # what looks at each operation, to count it for instance, wants them all
 
 
-_given_up: set[str] = set()
+_given_up: set[tuple[str, type]] = set()
+"""Devices and kinds of subjects for which the compiler has failed."""
 
 
-def _give_up(device: str, error: Exception) -> None:
-    _given_up.add(device)
-    _log.warning("not compiled, so that steps take longer: %s", str(error).split("\n")[0])
+def _give_up(device: str, kind: type, error: Exception) -> None:
+    _given_up.add((device, kind))
+    _log.warning("%s is not compiled, so that its steps take longer: %s", kind.__name__, str(error).split("\n")[0])
 
 
 @functools.cache

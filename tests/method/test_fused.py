@@ -11,6 +11,7 @@ import torch._inductor.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate import BPTT, IF, LIF, OTTT, SLTT, ATan, Dspike, RateBP, Rectangular, fused
 from spikerate.neuron import Rectifier
@@ -127,10 +128,9 @@ def test_the_golden_network_goes_through_it(counted: Counted) -> None:
 def test_a_neuron_is_one_pass_over_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     if compiler_problem(torch.device("cpu")):
         pytest.skip("there is no compiler here")
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     x = torch.rand(4, 2, 3, 5)
     torch._inductor.metrics.reset()
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
         RateBP()(LIF(), x)
     assert torch._inductor.metrics.generated_kernel_count == 1
 
@@ -156,6 +156,12 @@ def test_each_number_of_steps_is_compiled_once(counted: Counted) -> None:
         net.train()
         graphs.append(counted.graphs)
     assert graphs[3:] == graphs[3:4] * 5 and not fused._given_up
+
+
+def test_what_counts_operations_sees_them_all(counted: Counted) -> None:
+    with FlopCounterMode(display=False) as counter:
+        RateBP()(network(LIF), torch.rand(4, 3, 2, 4, 4))
+    assert counted.graphs == 0 and counter.get_total_flops() > 0
 
 
 def test_long_trains_and_small_ones_stay_eager(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +190,7 @@ def test_a_compiler_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch, cap
     for _ in range(2):
         assert torch.equal(RateBP()(LIF(), x).rate, LIF().spikes(x).mean(0))
     said = [record.getMessage() for record in caplog.records if record.name == "spikerate.fused"]
-    assert len(said) == 1 and said[0].startswith("not compiled, so that steps take longer:")
+    assert len(said) == 1 and said[0].startswith("LIF is not compiled, so that its steps take longer:")
 
 
 @given(st.permutations(range(1, 5)), st.lists(st.integers(1, 3), min_size=4, max_size=4), st.integers(1, 3))

@@ -1,4 +1,4 @@
-"""Shared fixtures: golden numbers, real data where it lies beside the checkout, and the command line as a process."""
+"""Shared fixtures: real data where it lies beside the checkout, and the command line as a process."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def real(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data beside the checkout: {folder} is not there")
     return folder / "data" / name
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """The gradients of the published implementations: numbers only, part of the project."""
-    return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bench import Cell
 from talk import answer_all
 from torch import Tensor, nn
 
-from bench import Cell
 from spikerate import BPTT, Branched, RateBP, SelfDistillation, deepconv_branches, resnet18, sew_resnet18
 
 NETWORKS = {"resnet18": resnet18, "sew_resnet18": sew_resnet18}

@@ -306,7 +306,7 @@ def test_method_and_surrogate_are_a_field_each() -> None:
 
 
 def test_the_schedule_of_the_paper() -> None:
-    """METHODS.md, section 4."""
+    """300 epochs at T = 6, then 50 at each of the steps below (Li et al., NeurIPS 2021)."""
     for name in ("cifar10", "cifar100"):
         run = PRESETS[f"dspike-{name}"].run
         rounds = [(r.T, r.epochs, r.optim.lr) for r in run.rounds]

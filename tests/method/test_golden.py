@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from spikerate import BPTT, RateBP, RateCoded, SelfDistillation
 from spikerate.losses import reliable_teacher
-from support.networks import golden_branched, golden_name, golden_network
-
-T = 4
-
-
-class Golden:
-    def __init__(self, file: Path, network: nn.Module) -> None:
-        with np.load(file) as arrays:
-            self.arrays = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
-        self.network = network.double()
-        self.network.load_state_dict({n: self["init/" + golden_name(n)] for n in network.state_dict()})
-        self.x = self["x"].expand(T, *self["x"].shape)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.arrays[name]
-
-    def check(self, actual: Tensor, name: str) -> None:
-        expected = self[name]
-        error = (actual.detach() - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
-        assert error < 1e-6, f"{name}: relative error {error:.1e}"
-
-    def check_step(self) -> None:
-        for name, p in self.network.named_parameters():
-            assert p.grad is not None, name
-            self.check(p.grad, "grad/" + golden_name(name))
-        for name, buffer in self.network.named_buffers():
-            if not name.endswith("num_batches_tracked"):
-                self.check(buffer, "after/" + golden_name(name))
+from support.golden import Golden, T
+from support.networks import golden_branched, golden_network
 
 
 @pytest.mark.parametrize(
     ("name", "rule", "scale"),
     [("bptt_m", BPTT(), 1), ("bptt_s", BPTT(chunk=1), 1), ("rate_m", RateBP(), 1 / T), ("rate_s", RateBP(chunk=1), 1 / T)],
 )
-def test_rules(golden: Path, name: str, rule: BPTT | RateBP, scale: float) -> None:
-    step = Golden(golden / f"{name}.npz", golden_network())
+def test_rules(name: str, rule: BPTT | RateBP, scale: float) -> None:
+    step = Golden(name, golden_network())
     logits = rule(step.network, step.x).rate
     loss = F.cross_entropy(logits, step["y"])
     (loss * scale).backward()
@@ -56,8 +26,8 @@ def test_rules(golden: Path, name: str, rule: BPTT | RateBP, scale: float) -> No
     step.check_step()
 
 
-def test_self_distillation(golden: Path) -> None:
-    step = Golden(golden / "esd.npz", golden_branched())
+def test_self_distillation() -> None:
+    step = Golden("esd", golden_branched())
     out = RateBP()(step.network, step.x)
     outputs = [*out.exits, out.rate]
     terms = SelfDistillation(alpha=1.0, beta=0.3, tau=3.0)(outputs, step["y"])
@@ -72,8 +42,8 @@ def test_self_distillation(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rate_m", "esd"])
-def test_rates_and_gain(golden: Path, name: str) -> None:
-    step = Golden(golden / f"{name}.npz", golden_network())
+def test_rates_and_gain(name: str) -> None:
+    step = Golden(name, golden_network())
     seen: dict[str, RateCoded] = {}
 
     def note(where: str) -> None:

@@ -14,54 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, FiringRates, RateBP, Sigmoid, Signal, autograd
+from spikerate import BPTT, IF, LIF, OTTT, SLTT, Dspike, FiringRates, RateBP, Sigmoid, autograd
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.signal import Normalization
-from support.networks import Functional, Probe, gradients
+from support.networks import Functional, Probe, every_layer, gradients
 
 RULES = [BPTT(), BPTT(chunk=1), BPTT(chunk=2), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
-
-
-class Residual(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Signal) -> Signal:
-        return x + self.layers(x)
-
-
-class Concatenated(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Signal) -> Signal:
-        return torch.cat([layer(x) for layer in self.layers], dim=1)
-
-
-def every_layer(c: int, neuron: Callable[[], nn.Module]) -> list[nn.Module]:
-    """Each layer of the allow-list, from [B, c, 8, 8] to [B, 3]."""
-    return [
-        nn.Conv2d(c, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        neuron(),
-        nn.Dropout(0.3),
-        Residual(nn.Conv2d(4, 4, 3, padding="same", groups=2, bias=False), nn.BatchNorm2d(4, affine=False), neuron()),
-        nn.MaxPool2d(2),
-        nn.Identity(),
-        Concatenated(nn.Conv2d(4, 2, 1, dilation=2), nn.Conv2d(4, 3, 1)),
-        nn.BatchNorm2d(5, track_running_stats=False),
-        neuron(),
-        nn.AvgPool2d(2),
-        nn.Dropout2d(0.2),
-        nn.AdaptiveMaxPool2d(2),
-        nn.AdaptiveAvgPool2d((2, 1)),
-        nn.Flatten(),
-        nn.Linear(10, 6),
-        neuron(),
-        nn.Linear(6, 3),
-    ]
 
 
 def probed(layers: list[nn.Module]) -> tuple[nn.Sequential, list[Probe]]:

@@ -70,6 +70,48 @@ def small_network(neuron: Any = LIF, classes: int = 3) -> nn.Sequential:
     )
 
 
+class Residual(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Signal) -> Signal:
+        return x + self.layers(x)
+
+
+class Concatenated(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Signal) -> Signal:
+        return torch.cat([layer(x) for layer in self.layers], dim=1)
+
+
+def every_layer(c: int, neuron: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Each layer of the allow-list, from [B, c, 8, 8] to [B, 3]."""
+    return [
+        nn.Conv2d(c, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        neuron(),
+        nn.Dropout(0.3),
+        Residual(nn.Conv2d(4, 4, 3, padding="same", groups=2, bias=False), nn.BatchNorm2d(4, affine=False), neuron()),
+        nn.MaxPool2d(2),
+        nn.Identity(),
+        Concatenated(nn.Conv2d(4, 2, 1, dilation=2), nn.Conv2d(4, 3, 1)),
+        nn.BatchNorm2d(5, track_running_stats=False),
+        neuron(),
+        nn.AvgPool2d(2),
+        nn.Dropout2d(0.2),
+        nn.AdaptiveMaxPool2d(2),
+        nn.AdaptiveAvgPool2d((2, 1)),
+        nn.Flatten(),
+        nn.Linear(10, 6),
+        neuron(),
+        nn.Linear(6, 3),
+    ]
+
+
 class Functional(nn.Module):
     """A function of signals as a module."""
 

@@ -1,6 +1,5 @@
 """spikerate: deep spiking neural networks, trained for about the price of an ordinary network."""
 
-from spikerate.exchange.trained import load
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
 from spikerate.measure.health import CheckFinite, NotFinite
@@ -27,6 +26,7 @@ from spikerate.models import (
 )
 from spikerate.neuron import IF, LIF
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
+from spikerate.runs.trained import load
 from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
 from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 

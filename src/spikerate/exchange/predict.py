@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from spikerate.data import read_sample
-from spikerate.exchange.trained import read_trained
 from spikerate.measure.evaluate import over_time
 from spikerate.measure.health import CheckFinite, NotFinite
 from spikerate.rules import BPTT
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import place
+from spikerate.runs.trained import read_trained
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikerate.exchange.trained import Card, read_trained
 from spikerate.models import Branched
 from spikerate.runs.record import RunFolder
+from spikerate.runs.trained import Card, read_trained
 from spikerate.system.files import digest
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 from spikerate.cli.console import complain, console, table
 from spikerate.cli.main import main
 from spikerate.data import Data, Units
-from spikerate.report.gather import gather, write
+from spikerate.report.gather import gather
+from spikerate.report.page import write
 from spikerate.rules import BPTT
 from spikerate.runs import presets
 from spikerate.runs.config import Model, Neuron, Run, encode

@@ -159,7 +159,8 @@ def _eval(command: Eval, line: str) -> int:
 
 
 def _report(command: Report, line: str) -> int:
-    from spikerate.report.gather import check_place, gather, write  # here, since matplotlib takes half a second to import
+    from spikerate.report.gather import gather  # here, since matplotlib takes half a second to import
+    from spikerate.report.page import check_place, write
 
     file = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "report.html"
     check_place(file)

@@ -22,7 +22,7 @@ from spikerate.exchange.predict import Prediction
 from spikerate.gradients.agreement import Fidelity
 from spikerate.measure.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_words
 from spikerate.measure.evaluate import Accuracy
-from spikerate.models import Branched, Staged, branch_macs, macs, short_path, stage_shapes
+from spikerate.models import Branched, Staged, body_of, branch_macs, macs, short_path, stage_shapes
 from spikerate.runs.config import Run, encode, flat
 from spikerate.runs.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.runs.experiment import Measured
@@ -234,7 +234,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     num_classes = entry.num_classes or _CLASSES
     with torch.device("meta"):
         network = run.build(num_classes, shape)
-    body = network.body if isinstance(network, Branched) else network
+    body = body_of(network)
     console.print(_network(network, body, shape, num_classes))
     if entry.samples is None:
         console.print(f"with {_CLASSES} classes; yours are the class folders")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.measure.evaluate import over_time
-from spikerate.models import Branched
+from spikerate.models import body_of
 from spikerate.neuron import LIF, Rectifier
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
 
     if T < 1:
         raise ValueError(f"T is {T}: give a number of time steps >= 1")
-    body = network.body if isinstance(network, Branched) else network
+    body = body_of(network)
     replaced: dict[int, Any] = {id(m): Stepping(copy.deepcopy(m)) for m in body.modules() if isinstance(m, LIF)}
     replaced |= {id(m): nn.ReLU() for m in body.modules() if isinstance(m, Rectifier)}
     stepping = copy.deepcopy(body, replaced).eval()

@@ -15,6 +15,7 @@ from spikerate.rules import BPTT
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import place
 from spikerate.runs.trained import read_trained
+from spikerate.system.modes import autocast
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def predict(
     network, classes, units = place(trained.network, device), trained.card.classes, trained.card.units
     for file in files:
         x = units.normalize(units.scale(read_sample(file, run.data, run.T).unsqueeze(0).to(device)))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        with torch.no_grad(), autocast(device, run.precision):
             try:
                 logits = rule(network, over_time(x, run.T)).rate[0]
             except NotFinite as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikerate.models import Branched, check_layers
+from spikerate.models import body_of, check_layers
 from spikerate.neuron import IF, LIF, Rectifier
 from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangular
 
@@ -26,7 +26,7 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
     """
     from spikingjelly.activation_based import neuron
 
-    body = network.body if isinstance(network, Branched) else network
+    body = body_of(network)
     replaced: dict[int, Any] = {}
     for path, module in body.named_modules():
         if isinstance(module, Rectifier):

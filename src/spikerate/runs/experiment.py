@@ -27,6 +27,7 @@ from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
+from spikerate.system.modes import autocast
 from spikerate.system.progress import Track, untracked
 
 _SEEN_SECONDS = 5
@@ -107,7 +108,7 @@ def different_spikes(
     device = next(one.parameters()).device
     batches = plain_batches(data, data.test, run.batch, device)
     differ = places = 0
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with torch.no_grad(), autocast(device, run.precision):
         for x, _ in track(batches, "comparing spikes", -(-len(data.test) // run.batch)):
             both = Trains(), Trains()
             for network, trains in zip((one, other), both, strict=True):

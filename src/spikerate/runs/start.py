@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikerate.models import Branched
+from spikerate.models import Branched, body_of
 from spikerate.runs.record import RunFolder
 from spikerate.runs.trained import Card, read_trained
 from spikerate.system.files import digest
@@ -104,7 +104,7 @@ class Start:
 
     def _parted(self, network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """What the network takes, by its own names, and what stays fresh."""
-        body, branches = (network.body, network.branches) if isinstance(network, Branched) else (network, nn.ModuleDict())
+        body, branches = body_of(network), network.branches if isinstance(network, Branched) else nn.ModuleDict()
         prefix = "body." if isinstance(network, Branched) else ""
         known = {name: value for name, value in self.weights.items() if not name.startswith("branches.")}
         drawn = self._drawn(body, [body.get_submodule("head")])

@@ -12,7 +12,7 @@ import torch
 
 from spikerate.data import LARGEST_SIDE, SETS, Units
 from spikerate.gradients.temperature import adapt
-from spikerate.models import Branched, Staged
+from spikerate.models import Staged, body_of
 from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import load_weights
@@ -133,7 +133,7 @@ def _of_run(folder: RunFolder, weights: str) -> Trained:
     with torch.random.fork_rng(devices=[]):
         whole = run.build(len(card.classes), card.shape)
     folder.load_weights(weights, whole)
-    return Trained((whole.body if isinstance(whole, Branched) else whole).eval(), card)
+    return Trained(body_of(whole).eval(), card)
 
 
 def _of_file(path: Path) -> Trained:

@@ -53,7 +53,7 @@ from spikerate.runs.start import Start
 from spikerate.runs.train import build_network, pick_device
 from spikerate.runs.trained import read_trained
 from spikerate.system import environment
-from spikerate.system.dist import of_launcher, restarted
+from spikerate.system.dist import ranks_from_environment, restarted
 from spikerate.system.files import inside, is_there, write_json
 
 
@@ -122,7 +122,7 @@ def _reproduce(command: Reproduce, line: str) -> int:
 
 def _terminal(logs: bool = False) -> Terminal:
     """Shows a run of several processes once, and goes on where the output can't be written."""
-    first = of_launcher().first
+    first = ranks_from_environment().first
     return Terminal(console(quiet=not first, needed=False), first, logs)
 
 

@@ -22,11 +22,13 @@ def load_data(run: Run, audience: Audience, ranks: Ranks = Ranks()) -> DataSet:
     Raises:
         ValueError: they are missing or broken, or differ between the ranks.
     """
-    with ranks.waited_for():
+    with ranks.barrier():
         found = load(run.data, run.T, audience.track) if ranks.first else None
-    with ranks.waited_for():
+    with ranks.barrier():
         data = found or load(run.data, run.T, audience.track)
-    ranks.agree({"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}})  # these name places
+    ranks.check_same(
+        {"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}}
+    )  # these name places
     for note in data.notes:
         audience.say(note)
     for reason in data.skipped[:_MOST_SKIPPED]:

@@ -29,7 +29,7 @@ from spikerate.runs.reopen import load_data, load_data_again, settings_again
 from spikerate.runs.start import Start
 from spikerate.runs.train import pick_device
 from spikerate.system import environment
-from spikerate.system.dist import Ranks, joined, of_launcher, restarted
+from spikerate.system.dist import Ranks, process_group, ranks_from_environment, restarted
 from spikerate.system.files import inside
 from spikerate.system.interrupt import Interrupt, Interrupted
 
@@ -121,7 +121,7 @@ def train_seeds(
         ValueError: as `train`, or a folder holds a run of other settings.
         Interrupted, NotFinite, SaveError: as `train`.
     """
-    ranks, about = of_launcher(), dict(about or {})
+    ranks, about = ranks_from_environment(), dict(about or {})
     check_name(base)
     folders = {seed: RunFolder(inside(base, f"seed{seed}")) for seed in seeds}
     for seed in list(seeds)[ranks.rank :: ranks.n]:
@@ -171,7 +171,7 @@ def resume(
         found = load_data_again(run, folder, audience, ranks)
         with _writing(folder.path, ranks, audience):
             about = folder.about()
-            with ranks.waited_for():
+            with ranks.barrier():
                 if ranks.first:
                     now = {"at": environment.now(), "environment": environment.card()}
                     folder.amend(resumed=[*(about.get("resumed") or []), now])
@@ -254,16 +254,16 @@ def _init(start: Start | None, run: Run, data: DataSet, audience: Audience) -> d
 @contextmanager
 def _joined(run: Run) -> Iterator[Ranks]:
     """The ranks, connected, which have the same settings and the same code."""
-    launched_here = of_launcher()
+    launched_here = ranks_from_environment()
     if run.batch // run.accumulate < 2 * launched_here.n:
         raise ValueError(
             f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
             "batch norm needs two images at least in each part on each rank"
         )
     gpu = pick_device(run.device, launched_here.local).type == "cuda"
-    with joined(gpu, slow_start=run.compile) as ranks:
+    with process_group(gpu, slow_start=run.compile) as ranks:
         anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
-        ranks.agree({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
+        ranks.check_same({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
         yield ranks
 
 
@@ -274,7 +274,7 @@ def _writing(path: Path, ranks: Ranks, audience: Audience) -> AbstractContextMan
 
 def _check_free(path: Path) -> None:
     """Before the data are read; the other ranks may come when rank 0 has made the folder."""
-    if of_launcher().first and not restarted():
+    if ranks_from_environment().first and not restarted():
         check_free(path)
 
 
@@ -297,7 +297,7 @@ def _perform(
     before: Start | RunFolder | None = start.onto(data.classes) if start else None
     try:
         for k, (own, place) in enumerate(rounds, 1):
-            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.tell(place.stands)
+            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.broadcast(place.stands)
             over = stands == "finished" and place != folder
             if stands:
                 place.check_settings()
@@ -309,7 +309,7 @@ def _perform(
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
                 stop = _perform_round(own, data, place, audience, save_minutes, ranks, before, title, place == folder)
-                if place != folder and ranks.most(int(stop.asked)):
+                if place != folder and ranks.all_max(int(stop.asked)):
                     raise Interrupted(stop.signal)
             before = place
     except Interrupted as stopped:

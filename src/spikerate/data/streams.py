@@ -1,4 +1,4 @@
-"""Streams of random numbers, each of its own key, so that nothing depends on what was drawn before."""
+"""Independent streams of random numbers, one for each key, so that no draw depends on earlier ones."""
 
 from __future__ import annotations
 

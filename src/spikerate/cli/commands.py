@@ -51,7 +51,7 @@ from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
 from spikerate.runs.start import Start
 from spikerate.runs.train import build_network, pick_device
-from spikerate.runs.trained import read_trained
+from spikerate.runs.trained import Trained, read_trained
 from spikerate.system import environment
 from spikerate.system.dist import ranks_from_environment, restarted
 from spikerate.system.files import inside, is_there, write_json
@@ -139,21 +139,20 @@ def _free_folder(path: Path) -> Path:
 
 
 def _eval(command: Eval, line: str) -> int:
-    folder = RunFolder.open(command.run)
-    out = console()
+    record, out = RunFolder.open(command.run).record(), console()
     audience = Terminal(out)
-    run, T = settings_again(folder, audience, command.data), command.T
+    run, T = settings_again(record, audience, command.data), command.T
     device = pick_device(command.device)
-    data = load_data_again(run, folder, audience)
+    data = load_data_again(run, record, audience)
     _check_steps(run, T)
     network = build_network(run, len(data.classes), data.shape, device)
-    folder.load_weights(command.weights, network)
+    record.folder.load_weights(command.weights, network)
     if command.fold:
         whole, network = network.eval(), fold_batch_norm(network)
         differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
         out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
     measured = measure(network, data, run, T=T, track=WaitingBar(out), check_finite=command.check_finite)
-    out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
+    out.print(f"{record.folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)
     return 0
 
@@ -184,24 +183,24 @@ def _gradient(command: Gradient, line: str) -> int:
     from spikerate.cli.plots import draw_gradients  # here, since matplotlib takes half a second to import
 
     name, place = command.network, Path(command.network)
-    folder = RunFolder.open(place) if place.is_dir() else None
+    record = RunFolder.open(place).record() if place.is_dir() else None
     out = console()
     audience = Terminal(out)
-    run = settings_again(folder, audience, command.data) if folder else _fresh(command)
+    run = settings_again(record, audience, command.data) if record else _fresh(command)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
     _check_steps(run, command.T)
-    path = command.out or _free_folder(place / "gradient" if folder else Path("runs") / f"{name}-gradient")
+    path = command.out or _free_folder(place / "gradient" if record else Path("runs") / f"{name}-gradient")
     check_free(path)
     device, T = pick_device(command.device), command.T or run.T
-    data = load_data_again(run, folder, audience) if folder else load_data(run, audience)
+    data = load_data_again(run, record, audience) if record else load_data(run, audience)
     torch.manual_seed(run.seed)
     network = build_network(run, len(data.classes), data.shape, device)
-    if folder:
-        folder.load_weights(command.weights, network)
+    if record:
+        record.folder.load_weights(command.weights, network)
     found = measure_gradients(network, data, run, command.how, T, WaitingBar(out))
-    weights = command.weights if folder else "fresh"
-    record = {
+    weights = command.weights if record else "fresh"
+    told = {
         "network": name,
         "weights": weights,
         "T": T,
@@ -217,7 +216,7 @@ def _gradient(command: Gradient, line: str) -> int:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "gradient.json", record)
+        write_json(path / "gradient.json", told)
         draw_gradients(found, path / "gradient.svg")
     finally:
         out.print(f"{name}, {weights} weights, {command.how.samples} samples of {data.name}, T = {T}")
@@ -236,13 +235,12 @@ def _fresh(command: Gradient) -> Run:
 
 
 def _predict(command: Predict, line: str) -> int:
-    folder = RunFolder.open(command.run)
-    out = console()
-    note_doubt(folder, Terminal(out))
-    files, notes = sample_files(command.files, folder.config().data)
+    record, out = RunFolder.open(command.run).record(), console()
+    note_doubt(record, Terminal(out))
+    files, notes = sample_files(command.files, record.run.data)
     for note in notes:
         out.print(note)
-    answers = predict(folder, files, command.weights, pick_device(command.device), command.check_finite)
+    answers = predict(record, files, command.weights, pick_device(command.device), command.check_finite)
     done: list[Prediction] = []
     try:
         for answer in WaitingBar(out)(answers, "looking at files", len(files)):
@@ -255,9 +253,10 @@ def _predict(command: Predict, line: str) -> int:
 def _export(command: Export, line: str) -> int:
     out = console()
     check_target(command.file)
-    trained = read_trained(command.run, command.weights)
-    if command.run.is_dir():
-        note_doubt(RunFolder(command.run), Terminal(out))
+    record = RunFolder.open(command.run).record() if command.run.is_dir() else None
+    trained = Trained.of_run(record, command.weights) if record else read_trained(command.run, command.weights)
+    if record:
+        note_doubt(record, Terminal(out))
     export(trained, command.file)
     views.show_export(out, trained, command.file)
     return 0

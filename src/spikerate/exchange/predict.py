@@ -12,9 +12,9 @@ from spikerate.data import read_sample
 from spikerate.measure.evaluate import over_time
 from spikerate.measure.health import CheckFinite, NotFinite
 from spikerate.rules import BPTT
-from spikerate.runs.record import RunFolder
+from spikerate.runs.record import Record
 from spikerate.runs.train import place
-from spikerate.runs.trained import read_trained
+from spikerate.runs.trained import Trained
 from spikerate.system.modes import autocast
 
 
@@ -27,7 +27,7 @@ class Prediction:
 
 
 def predict(
-    folder: RunFolder, files: Sequence[Path], weights: str, device: torch.device, check_finite: bool = False
+    record: Record, files: Sequence[Path], weights: str, device: torch.device, check_finite: bool = False
 ) -> Iterator[Prediction]:
     """The network of a run on files that are like the samples it was trained on, one after the other.
 
@@ -38,8 +38,7 @@ def predict(
         NotFinite: with `check_finite`, something in the network or a file is infinite or not a number.
     """
     rule = CheckFinite(BPTT()) if check_finite else BPTT()
-    run = folder.config()
-    trained = read_trained(folder.path, weights)
+    run, trained = record.run, Trained.of_run(record, weights)
     network, classes, units = place(trained.network, device), trained.card.classes, trained.card.units
     for file in files:
         x = units.normalize(units.scale(read_sample(file, run.data, run.T).unsqueeze(0).to(device)))

@@ -21,7 +21,7 @@ from spikerate.report.samples import Confusion, Example, confusion, confusion_of
 from spikerate.runs.config import Run
 from spikerate.runs.experiment import LARGEST_CONFUSION
 from spikerate.runs.presets import headline
-from spikerate.runs.record import doubt
+from spikerate.runs.record import RUN_FILE, doubt
 from spikerate.system import environment
 
 
@@ -263,7 +263,7 @@ def _look(folder: Path, unseen: list[str]) -> tuple[bool, list[Path]]:
     try:
         with os.scandir(folder) as found:
             entries = list(found)
-        return any(entry.name == "run.json" for entry in entries), [Path(e.path) for e in entries if e.is_dir()]
+        return any(entry.name == RUN_FILE for entry in entries), [Path(e.path) for e in entries if e.is_dir()]
     except OSError as error:
         unseen.append(f"{folder} can't be read ({error.strerror}): a run in it is left out")
         return False, []

@@ -13,10 +13,10 @@ from spikerate.data import Block, DataSet
 from spikerate.measure.evaluate import over_time
 from spikerate.measure.meter import Meter, Trains
 from spikerate.runs.config import Run
+from spikerate.runs.record import RunFolder
 from spikerate.system.files import is_there, pack_tensors, read_tensors, write_whole
 from spikerate.system.modes import autocast, mode
 
-_FILE = "examples.safetensors"
 _SIDE = 96
 """Larger pictures are made so small."""
 _UNITS, _FEWEST = 128, 6
@@ -72,7 +72,7 @@ class Examples:
         Raises:
             OSError: it can't be written.
         """
-        write_whole(folder / _FILE, pack_tensors(self._tensors(), {"layers": list(self.layers)}))
+        write_whole(RunFolder(folder).examples_file, pack_tensors(self._tensors(), {"layers": list(self.layers)}))
 
     @classmethod
     def read(cls, folder: Path) -> Examples | None:
@@ -81,7 +81,7 @@ class Examples:
         Raises:
             ValueError: the file is broken.
         """
-        file = folder / _FILE
+        file = RunFolder(folder).examples_file
         if not is_there(file):
             return None
         tensors, facts = read_tensors(file)

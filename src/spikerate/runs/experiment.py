@@ -185,7 +185,7 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
 
 def check_shared(path: Path, ranks: Ranks) -> None:
     """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
-    end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
+    end, record = time.monotonic() + _SEEN_SECONDS, RunFolder(path).run_file
     with ranks.barrier():
         while not record.is_file() and time.monotonic() < end:
             time.sleep(0.1)  # a file system over the network may show a new file a little later

@@ -165,12 +165,13 @@ def resume(
     """
     folder = whole(folder)
     folder.check_settings()
-    run = settings_again(folder, audience, data, device)
+    record = folder.record()
+    run = settings_again(record, audience, data, device)
     with _joined(run) as ranks:
         use_threads_of(folder)
-        found = load_data_again(run, folder, audience, ranks)
+        found = load_data_again(run, record, audience, ranks)
         with _writing(folder.path, ranks, audience):
-            about = folder.about()
+            about = record.about
             with ranks.barrier():
                 if ranks.first:
                     now = {"at": environment.now(), "environment": environment.card()}
@@ -214,14 +215,14 @@ def reproduce(
             f"{original.path} is not finished: spikerate train --resume {shlex.quote(str(original.path))} first"
         )
     original.check_settings()
-    run = settings_again(original, audience, data)
+    record = original.record()
+    run, then = settings_again(record, audience, data), record.about
     _check_free(path)
-    then = original.about()
     start = Start.again(then["init"], init) if then.get("init") else None
     about = {"preset": then.get("preset"), "command": command, "repeats": then.get("repeats") or then.get("command")}
     with _joined(run) as ranks:
         use_threads_of(original)
-        found = load_data_again(run, original, audience, ranks)
+        found = load_data_again(run, record, audience, ranks)
         check_fits(run, found, ranks)
         about |= _init(start, run, found, audience)
         with _writing(path, ranks, audience):

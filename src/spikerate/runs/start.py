@@ -43,7 +43,7 @@ class Start:
         """
         if path.is_dir():
             folder = RunFolder.open(path)
-            card, (found, _) = Card.of_run(folder), folder.weights("best")
+            card, (found, _) = Card.of_run(folder.record()), folder.weights("best")
         else:
             trained = read_trained(path)
             card, found = trained.card, trained.network.state_dict()

@@ -14,7 +14,7 @@ from spikerate.data import LARGEST_SIDE, SETS, Units
 from spikerate.gradients.temperature import adapt
 from spikerate.models import Staged, body_of
 from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
-from spikerate.runs.record import RunFolder
+from spikerate.runs.record import Record, RunFolder
 from spikerate.runs.state import load_weights
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.ranges import MOST_STEPS
@@ -52,23 +52,23 @@ class Card:
             raise ValueError("the numbers do not go together")
 
     @classmethod
-    def of_run(cls, folder: RunFolder) -> Card:
+    def of_run(cls, record: Record) -> Card:
         """What the record of a run says.
 
         Raises:
             ValueError: it is broken, of another version, or does not say what the samples were.
         """
-        run = folder.config()
+        run = record.run
         try:
-            data = folder.about()["data"]
+            data = record.about["data"]
             c, h, w = map(int, data["shape"])
             units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
             recorded, classes = SETS[run.data.name].kind == "events", tuple(map(str, data["classes"]))
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            file = folder.path / "run.json"
             raise ValueError(
-                f"{file} does not say what its samples are ({error!r}): it is altered, or of another version"
+                f"{record.folder.run_file} does not say what its samples are ({error!r}): it is altered, or of another "
+                "version"
             ) from error
 
     @property
@@ -89,6 +89,19 @@ class Trained:
 
     network: Staged
     card: Card
+
+    @classmethod
+    def of_run(cls, record: Record, weights: str = "best") -> Trained:
+        """The network of a run, with its "best" or "last" weights.
+
+        Raises:
+            ValueError: as `Card.of_run`, or the weights are missing or broken.
+        """
+        card = Card.of_run(record)
+        with torch.random.fork_rng(devices=[]):
+            whole = record.run.build(len(card.classes), card.shape)
+        record.folder.load_weights(weights, whole)
+        return cls(body_of(whole).eval(), card)
 
     def facts(self) -> dict[str, Any]:
         """The card with its format and version, as JSON types: what stands in every exported file."""
@@ -125,15 +138,7 @@ def read_trained(path: Path, weights: str = "best") -> Trained:
         raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
     if not path.is_dir() and weights != "best":
         raise ValueError(f"{path} is a file, which has one set of weights: the {weights} ones are in the folder of the run")
-    return _of_run(RunFolder.open(path), weights) if path.is_dir() else _of_file(path)
-
-
-def _of_run(folder: RunFolder, weights: str) -> Trained:
-    card, run = Card.of_run(folder), folder.config()
-    with torch.random.fork_rng(devices=[]):
-        whole = run.build(len(card.classes), card.shape)
-    folder.load_weights(weights, whole)
-    return Trained(body_of(whole).eval(), card)
+    return Trained.of_run(RunFolder.open(path).record(), weights) if path.is_dir() else _of_file(path)
 
 
 def _of_file(path: Path) -> Trained:

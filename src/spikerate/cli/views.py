@@ -24,13 +24,14 @@ from spikerate.gradients.agreement import Fidelity
 from spikerate.measure.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_words
 from spikerate.measure.evaluate import Accuracy
 from spikerate.models import Branched, Staged, branch_macs, macs, short_path, stage_shapes
-from spikerate.runs.config import Run, encode, flat
+from spikerate.runs.config import Run
 from spikerate.runs.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.runs.experiment import Measured
 from spikerate.runs.presets import PRESETS, Preset
 from spikerate.runs.record import RunFolder, compare
 from spikerate.runs.state import State
 from spikerate.system import environment
+from spikerate.system.codec import encode, flat
 
 _LIKELY = 3
 _CLASSES = 10

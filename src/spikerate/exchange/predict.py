@@ -38,7 +38,7 @@ def predict(
     """
     rule = CheckFinite(BPTT()) if check_finite else BPTT()
     run = folder.config()
-    trained = read_trained(folder.path, weights)
+    trained = read_trained(folder.path, weights, folder.own)
     network, classes, units = place(trained.network, device), trained.card.classes, trained.card.units
     for file in files:
         x = units.normalize(units.scale(read_sample(file, run.data, run.T).unsqueeze(0).to(device)))

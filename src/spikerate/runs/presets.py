@@ -131,7 +131,7 @@ def by_method(run: Run, method: str) -> Run:
     """The run by a method of `METHODS`; the papers divide the loss of the rate-based ones by T, and that of BPTT not."""
     _, rule, loss = METHODS[method]
     run = replace(run, T=1, neuron=Rectified()) if method == "ann" else run
-    optim = run.optim if isinstance(rule, RateBP) else replace(run.optim, loss_scale="1")
+    optim = run.optim if not rule.per_step else replace(run.optim, loss_scale="1")
     return replace(run, rule=rule, loss=loss, optim=optim)
 
 

@@ -256,6 +256,10 @@ class StepNeuron(nn.Module, ABC):
     equations by hand, and is not for `torch.compile`.
     """
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise `ValueError`: a parameter would get no gradient."""
+        check_plain(f"{type(self).__name__}.{name}", param)
+
     @abstractmethod
     def step(self, current: Tensor, state: Any) -> tuple[Tensor, Tensor]:
         """One step, of operations that autograd knows; the spike by `Surrogate.spike`, which has a slope.
@@ -297,7 +301,8 @@ class StepNeuron(nn.Module, ABC):
 
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Spikes without a graph and the slope of each [T, B, ...], and the state after the last step."""
-        spikes, slopes = [], []
+        spikes: list[Tensor] = []
+        slopes: list[Tensor] = []
         for current in inputs.unbind(0):
             with torch.enable_grad():
                 own = current.detach().requires_grad_()

@@ -40,10 +40,11 @@ from spikerate.gradients.agreement import Comparison
 from spikerate.gradients.temperature import Search
 from spikerate.rules import BPTT
 from spikerate.runs import presets, record, train
-from spikerate.runs.config import Model, Neuron, Round, Run, decode, encode
+from spikerate.runs.config import Model, Neuron, Round, Run
 from spikerate.runs.kinds import PARTS
 from spikerate.surrogate import Dspike
 from spikerate.system import environment
+from spikerate.system.codec import decode, encode
 
 TINY = Run(Data("digits", subset=24), Model("vgg11", 1), rule=BPTT(), T=1, epochs=1, batch=8)
 FITTING = {Search: lambda run: replace(run, neuron=Neuron(surrogate=Dspike()), batch=32)}

@@ -25,7 +25,7 @@ from spikerate.losses import Terms
 from spikerate.measure.evaluate import answers, over_time
 from spikerate.models import resnet18, resnet19
 from spikerate.rules import BPTT, OTTT
-from spikerate.runs.config import Model, Neuron, Rectified, Run, encode
+from spikerate.runs.config import Model, Neuron, Rectified, Run
 from spikerate.runs.kinds import PARTS, take_kinds, with_kinds
 from spikerate.runs.optim import SGD, AdamW, Muon, OptimizerFactory
 from spikerate.runs.presets import preset
@@ -33,6 +33,7 @@ from spikerate.runs.record import RunFolder
 from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Schedule, Step
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs, Trainer, build_network
+from spikerate.system.codec import encode
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.interrupt import Interrupt, Interrupted
 from support.processes import Processes

@@ -13,11 +13,12 @@ import torch
 
 from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Search, SelfDistillation
 from spikerate.data import SETS, Augment, Data, DataSet, input_shape, load
-from spikerate.runs.config import Model, Neuron, Rectified, Run, decode, encode
+from spikerate.runs.config import Model, Neuron, Rectified, Run
 from spikerate.runs.estimate import in_words, least_seconds, training_flops
 from spikerate.runs.presets import ESD, PRESETS, RATE, headline, preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
+from spikerate.system.codec import decode, encode
 from support.images import write_mnist
 from support.recordings import write_cifar10_dvs, write_gestures
 from support.runs import Silent

@@ -27,7 +27,7 @@ from spikerate.bench.worker import Setting
 from spikerate.cli import tensorboard, views
 from spikerate.cli.console import Output, OutputLost, TransferBar, WaitingBar, complain, console
 from spikerate.cli.live import TrainingView, Watches
-from spikerate.data import SETS, SOURCES, DataSet, fetch, keeps_caches, load, sample_files, steps_per_epoch
+from spikerate.data import SOURCES, DataSet, entry_of, fetch, keeps_caches, load, sample_files, steps_per_epoch
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
 from spikerate.exchange.start import Start
@@ -35,7 +35,7 @@ from spikerate.exchange.trained import read_trained
 from spikerate.gradients.agreement import Comparison
 from spikerate.measure.health import NotFinite
 from spikerate.models import fold_batch_norm
-from spikerate.runs.config import Run, encode
+from spikerate.runs.config import Run
 from spikerate.runs.experiment import (
     begin,
     check_fits,
@@ -47,11 +47,12 @@ from spikerate.runs.experiment import (
     perform,
     use_threads_of,
 )
-from spikerate.runs.kinds import in_words, take_kinds, with_kinds
+from spikerate.runs.kinds import in_words, own_of, take_kinds, take_own, with_kinds
 from spikerate.runs.presets import headline, preset
 from spikerate.runs.record import RunFolder, SaveError, check_free, check_name, sole_writer
 from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
+from spikerate.system.codec import Own, encode
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.system.files import inside, is_there, write_json
 from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
@@ -336,15 +337,19 @@ def _dispatch(args: list[str]) -> int:
     elif name == "reproduce":
         return _reproduce(rest, args)
     elif name == "eval":
-        _eval(_parse(Eval, rest, "spikerate eval"))
+        own, rest = take_own(rest)
+        _eval(_parse(Eval, rest, "spikerate eval"), own)
     elif name == "report":
         _report(_parse(Report, rest, "spikerate report"))
     elif name == "predict":
-        _predict(_parse(Predict, rest, "spikerate predict"))
+        own, rest = take_own(rest)
+        _predict(_parse(Predict, rest, "spikerate predict"), own)
     elif name == "export":
-        _export(_parse(Export, rest, "spikerate export"))
+        own, rest = take_own(rest)
+        _export(_parse(Export, rest, "spikerate export"), own)
     elif name == "gradient":
-        _gradient(_parse(Gradient, rest, "spikerate gradient"), args)
+        own, rest = take_own(rest)
+        _gradient(_parse(Gradient, rest, "spikerate gradient"), args, own)
     elif name == "bench":
         return _bench(_parse(Bench, rest, "spikerate bench"), args)
     elif name == "fetch":
@@ -404,7 +409,7 @@ def _train(name: str, rest: list[str], args: list[str]) -> None:
     run = with_kinds(preset(name).run, chosen)
     command = _parse(Train, rest, f"spikerate train {name}", Train(run), f"{Train.__doc__} {in_words()}")
     about: dict[str, Any] = {"preset": name, "command": shlex.join(["spikerate", *args])}
-    start = Start.read(command.init) if command.init else None
+    start = Start.read(command.init, own_of(chosen)) if command.init else None
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")
     if command.seeds > 1:
@@ -441,18 +446,17 @@ def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start 
     check_name(base)
     for seed in seeds[ranks.rank :: ranks.n]:
         run, path = replace(command.run, seed=seed), inside(base, f"seed{seed}")
-        then = RunFolder(path).about().get("init") if RunFolder(path).stands else None
-        if RunFolder(path).stands and (
-            RunFolder(path).config() != run or (then or {}).get("sha256") != (start.sha256 if start else None)
-        ):
+        there = RunFolder(path, Own.of(run))
+        then = there.about().get("init") if there.stands else None
+        if there.stands and (there.config() != run or (then or {}).get("sha256") != (start.sha256 if start else None)):
             raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
-        if RunFolder(path).result():
+        if there.result():
             continue
         data, alone = _load(run), Ranks(local=ranks.local)
         check_fits(run, data)
         about |= _init(start, run, data)
         with _writing(path):
-            folder = RunFolder(path) if RunFolder(path).stands else begin(path, run, data, about)
+            folder = there if there.stands else begin(path, run, data, about)
             _log(folder, command.tensorboard)
             _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"], start)
     results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
@@ -461,6 +465,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start 
 
 
 def _resume(rest: list[str]) -> None:
+    own, rest = take_own(rest)
     try:
         command = _parse(Resume, rest, "spikerate train --resume")
     except ValueError as error:
@@ -470,7 +475,7 @@ def _resume(rest: list[str]) -> None:
             f"{str(error).partition(' (')[0]}: a run goes on with its own settings, and only --data, --device, "
             "--save-minutes and --tensorboard can be given; to train on with others: spikerate train PRESET --init RUN"
         ) from None
-    folder = _whole(RunFolder.open(command.resume))
+    folder = _whole(RunFolder.open(command.resume, own))
     folder.check_settings()
     run = _run_of(folder, command.data, command.device)
     log = inside(folder.path, tensorboard.FOLDER)
@@ -488,13 +493,14 @@ def _resume(rest: list[str]) -> None:
             check_shared(folder.path, ranks)
             _log(folder, command.tensorboard, ranks)
             begun = folder.rounds(run)[0][1].has_state
-            start = Start.again(about["init"]) if about.get("init") and not begun else None
+            start = Start.again(about["init"], own=own) if about.get("init") and not begun else None
             _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks, start=start)
 
 
 def _reproduce(rest: list[str], args: list[str]) -> int:
+    own, rest = take_own(rest)
     command = _parse(Reproduce, rest, "spikerate reproduce")
-    original = RunFolder.open(command.run)
+    original = RunFolder.open(command.run, own)
     if _whole(original) != original:
         raise ValueError(f"{command.run} is one round of a run: give the folder of the run, {_whole(original).path}")
     if not original.result():
@@ -504,7 +510,7 @@ def _reproduce(rest: list[str], args: list[str]) -> int:
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     _check_free(path)
     then = original.about()
-    start = Start.again(then["init"], command.init) if then.get("init") else None
+    start = Start.again(then["init"], command.init, own) if then.get("init") else None
     about = {"preset": then.get("preset"), "command": shlex.join(["spikerate", *args])}
     about["repeats"] = then.get("repeats") or then.get("command")
     with _joined(run) as ranks:
@@ -530,7 +536,7 @@ def _log(folder: RunFolder, wanted: bool, ranks: Ranks = Ranks()) -> None:
 
 def _whole(folder: RunFolder) -> RunFolder:
     """The folder of the whole run, given that or one of its rounds'."""
-    return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
+    return RunFolder.open(folder.path.absolute().parent, folder.own) if "round" in folder.about() else folder
 
 
 @contextlib.contextmanager
@@ -631,7 +637,7 @@ def _perform(
             if title:
                 out.print(f"{title}: {own.in_words}{', finished' if over else ''}", style="bold")
             if not over:
-                if SETS[run.data.name].kind == "events" and frames != own.T:
+                if entry_of(run.data).kind == "events" and frames != own.T:
                     data, frames = _load(own, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)
@@ -691,8 +697,8 @@ def _check_free(path: Path) -> None:
 # eval, report, gradient, predict, export, bench, fetch -----------------------------------------------------------------
 
 
-def _eval(command: Eval) -> None:
-    folder = RunFolder.open(command.run)
+def _eval(command: Eval, own: Own) -> None:
+    folder = RunFolder.open(command.run, own)
     run, T = _run_of(folder, command.data, None), command.T
     device = pick_device(command.device)
     data = _load_again(run, folder)
@@ -725,15 +731,15 @@ def _report(command: Report) -> None:
 def _check_steps(run: Run, T: int | None) -> None:
     if T is not None and T > 1 and not run.spiking:
         raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
-    if T is not None and T > run.T and SETS[run.data.name].kind == "events":
+    if T is not None and T > run.T and entry_of(run.data).kind == "events":
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
 
 
-def _gradient(command: Gradient, args: list[str]) -> None:
+def _gradient(command: Gradient, args: list[str], own: Own) -> None:
     from spikerate.cli.plots import draw_gradients  # here, since matplotlib takes half a second to import
 
     name, place = command.network, Path(command.network)
-    folder = RunFolder.open(place) if place.is_dir() else None
+    folder = RunFolder.open(place, own) if place.is_dir() else None
     run = _run_of(folder, command.data, None) if folder else _fresh(command)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
@@ -782,8 +788,8 @@ def _fresh(command: Gradient) -> Run:
     return replace(run, T=command.T or run.T, data=replace(run.data, path=command.data or run.data.path))
 
 
-def _predict(command: Predict) -> None:
-    folder = RunFolder.open(command.run)
+def _predict(command: Predict, own: Own) -> None:
+    folder = RunFolder.open(command.run, own)
     _note_doubt(folder)
     files, notes = sample_files(command.files, folder.config().data)
     out = console()
@@ -798,9 +804,9 @@ def _predict(command: Predict) -> None:
         views.show_predictions(out, done)
 
 
-def _export(command: Export) -> None:
+def _export(command: Export, own: Own) -> None:
     check_target(command.file)
-    trained = read_trained(command.run, command.weights)
+    trained = read_trained(command.run, command.weights, own)
     if command.run.is_dir():
         _note_doubt(RunFolder(command.run))
     export(trained, command.file)

@@ -238,6 +238,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     with torch.device("meta"):
         network = run.build(num_classes, shape)
     body = network.body if isinstance(network, Branched) else network
+    assert isinstance(body, Staged)
     console.print(_network(network, body, shape, num_classes))
     if entry.samples is None:
         console.print(f"with {_CLASSES} classes; yours are the class folders")
@@ -273,7 +274,7 @@ def show_machine(console: Console, device: torch.device) -> None:
     console.print(what)
 
 
-def _network(network: Staged | Branched, body: Staged, shape: tuple[int, int, int], num_classes: int) -> Any:
+def _network(network: nn.Module, body: Staged, shape: tuple[int, int, int], num_classes: int) -> Any:
     stages = table("Network", "part", "output [C, H, W]", "parameters", "MACs a step")
     parts = [("stem", body.stem), *body.stages.items(), ("head", body.head)]
     shapes = ["", *(str(list(s[1:])) for s in stage_shapes(body, shape)), f"[{num_classes}]"]

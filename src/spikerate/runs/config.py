@@ -342,11 +342,10 @@ def adaptable(neuron: NeuronSettings) -> bool:
 
 
 def _check_part(field: str, value: Any, base: type) -> None:
-    """Raise `ValueError` unless a part is of its kind, and, if it is the user's own, can be written to a file and read again."""
+    """Raise `ValueError` unless a part is of its kind, and can be written to a file if it is the user's own."""
     if not isinstance(value, base):
-        what = path_of(value)
         raise ValueError(
-            f"{field} is {value!r:.60}: give an instance of a class that inherits from {base.__name__}, not {what}"
+            f"{field} is of {path_of(value)}: give an instance of a class that inherits from spikerate's {base.__name__}"
         )
     kind = type(value)
     if ":" not in path_of(kind) or isinstance(value, Unnamed):

@@ -168,9 +168,8 @@ def take_kinds(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         part = PARTS[options[option]]
         name = value if equals else next(words, "")
         if not name or name.startswith("-"):
-            raise ValueError(
-                f"{option} has no value: give {'one of ' if part.kinds else ''}{', '.join(part.kinds) or 'a path'}"
-            )
+            ours = f"one of {', '.join(part.kinds)}, or " if part.kinds else ""
+            raise ValueError(f"{option} has no value: give {ours}package.module:name of your own")
         chosen[options[option]] = name
     return chosen, rest
 

@@ -133,8 +133,8 @@ def _decode_part(kind: Any, value: Any, where: str, own: Own) -> Any:
     named = value.get("type") if isinstance(value, dict) else value
     path = named if isinstance(named, str) else ""
     if ":" not in path:
-        ours = [c for c in _subclasses(kind) if dataclasses.is_dataclass(c) and ":" not in path_of(c)]
-        ours = [c for c in ours if not inspect.isabstract(c) and not issubclass(c, Unnamed)]
+        ours = [c for c in _subclasses(kind) if ":" not in path_of(c) and not issubclass(c, Unnamed)]
+        ours = [c for c in ours if dataclasses.is_dataclass(c) and not inspect.isabstract(c)]
         if not (ours and isinstance(value, dict)):
             raise ValueError(f"{where} is {str(value)[:60]!r}: give a {kind.__name__}")
         return _decode_union(tuple(ours), value, where, own)

@@ -52,7 +52,7 @@ from spikerate.runs.presets import headline, preset
 from spikerate.runs.record import RunFolder, SaveError, check_free, check_name, sole_writer
 from spikerate.runs.train import build_network, pick_device
 from spikerate.system import environment
-from spikerate.system.codec import Own, encode
+from spikerate.system.codec import Own, encode, named_again
 from spikerate.system.dist import LostRank, Ranks, joined, of_launcher, restarted
 from spikerate.system.files import inside, is_there, write_json
 from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_signals
@@ -623,7 +623,7 @@ def _perform(
     """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
     out = console(quiet=not ranks.first, needed=False)
     out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
-    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
+    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}{named_again(run)}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
     rounds, frames = folder.rounds(run), run.T
     before: Start | RunFolder | None = start.onto(data.classes) if start else None

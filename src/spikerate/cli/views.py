@@ -31,7 +31,7 @@ from spikerate.runs.presets import PRESETS, Preset
 from spikerate.runs.record import RunFolder, compare
 from spikerate.runs.state import State
 from spikerate.system import environment
-from spikerate.system.codec import encode, flat
+from spikerate.system.codec import encode, flat, named_again
 
 _LIKELY = 3
 _CLASSES = 10
@@ -55,7 +55,7 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     result.add_row("run folder", str(folder.path))
     if last:
         result.add_row("next", f"spikerate report {shlex.quote(str(folder.path))}")
-        result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}")
+        result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}{named_again(run)}")
     console.print(result)
 
 

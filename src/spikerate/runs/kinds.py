@@ -189,7 +189,8 @@ def take_own(args: Sequence[str]) -> tuple[Own, list[str]]:
 
 def own_of(chosen: Mapping[str, str]) -> Own:
     """The code of the user's own among the kinds that a command line has chosen."""
-    return Own.of(*(PARTS[option].value(name) for option, name in chosen.items() if ":" in name))
+    found = {name: PARTS[option].value(name) for option, name in chosen.items() if ":" in name}
+    return Own.of(*(made(name, kind) if isinstance(kind, type) else kind for name, kind in found.items()))
 
 
 def with_kinds(run: Run, chosen: Mapping[str, str]) -> Run:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spikerate.runs.config import Run, UnnamedNeuron
 from spikerate.runs.state import Row, State, inherit_weights, is_number, load_weights, parts_of
-from spikerate.system.codec import Own, decode, encode
+from spikerate.system.codec import Own, decode, encode, named_again
 from spikerate.system.environment import fingerprint
 from spikerate.system.files import (
     inside,
@@ -295,7 +295,8 @@ class RunFolder:
         return f"the run folder {self.path} can't be written ({error.strerror})"
 
     def _resume(self) -> str:
-        return f"go on by: spikerate train --resume {shlex.quote(str(self.path))}"
+        own = "".join(map(named_again, self.own.code.values()))
+        return f"go on by: spikerate train --resume {shlex.quote(str(self.path))}{own}"
 
     def _rescue(self, content: bytes) -> str:
         try:

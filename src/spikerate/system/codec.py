@@ -13,6 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+OPTIONS = {
+    "NetworkFactory": "--network",
+    "NeuronSettings": "--neuron",
+    "Surrogate": "--surrogate",
+    "Rule": "--rule",
+    "Loss": "--loss",
+    "OptimizerFactory": "--optim",
+    "Schedule": "--schedule",
+    "DataReader": "--reader",
+}
+"""What a part inherits from -> the option of the command line that names one of the user's own."""
 _TYPES_SHOWN = ("rule", "loss", "neuron", "surrogate", "optim", "schedule")
 """Fields whose kind a person chooses."""
 
@@ -43,6 +54,17 @@ class Unnamed:
 
     path: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def named_again(value: Any) -> str:
+    """The options that name the code of the user's own in a value, each after a space; "" where there is none."""
+    named = []
+    for part in parts_of(value):
+        if ":" in (path := path_of(part)):
+            kinds = (part if isinstance(part, type) else type(part)).__mro__
+            option = next((OPTIONS[kind.__name__] for kind in kinds if kind.__name__ in OPTIONS), "--network")
+            named.append(f" {option} {path}")
+    return "".join(named)
 
 
 def path_of(value: Any) -> str:
@@ -133,11 +155,10 @@ def _decode_part(kind: Any, value: Any, where: str, own: Own) -> Any:
     named = value.get("type") if isinstance(value, dict) else value
     path = named if isinstance(named, str) else ""
     if ":" not in path:
-        ours = [c for c in _subclasses(kind) if ":" not in path_of(c) and not issubclass(c, Unnamed)]
-        ours = [c for c in ours if dataclasses.is_dataclass(c) and not inspect.isabstract(c)]
+        ours = ours_of(kind)
         if not (ours and isinstance(value, dict)):
             raise ValueError(f"{where} is {str(value)[:60]!r}: give a {kind.__name__}")
-        return _decode_union(tuple(ours), value, where, own)
+        return _decode_union(ours, value, where, own)
     fields = {name: v for name, v in value.items() if name != "type"} if isinstance(value, dict) else {}
     if path in own.code:
         code = own.code[path]
@@ -148,7 +169,7 @@ def _decode_part(kind: Any, value: Any, where: str, own: Own) -> Any:
     if own.shown:
         (stands,) = (c for c in _subclasses(kind) if issubclass(c, Unnamed)) if not _is_protocol(kind) else (Unnamed,)
         return stands(path=path, fields=fields)
-    option = "--" + where.rpartition(".")[2]
+    option = OPTIONS.get(kind.__name__, "--" + where.split(".")[1])
     raise ValueError(
         f"{where} is code of the user's own, {path}, which is never imported from a file: name it again, {option} {path}"
     )
@@ -168,6 +189,12 @@ def _decode_dataclass(kind: Any, value: Any, where: str, own: Own) -> Any:
     if missing:
         raise ValueError(f"{where} has no field {missing[0]!r}: it was written by another version of the code")
     return kind(**{name: decode(hints[name], v, f"{where}.{name}", own) for name, v in given.items()})
+
+
+def ours_of(kind: Any) -> tuple[Any, ...]:
+    """The dataclasses of ours that inherit from an abstract class."""
+    ours = [c for c in _subclasses(kind) if ":" not in path_of(c) and not issubclass(c, Unnamed)]
+    return tuple(c for c in ours if dataclasses.is_dataclass(c) and not inspect.isabstract(c))
 
 
 def _is_protocol(kind: Any) -> bool:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spikerate.cli.commands import COMMANDS
 from spikerate.cli.main import main
 from spikerate.runs.presets import PRESETS
 from spikerate.system.files import pack_tensors, read_tensors
@@ -227,7 +228,11 @@ def test_doctor_and_help(spikerate: Spikerate, capsys: pytest.CaptureFixture[str
     for words in ("torch", "bf16", "torch.compile", "device"):
         assert words in doctor.stdout
     assert main([]) == main(["--help"]) == main(["--version"]) == 0
-    assert "spikerate 0." in capsys.readouterr().out
+    shown = capsys.readouterr().out.splitlines()
+    assert "spikerate 0." in shown[-1]
+    for name, command in COMMANDS.items():
+        for rest, what in command.usage.items():
+            assert shown.count(f"  {name} {rest}".ljust(shown[2].index("train a network")) + what) == 2, "a line of its own"
     helped = spikerate("train", "--help")
     assert helped.returncode == 0
     assert "--rule.chunk" in helped.stdout

@@ -9,7 +9,7 @@ import inspect
 import types
 import typing
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from spikerate.bench.roofline import Roofline
-from spikerate.cli import main as command_line
-from spikerate.cli import plots
-from spikerate.cli.main import (
+from spikerate.cli import arguments, plots
+from spikerate.cli import commands as performed
+from spikerate.cli.arguments import (
     Bare,
     Bench,
     Eval,
@@ -33,9 +33,8 @@ from spikerate.cli.main import (
     Resume,
     Show,
     Train,
-    main,
-    measure_gradients,
 )
+from spikerate.cli.main import main
 from spikerate.data import Data
 from spikerate.gradients.agreement import Comparison
 from spikerate.gradients.temperature import Search
@@ -182,7 +181,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run; whatever is slow or far away is cut short."""
     folder = tmp_path_factory.mktemp("fields")
     runs = {"probe": TINY} | {f"probe{k}": run for k, (_, run) in enumerate(alternatives())}
-    whole = measure_gradients
+    whole = performed.measure_gradients
 
     def few(network: Any, data: Any, run: Any, compare: Comparison, *rest: Any) -> Any:
         compare = replace(compare, samples=min(2, compare.samples), directions=min(1, compare.directions))
@@ -196,11 +195,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(environment, "card", functools.cache(environment.card))
         patch.setattr(record, "write_whole", lambda path, content: path.write_bytes(content))
         patch.setattr(train, "compiler", lambda run, device, say: lambda rule: rule)
-        patch.setattr(command_line, "measure_gradients", few)
-        patch.setattr(command_line, "measure_cells", lambda *of: [])
-        patch.setattr(command_line, "roofline", lambda *of: Roofline(1.0, 1.0))
+        patch.setattr(performed, "measure_gradients", few)
+        patch.setattr(performed, "measure_cells", lambda *of: [])
+        patch.setattr(performed, "roofline", lambda *of: Roofline(1.0, 1.0))
         patch.setattr(plots, "draw_bench", lambda *of: None)
-        patch.setattr(command_line, "fetch", lambda source, to, bar: to)
+        patch.setattr(performed, "fetch", lambda source, to, bar: to)
         assert main(["train", "probe", "--out", "run"]) == 0
         Image.new("L", (8, 8)).save("picture.png")
         yield folder
@@ -265,7 +264,7 @@ def test_every_field_of_a_run_that_a_file_tells(
         for option in options(Train, Train(run))
         if option.path[0] == "run" and option.path[1 : 1 + len(at)] == at
     ]
-    monkeypatch.setattr(command_line, "_parse", lambda kind, rest, prog, default, *more: default)
+    monkeypatch.setattr(arguments, "parse", lambda kind, rest, prog, default, *more: default)
     for run, path in fields[number::2]:
         numbers: list[tuple[float, Run]] = []
         for value in JSON:

@@ -75,7 +75,7 @@ def test_layers_are_chosen_by_their_path_and_shared_neurons_told_apart() -> None
         _, rates = FiringRates(BPTT(chunk))(twice, torch.rand(3, 2, 3))
         assert {path: list(rate.shape) for path, rate in rates.items()} == {"1": [2, 3], "1, call 2": [2, 4]}
     with pytest.raises(
-        ValueError, match=r"^FiringRates.layers has 'stage9', where no neuron fires: those that do are \['1'\]"
+        ValueError, match=r"^FiringRates.layers has 'stage9', where there is no neuron: neurons are at \['1'\]"
     ):
         FiringRates(BPTT(), ("stage9",))(twice, torch.rand(3, 2, 3))
 
@@ -111,7 +111,7 @@ def test_a_broken_number_of_the_network_is_said_with_its_layer(broken: str) -> N
         if broken == "0.weight":
             assert rule(network, x).train.isfinite().all(), "hidden without the check"
         layer, _, name = broken.partition(".")
-        with pytest.raises(NotFinite, match=rf"appears first in the output of {layer} \(\w+\), whose {name} is not finite"):
+        with pytest.raises(NotFinite, match=rf"the first is in the output of {layer} \(\w+\), whose {name} is not finite"):
             CheckFinite(rule)(network, x)
 
 
@@ -120,7 +120,7 @@ def test_a_broken_pixel_is_said() -> None:
     x[1, 2, 0, 3, 3] = torch.nan
     with pytest.raises(NotFinite, match=r"in the output of 0 \(Conv2d\), whose input is not finite already"):
         CheckFinite(BPTT())(network, x)
-    with pytest.raises(NotFinite, match=r"appears first at a neuron that is no module of the network\. "):
+    with pytest.raises(NotFinite, match=r"the first is at a neuron that is no module of the network\. "):
         CheckFinite(BPTT())(Functional(lambda s: LIF()(s).flatten(1)), x)
 
 

@@ -116,7 +116,7 @@ def test_what_is_no_file_is_refused_at_each_name_that_is_read(
         plant(place, home)
         for command in commands:
             said = refused(*arguments(command, run, picture))
-            assert f"{place} is a " in said and "and no file" in said, (name, command, said)
+            assert f"{place} is a " in said and "and not a file" in said, (name, command, said)
         place.unlink()
         if aside.exists():
             aside.rename(place)
@@ -161,7 +161,7 @@ def test_folders_inside_a_run_folder_are_no_links(run: Path, home: Path, tmp_pat
     (home / "empty").mkdir()
     for name in ("tensorboard", "gradient"):
         (run / name).symlink_to(home / "empty")
-    assert "tensorboard is a link, and nothing is written through one" in refused("train", "--resume", str(run))
+    assert "tensorboard is a link, and spikerate does not write through links" in refused("train", "--resume", str(run))
     (run / "tensorboard").unlink()
     assert tell("gradient", str(run), "--samples", "4", "--directions", "1")[0] == 0
     assert (run / "gradient-2" / "gradient.json").is_file()
@@ -171,7 +171,7 @@ def test_folders_inside_a_run_folder_are_no_links(run: Path, home: Path, tmp_pat
     shutil.rmtree(stop / "round1-ann")
     (stop / "round1-ann").symlink_to(home / "empty")
     for command in (["train", "--resume", str(stop)], ["report", str(stop)]):
-        assert "round1-ann is a link, and nothing is written through one" in refused(*command)
+        assert "round1-ann is a link, and spikerate does not write through links" in refused(*command)
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "seed0").symlink_to(home / "empty")
     assert "seed0 is a link" in refused("train", *TINY, "--seeds", "2", "--out", str(tmp_path / "seeds"))
@@ -208,7 +208,7 @@ def test_a_transfer_appends_to_no_link(tmp_path: Path, home: Path) -> None:
     for plant in KINDS:
         part = tmp_path / "set.tar.gz.part"
         plant(part, home)
-        with pytest.raises(ValueError, match=r"set.tar.gz.part is a (link|pipe|device), and no file"):
+        with pytest.raises(ValueError, match=r"set.tar.gz.part is a (link|pipe|device) and not a file"):
             fetch(source, tmp_path)
         part.unlink()
 

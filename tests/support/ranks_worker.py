@@ -19,7 +19,7 @@ from spikerate.runs.optim import SGD, AdamW, Muon
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs, Trainer, build_network
-from spikerate.system.dist import joined
+from spikerate.system.dist import process_group
 from support.runs import Silent
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ RULES = [BPTT(), BPTT(chunk=1), RateBP(), RateBP(chunk=1), RateBP(chunk=2)]
 def main(out: str) -> None:
     digits = load(Data("digits"), 1)
     found: dict[str, torch.Tensor] = {}
-    with joined(gpu=False, slow_start=False) as ranks:
+    with process_group(gpu=False, slow_start=False) as ranks:
         for rule, size, accumulate in [*itertools.product(RULES, (16, 19), (1,)), (RateBP(), 19, 2)]:
             run = Run(model=Model(width=2), rule=rule, loss=SelfDistillation(), T=3, accumulate=accumulate)
             torch.manual_seed(0)

@@ -104,7 +104,7 @@ def test_a_run_with_hostile_names_is_shown_by_every_command(
 def test_json_that_is_deep_is_a_sentence(depth: int, tmp_path: Path) -> None:
     deep = '{"x":' * depth + "[]" + "}" * depth
     (tmp_path / "run.json").write_text(f'{{"format": 2, "run": {deep}}}')
-    with pytest.raises(ValueError, match=r"run.json can't be read as JSON: its lists and records stand inside each other"):
+    with pytest.raises(ValueError, match=r"run.json can't be read as JSON: its lists and records are nested"):
         RunFolder.open(tmp_path).config()
     tensors = {"x": torch.zeros(1)}
     found = {"facts": deep, "sha256": digest(tensors, deep)}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikerate.system.dist import joined
+from spikerate.system.dist import process_group
 from support import ROOT, ranks_worker
 from support.processes import wait_for
 from support.runs import ARGUMENTS, assert_same
@@ -112,7 +112,10 @@ def test_more_ranks_than_gpus_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"which has 1 GPU: give --nproc-per-node 1, or --device cpu"), joined(True, False):
+    with (
+        pytest.raises(ValueError, match=r"which has 1 GPU: give --nproc-per-node 1, or --device cpu"),
+        process_group(True, False),
+    ):
         pass
 
 

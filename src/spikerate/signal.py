@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial, wraps
 from types import FrameType, FunctionType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
 
 
+@runtime_checkable
 class Neuron(Protocol):
     """What a signal asks of a layer of neurons, whose `forward` is `return x.fire(self)`.
 

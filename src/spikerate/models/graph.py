@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from spikerate.neuron import LIF, Rectifier
+from spikerate.signal import Neuron
 
 
 class _Layers(fx.Tracer):
     """Looks into containers and blocks, and not into neurons and torch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (LIF, Rectifier)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Neuron) or super().is_leaf_module(m, module_qualified_name)
 
 
 def layer_graph(network: nn.Module) -> fx.Graph:

@@ -2,7 +2,7 @@
 
 from spikerate.exchange.trained import load
 from spikerate.gradients.temperature import Search, adapt
-from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
+from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
 from spikerate.measure.health import CheckFinite, NotFinite
 from spikerate.measure.meter import FiringRates
 from spikerate.models import (
@@ -25,9 +25,9 @@ from spikerate.models import (
     vgg16,
     vggsnn,
 )
-from spikerate.neuron import IF, LIF
-from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
+from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
+from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
+from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled, operation
 from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
@@ -46,17 +46,22 @@ __all__ = [
     "Dspike",
     "FastSigmoid",
     "FiringRates",
+    "Loss",
+    "Neuron",
+    "NeuronSettings",
     "NotFinite",
     "RateBP",
     "RateCoded",
     "RatePenalty",
     "Rectangular",
+    "Rule",
     "Search",
     "SelfDistillation",
     "Sigmoid",
     "Signal",
     "Spatial",
     "Staged",
+    "StepNeuron",
     "Surrogate",
     "Traced",
     "Triangular",
@@ -65,6 +70,7 @@ __all__ = [
     "deepconv_branches",
     "load",
     "macs",
+    "operation",
     "preact_resnet18",
     "preact_resnet34",
     "resnet18",

@@ -151,17 +151,26 @@ class OwnNetwork:
 
     def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
         """Raise `ValueError` where the network does not take samples [C, H, W], by one step of one sample."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            network = self.build(num_classes, in_shape, neuron).eval()
-            try:
-                output = BPTT()(network, torch.zeros(1, 1, *in_shape))
-            except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
-                raise ValueError(f"the network of {self.name} does not run: {_told(error)}") from error
-        if not isinstance(output, Signal) or tuple(output.shape) != (1, num_classes):
-            found = f"a signal {list(output.shape)}" if isinstance(output, Signal) else f"a {type(output).__name__}"
-            raise ValueError(
-                f"the network of {self.name} gives {found} for one sample: give logits [B, K], here [1, {num_classes}]"
-            )
+        with torch.random.fork_rng(devices=[]):
+            check_network(self.build(num_classes, in_shape, neuron), f"the network of {self.name}", num_classes, in_shape)
+
+
+def check_network(network: nn.Module, name: str, num_classes: int, in_shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError`, calling it by `name`, where a network on the CPU does not map samples [C, H, W] to logits.
+
+    It is seen by one time step of one sample, in evaluation mode.
+    """
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            output = BPTT()(network.eval(), torch.zeros(1, 1, *in_shape))
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{name} does not run: {_told(error)}") from error
+    finally:
+        network.train(was_training)
+    if not isinstance(output, Signal) or tuple(output.shape) != (1, num_classes):
+        found = f"a signal {list(output.shape)}" if isinstance(output, Signal) else f"a {type(output).__name__}"
+        raise ValueError(f"{name} gives {found} for one sample: give logits [B, K], here [1, {num_classes}]")
 
 
 def _told(error: Exception) -> str:
@@ -317,15 +326,22 @@ class Run:
         Raises:
             ValueError: the network has no stages between which branches could leave, or is not for such samples.
         """
-        body = self.model.build(num_classes, in_shape, self.neuron)
+        return self.complete(self.model.build(num_classes, in_shape, self.neuron), num_classes, in_shape)
+
+    def complete(self, body: nn.Module, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+        """A network with what the run's method adds to it: temperatures, in place, and branches.
+
+        Raises:
+            ValueError: as `build`.
+        """
         if self.search is not None:
             adapt(body)
         if not self.loss.branches or isinstance(body, Branched):
             return body
         if not isinstance(body, Staged):
             raise ValueError(
-                f"{type(self.loss).__name__} wants branches, and the network of {self.model.name} is a "
-                f"{type(body).__name__}, which has no stages for them to leave from: make a spikerate.Staged of it"
+                f"{type(self.loss).__name__} wants branches, and the network is a {type(body).__name__}, which has no "
+                "stages that they could leave from: make a spikerate.Staged of it, or choose another loss"
             )
         return Branched(body, deepconv_branches(body, in_shape, num_classes, self.model.residual_branches))
 

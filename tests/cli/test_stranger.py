@@ -35,6 +35,7 @@ from spikerate.runs.optim import SGD
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
 from spikerate.system.codec import Own, decode, encode
+from spikerate.system.environment import fingerprint
 from spikerate.system.files import read_tensors
 from support import ROOT
 from support.processes import Processes, wait_for
@@ -138,7 +139,8 @@ def test_a_report_shows_path_and_fields_and_imports_nothing(spikerate: Command, 
 
 def test_code_that_a_file_names_is_never_imported(spikerate: Command, here: Path, trained: RunFolder) -> None:
     file = trained.path / "run.json"
-    file.write_text(file.read_text().replace("stranger.parts:Louder", "stranger.trap:Trap"))
+    record = json.loads(file.read_text().replace("stranger.parts:Louder", "stranger.trap:Trap"))
+    file.write_text(json.dumps(record | {"fingerprint": fingerprint(record["run"])}))
     for words in (["eval", "run"], ["train", "--resume", "run"], ["export", "run", "a.pt2"], ["gradient", "run"]):
         done = spikerate(*words, *(word for pair in CODE.items() if pair[0] != "--rule" for word in pair))
         assert done.returncode == 2 and "--rule stranger.trap:Trap" in done.stderr
@@ -210,7 +212,7 @@ def test_other_data_of_the_same_reader_are_noticed(spikerate: Command, here: Pat
     file = here / "stranger" / "parts.py"
     file.write_text(file.read_text().replace("manual_seed(0)", "manual_seed(1)"))
     done = spikerate("eval", "run", "--weights", "last", *OWN)
-    assert done.returncode == 2 and "its checksums differ (train, validation, test)" in done.stderr
+    assert done.returncode == 2 and "its checksums differ (train)" in done.stderr
 
 
 def test_only_code_of_ones_own_is_named_again() -> None:
@@ -256,10 +258,10 @@ class Same(StepNeuron):
 @pytest.mark.parametrize("rule", [BPTT(), BPTT(chunk=2), RateBP(), RateBP(chunk=2), SLTT(), OTTT()], ids=str)
 def test_a_neuron_by_its_step_is_the_same_under_every_rule(rule: Any) -> None:
     first, second = nn.Linear(5, 7).double(), nn.Linear(7, 3).double()
-    x = 2 * torch.randn(5, 4, 5, dtype=torch.float64)
+    x = 3 * torch.randn(5, 4, 5, dtype=torch.float64)
     found = []
     for neuron in (LIF, Same):
-        network = nn.Sequential(first, neuron(), second, neuron())
+        network = nn.Sequential(first, neuron(), second)
         loss = rule(network, x).rate.square().sum()
         found.append([loss, *torch.autograd.grad(loss, list(network.parameters()))])
     torch.testing.assert_close(*found)

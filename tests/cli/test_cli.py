@@ -119,7 +119,7 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     for files, words in (
         (["broken.png"], "broken.png can't be decoded"),
-        (["empty"], "empty holds no file that ends in"),
+        (["empty"], "empty contains no file that ends in"),
         (["gone.png"], "gone.png does not exist"),
         ([], "got no files"),
     ):

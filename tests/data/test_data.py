@@ -292,7 +292,7 @@ def test_parts_that_can_not_be_drawn(sizes: tuple[int, int], validation: int, te
         (Data("cifar10", augment=Augment(resized_crop=True)), "are for image files, and cifar10 has none"),
         (Data("n-mnist", decoded=True), "are for image files"),
         (Data("events"), "give --data.sensor HEIGHT WIDTH"),
-        (Data("n-mnist", sensor=(34, 34)), "data.sensor is for events of your own"),
+        (Data("n-mnist", sensor=(34, 34)), "data.sensor is for --data.name events only"),
     ],
 )
 def test_settings_that_do_not_go_together(data: Data, words: str) -> None:
@@ -472,7 +472,7 @@ def test_augmentation_out_of_range() -> None:
             check(data)
     x = Augment(crop=8, cutout=4096, roll=4096, rotation=180)(torch.rand(3, 1, 8, 8), 0)
     assert x.shape == (3, 1, 8, 8)
-    with pytest.raises(ValueError, match="two of them at least"):
+    with pytest.raises(ValueError, match="at least two of them"):
         Augment(roll=3, one_of=True)
 
 

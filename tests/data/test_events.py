@@ -231,7 +231,7 @@ ONLY_SOME: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "aedat3 huge packet": ("a.aedat", huge_packet, "cut inside the packet at byte 61.*2147483648 events"),
     "aedat3 negative time": ("a.aedat", lambda: AEDAT3 + packet(1, struct.pack("<4I", 1, 9, 1, 2**31), 8), "back in time"),
     "bin of other endianness": ("a.bin", lambda: write_bin(some_events())[::-1], "outside|back in time"),
-    "npz forged long": ("a.npz", lambda: forged_npz(2**60), "array t that says to be longer"),
+    "npz forged long": ("a.npz", lambda: forged_npz(2**60), "array t whose header gives another length"),
     "npz forged negative": ("a.npz", lambda: forged_npz(-1), "array t|no NumPy"),
     "npz of objects": ("a.npz", lambda: npz_of(t=np.array([1, 2, 3, 4, None])), "array t.*integers"),
     "npz of floats": ("a.npz", lambda: npz_of(t=np.arange(5.0)), "array t.*integers"),
@@ -529,9 +529,9 @@ BROKEN_LAYOUTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("n-mnist", lambda p: rename(p / "N-MNIST/Test", "test"), "Test has no folder of the class 0"),
     ("n-mnist", lambda p: [f.unlink() for f in (p / "N-MNIST/Train/3").iterdir()], "3 has no recordings"),
     ("n-mnist", lambda p: copy(p / "N-MNIST/Train/3/00001.bin", "00001.BIN"), "2 recordings of the name 00001"),
-    ("dvs128-gesture", lambda p: (p / "trials_to_test.txt").unlink(), "trials_to_test.txt is not there"),
-    ("dvs128-gesture", lambda p: (p / "user24_led.aedat").unlink(), "lists user24_led.aedat, which is not there"),
-    ("dvs128-gesture", lambda p: (p / "user24_led_labels.csv").unlink(), "user24_led_labels.csv is not there"),
+    ("dvs128-gesture", lambda p: (p / "trials_to_test.txt").unlink(), "trials_to_test.txt does not exist"),
+    ("dvs128-gesture", lambda p: (p / "user24_led.aedat").unlink(), "lists user24_led.aedat, which does not exist"),
+    ("dvs128-gesture", lambda p: (p / "user24_led_labels.csv").unlink(), "user24_led_labels.csv does not exist"),
     ("dvs128-gesture", lambda p: copy(p / "trials_to_train.txt", "trials_to_test.txt"), "for training and for the test"),
     ("dvs128-gesture", lambda p: put(p / "trials_to_test.txt", b"../user24_led.aedat\n"), "no name of an .aedat file"),
     ("dvs128-gesture", lambda p: put(p / "trials_to_test.txt", b"user24_led.aedat\n" * 2), "2 times"),
@@ -549,12 +549,12 @@ BROKEN_LAYOUTS: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "dvs128-gesture",
         lambda p: put(p / "user24_led_labels.csv", b"class,startTime_usec,endTime_usec\n1,3,3\n"),
-        "before ends",
+        "start is before end",
     ),
     ("events", lambda p: drop(p / "val/b"), "the class b is in .*train only"),
     ("events", lambda p: drop(p / "train/b"), "the class b is in .*val only"),
     ("events", lambda p: [f.unlink() for f in (p / "train/b").iterdir()], "the class b has no recordings"),
-    ("events", lambda p: copy(p / "train/b/1.npz", "1.NPZ"), "is there twice"),
+    ("events", lambda p: copy(p / "train/b/1.npz", "1.NPZ"), "exists twice"),
 ]
 
 
@@ -576,7 +576,7 @@ def open_again(name: str, path: Path) -> Recordings:
 def test_no_folder_and_an_empty_one_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         open_again(name, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"has neither|no folder of the class|not there|0 class folders"):
+    with pytest.raises(ValueError, match=r"has neither|no folder of the class|does not exist|0 class folders"):
         open_again(name, tmp_path)
 
 

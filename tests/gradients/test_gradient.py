@@ -216,7 +216,7 @@ def test_runs_that_can_not_be_measured(spikerate: Spikerate, tmp_path: Path) -> 
 
 
 BAD: list[tuple[list[str], str]] = [
-    (["digits-rate", "--samples", "1"], "samples is 1: batch norm needs two at least"),
+    (["digits-rate", "--samples", "1"], "samples is 1: batch norm needs at least two"),
     (["digits-rate", "--samples", "1258"], "samples is 1258, but there are 1257 to train on"),
     (["digits-rate", "--directions", "0"], "directions is 0: give a number >= 1"),
     (["digits-rate", "--epsilon", "0"], "epsilon is 0.0: give a positive number"),

@@ -530,7 +530,7 @@ def test_a_changed_download_is_refused_before_it_is_opened(site: tuple[type[Site
         fetch(replace(source, files=dict.fromkeys(source.files, "0" * 64)), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
     (tmp_path / "data" / "set").mkdir()
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         fetch(source, tmp_path / "data")
 
 

@@ -8,15 +8,16 @@ the table raises `TypeError`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import partial, wraps
 from types import FrameType, FunctionType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +30,29 @@ PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
 
 
+@runtime_checkable
 class Neuron(Protocol):
-    """What a signal asks of a neuron; `spikerate.LIF` says it in full."""
+    """What a signal asks of a layer of neurons, whose `forward` is `return x.fire(self)`.
 
-    def spikes(self, inputs: Tensor) -> Tensor: ...
+    `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
+    layer that inherits from `StepNeuron` has all four by one method, `step`.
+    """
 
-    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    def spikes(self, inputs: Tensor) -> Tensor:
+        """Spikes [T, B, ...] from the start, without a graph: inference."""
 
-    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes with the gradient through every step, and the state: `Unrolled` (BPTT)."""
 
-    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]: ...
+    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
+
+        The last of the tuple, [B, ...], is the sum over all steps so far of d(spike)/d(current), where the current of every
+        step grows by the same: divided by T it is the gain of the rate.
+        """
+
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
 
 
 class Tape:
@@ -471,7 +485,7 @@ class Traced(Stepwise):
                 trace = x if trace is None else self.decay * trace + x
                 traces.append(trace)
             self.tape.keep(trace)
-        inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
+        inputs = anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
         return replace(self, train=_per_step(at_rate, value, inputs), constant=False)
 
     def fire(self, neuron: Neuron) -> Traced:
@@ -520,7 +534,7 @@ class RateCoded(Signal):
         with torch.no_grad():
             train = mapped(f, (self,))
             value = self.tape.mean(train.mean(0), self.T)
-        return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
+        return replace(self, train=train, average=anchor(value, f(self.average)), number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
@@ -651,9 +665,55 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     return train
 
 
-def _anchor(value: Tensor, path: Tensor) -> Tensor:
-    """The value of one tensor with the gradient of another."""
+def anchor(value: Tensor, path: Tensor) -> Tensor:
+    """The value of one tensor with the gradient of another, of the same shape."""
     return value + (path - path.detach())
+
+
+def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
+    """Make a function of tensors one of signals too, by the verb that it is: the rule of an operation of your own.
+
+        @operation("nonlinear")
+        def swish(x, beta=1.0):
+            return x * torch.sigmoid(beta * x)
+
+    The function maps [N, ...] to [N, ...], sample by sample: time is in N. The first argument is the signal; an "affine"
+    function of several takes them all first. What follows, numbers or parameters, is handed on.
+
+    "affine" is what commutes with the mean over time, f(mean(x)) = mean(f(x)): it is linear up to a constant, in all its
+    signals together. "nonlinear" is all else without memory. What happens to each kind of signal:
+
+    | signal | affine | nonlinear |
+    | --- | --- | --- |
+    | `Unrolled` (BPTT, inference), `Spatial` (SLTT), finite differences | f of every step, with its gradient | the same |
+    | `Traced` (OTTT) | as that; parameters in f see the input itself, and not its trace | the same |
+    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rate |
+
+    A constant signal is computed once. The count of operations and the energy have convolutions and linear layers only, so
+    what f multiplies is not in them. In chunks, what f has beside the signals must be the same in every chunk.
+
+    Raises:
+        ValueError: the verb is another one.
+    """
+    if verb not in ("affine", "nonlinear"):
+        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine' or 'nonlinear'")
+
+    def decorate(f: Callable[..., Tensor]) -> Callable[..., Any]:
+        @wraps(f)
+        def either(x: Any, *rest: Any, **settings: Any) -> Any:
+            if not isinstance(x, Signal):
+                return f(x, *rest, **settings)
+            others = tuple(itertools.takewhile(lambda y: isinstance(y, Signal), rest))
+            plain = rest[len(others) :]
+            if verb == "affine":
+                return x.affine(lambda *ts: f(*ts, *plain, **settings), *others)
+            if others:
+                raise TypeError(_no_rule(f"{f.__name__}, which is nonlinear, of several signals"))
+            return x.nonlinear(lambda t: f(t, *plain, **settings))
+
+        return either
+
+    return decorate
 
 
 def _no_rule(name: str) -> str:

@@ -25,7 +25,7 @@ from spikerate.measure.meter import FiringRates
 from spikerate.models import body_of, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
 from spikerate.runs.average import estimate_statistics, update_average
-from spikerate.runs.config import Run
+from spikerate.runs.config import Run, check_network
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.system.dist import Ranks
@@ -62,6 +62,20 @@ class Watch(Protocol):
 
     def epoch(self, row: Row) -> None:
         """An epoch is done; `row` is its line in `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Looks on and says nothing."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def step(self, step: int, terms: Terms) -> None:
+        pass
+
+    def epoch(self, row: Row) -> None:
+        pass
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
@@ -152,16 +166,19 @@ class Trainer:
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
         start: where a run without a checkpoint has its weights from; None for fresh ones.
+        network: any module of what signals go through, on the CPU, which is trained in place; by default that of `run.model`
+            with fresh weights. The commands build the run's own from `run.json`, and read no weights of another.
     """
 
     run: Run
     data: DataSet
     folder: RunFolder
-    watch: Watch
+    watch: Watch = Quiet()
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
     start: Start | None = None
+    network: nn.Module | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
@@ -173,13 +190,14 @@ class Trainer:
             Interrupted: `stop` was asked for; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken, of another network, or tells what can't be.
+            ValueError: the checkpoint is broken, of another network, or tells what can't be; or `network` does not give
+                logits for such samples, or lacks the stages that the loss wants.
         """
         run, ranks = self.run, self.ranks
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
-            network = build_network(run, len(self.data.classes), self.data.shape, device)
+            network = self._network(device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
             # As rank 0 sees it: the others may look when it has written one.
@@ -204,6 +222,13 @@ class Trainer:
                 if not finite:
                     self.folder.restore(state)
         return state
+
+    def _network(self, device: torch.device) -> nn.Module:
+        K, shape = len(self.data.classes), self.data.shape
+        if self.network is None:
+            return build_network(self.run, K, shape, device)
+        check_network(self.network, f"the network, a {type(self.network).__name__},", K, shape)
+        return place(self.run.complete(self.network, K, shape), device)
 
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:

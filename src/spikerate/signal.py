@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spikerate import autograd
+from spikerate import autograd, fused
 
 PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
@@ -35,8 +35,14 @@ class Neuron(Protocol):
     """What a signal asks of a layer of neurons, whose `forward` is `return x.fire(self)`.
 
     `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
-    layer that inherits from `StepNeuron` has all four by one method, `step`.
+    layer that inherits from `StepNeuron` has all by one method, `step`.
+
+    Attributes:
+        elementwise: whether neurons know nothing of each other, and the methods are such that `torch.compile` takes them:
+            then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
     """
+
+    elementwise: ClassVar[bool]
 
     def spikes(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, ...] from the start, without a graph: inference."""
@@ -47,8 +53,8 @@ class Neuron(Protocol):
     def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
 
-        The last of the tuple, [B, ...], is the sum over all steps so far of d(spike)/d(current), where the current of every
-        step grows by the same: divided by T it is the gain of the rate.
+        Its last two, [B, ...], are sums over all steps so far: of the spikes; and of d(spike)/d(current), where the current
+        of every step grows by the same, which divided by T is the gain of the rate.
         """
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
@@ -429,10 +435,10 @@ class Stepwise(Signal):
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
         """Fire, with the gradient of each step going to that step alone."""
         self.tape.meet("a neuron", neuron)
-        inputs = self.expanded()
-        spikes, slopes, state = neuron.slopes(inputs, self.tape.recall())
+        with torch.no_grad():
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=autograd.scale(spikes, inputs, slopes), constant=False)
+        return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -444,9 +450,9 @@ class Unrolled(Stepwise):
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
-            return replace(self, train=neuron.spikes(self.expanded()), constant=False)
+            return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = neuron.unroll(self.expanded(), self.tape.recall())
+        spikes, state = _fused(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
@@ -524,24 +530,25 @@ class RateCoded(Signal):
         if at_rate is None:
             average = f(*(s.average for s in signals))
         else:
-            with torch.no_grad():
-                value = self.tape.mean(train.mean(0), self.T)
-            average = at_rate(value, self.average)
+            average = at_rate(self.tape.mean(_mean(train, self.T), self.T), self.average)
         return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-            value = self.tape.mean(train.mean(0), self.T)
+        value = self.tape.mean(_mean(train, self.T), self.T)
         return replace(self, train=train, average=anchor(value, f(self.average)), number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
-            value = self.tape.mean(train.mean(0), self.T)
-            if not self.tape.whole:
+            if self.tape.whole:
+                # Normalisation is affine once its statistics are known, so the mean follows from that of the input.
+                value = F.batch_norm(self.average, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+            else:
+                value = self.tape.mean(_mean(train, self.T), self.T)
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
@@ -550,10 +557,13 @@ class RateCoded(Signal):
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
-        spikes, state = neuron.trace(self.expanded(), self.tape.recall())
-        self.tape.keep(state)
-        gain = (state[-1] / self.tape.T).to(spikes.dtype)
-        value = self.tape.mean(spikes.mean(0), self.T)
+        with torch.no_grad():
+            if self.tape.whole:
+                spikes, value, gain = _fused(_rate_and_gain, neuron, self.train, self.T)
+            else:
+                spikes, state = _fused(_trace, neuron, self.train, self.T, self.tape.recall())
+                self.tape.keep(state)
+                value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
         return replace(
             self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
         )
@@ -663,6 +673,47 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
         train = _per_step(f, *(s.train for s in signals))
     tape.keep(train)
     return train
+
+
+@torch.no_grad()
+def _mean(train: Tensor, T: int) -> Tensor:
+    """The mean of a train over time, [B, ...]."""
+    return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
+
+
+def _fused(f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None) -> Any:
+    """`f` of a neuron and the steps of a train, as one pass over memory where the neuron allows it."""
+    if neuron.elementwise:
+        return fused.run(f, neuron, train, T, state)
+    return f(neuron, train.expand(T, *train.shape[1:]), state)
+
+
+# What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------
+
+
+def _mean_of_steps(_: None, steps: Tensor, state: None) -> Tensor:
+    return steps.mean(0)
+
+
+def _rate_and_gain(neuron: Neuron, steps: Tensor, state: None) -> tuple[Tensor, Tensor, Tensor]:
+    spikes, (*_, total, gain) = neuron.trace(steps, None)
+    return spikes, (total / len(steps)).to(spikes.dtype), (gain / len(steps)).to(spikes.dtype)
+
+
+def _trace(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return neuron.trace(steps, state)
+
+
+def _spikes(neuron: Neuron, steps: Tensor, state: None) -> Tensor:
+    return neuron.spikes(steps)
+
+
+def _unroll(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return neuron.unroll(steps, state)
+
+
+def _slopes(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+    return neuron.slopes(steps, state)
 
 
 def anchor(value: Tensor, path: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 _SERVER = """
-import json, os, sys
+import json, os, signal, sys
 from spikerate.cli.main import main
 import kornia.augmentation.auto, spikerate.cli.plots
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests
 for line in sys.stdin:
     arguments, cwd, out, err = json.loads(line)
     pid = os.fork()

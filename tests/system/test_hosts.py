@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support import ROOT
+from support.agents import Server, alive, state
 from support.hosts_worker import address, namespace
 from support.images import write_cifar
 from support.runs import assert_same
@@ -42,18 +40,13 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pids: list[int] = []
-        worker = ROOT / "tests" / "support" / "hosts_worker.py"
-        self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.server = Server("hosts_worker.py")
 
     def start(self, host: int, *arguments: str, cut: tuple[str, int] = ("", 0), folder: Path | None = None) -> None:
         """torchrun's agent with `spikerate ARGUMENTS` on a host; `cut` is where its cable is pulled."""
-        assert self.server.stdin is not None and self.server.stdout is not None
         self.log(host).write_text("")
-        task = [host, HOSTS, str(folder or self.folder), arguments, *cut, str(self.log(host))]
-        print(json.dumps(task), file=self.server.stdin, flush=True)
-        self.pids.append(int(self.server.stdout.readline()))
+        task = [host, HOSTS, str(folder or self.folder), arguments, *cut]
+        self.pids.append(self.server.start(*task, log=self.log(host)))
 
     def log(self, host: int) -> Path:
         return self.folder / f"host{host}.log"
@@ -83,25 +76,13 @@ class Cluster:
     def close(self) -> None:
         for pid in self.pids:
             self.kill(pid)
-        self.server.kill()
-        self.server.communicate()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        self.server.close()
 
 
 def members(session: int) -> list[int]:
     """The processes of a session, as those of a host are."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                found.append(int(folder.name))
-    return found
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if state(pid)[3:4] == [str(session)]]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
     {"system"},
-    {"data", "autograd", "losses"},
+    {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
     {"neuron"},
     {"rules"},

@@ -48,6 +48,8 @@ class LIF(nn.Module):
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
     """
 
+    elementwise: ClassVar[bool] = True
+
     def __init__(
         self,
         decay: float | None = None,
@@ -212,6 +214,8 @@ class Rectifier(nn.Module):
     On a tensor instead of a `Signal` it is `F.relu`.
     """
 
+    elementwise: ClassVar[bool] = True
+
     def forward(self, x: Any) -> Any:
         return F.relu(x) if isinstance(x, Tensor) else x.fire(self)
 
@@ -258,6 +262,8 @@ class StepNeuron(nn.Module, ABC):
     equations by hand, and is not for `torch.compile`.
     """
 
+    elementwise: ClassVar[bool] = False
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Raise `ValueError`: a parameter would get no gradient."""
         check_plain(f"{type(self).__name__}.{name}", param)
@@ -291,15 +297,16 @@ class StepNeuron(nn.Module, ABC):
         return _stack(spikes), state
 
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Spikes without a graph, and (state, its derivative, that of all spikes so far) by the current of all steps."""
-        u, moved, total = state or (None, None, 0)
+        """Spikes without a graph, and (state, its derivative, summed spikes, theirs), by the current of all steps."""
+        u, moved, count, total = state or (None, None, 0, 0)
         with torch.enable_grad():
             more = torch.zeros_like(inputs[0]).requires_grad_()
             spikes, after = self.unroll(inputs.detach() + more, None if u is None else u + moved * more)
             assert after is not None
             (gained,) = torch.autograd.grad(spikes.sum(), more, retain_graph=True)
             (moved,) = torch.autograd.grad(after.sum(), more)
-        return spikes.detach(), (after.detach(), moved, total + gained)
+        count = count + spikes.detach().sum(0, dtype=torch.promote_types(spikes.dtype, torch.float32))
+        return spikes.detach(), (after.detach(), moved, count, total + gained)
 
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Spikes without a graph and the slope of each [T, B, ...], and the state after the last step."""

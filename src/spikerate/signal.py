@@ -35,8 +35,14 @@ class Neuron(Protocol):
     """What a signal asks of a layer of neurons, whose `forward` is `return x.fire(self)`.
 
     `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
-    layer that inherits from `StepNeuron` has all four by one method, `step`.
+    layer that inherits from `StepNeuron` has all by one method, `step`.
+
+    Attributes:
+        elementwise: whether neurons know nothing of each other, and the methods are such that `torch.compile` takes them:
+            then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
     """
+
+    elementwise: ClassVar[bool]
 
     def spikes(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, ...] from the start, without a graph: inference."""
@@ -47,8 +53,8 @@ class Neuron(Protocol):
     def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
 
-        The last of the tuple, [B, ...], is the sum over all steps so far of d(spike)/d(current), where the current of every
-        step grows by the same: divided by T it is the gain of the rate.
+        Its last two, [B, ...], are sums over all steps so far: of the spikes; and of d(spike)/d(current), where the current
+        of every step grows by the same, which divided by T is the gain of the rate.
         """
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
@@ -430,7 +436,7 @@ class Stepwise(Signal):
         """Fire, with the gradient of each step going to that step alone."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
@@ -444,9 +450,9 @@ class Unrolled(Stepwise):
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
-            return replace(self, train=fused.run(_spikes, neuron, self.train, self.T), constant=False)
+            return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = fused.run(_unroll, neuron, self.train, self.T, self.tape.recall())
+        spikes, state = _fused(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
@@ -553,9 +559,9 @@ class RateCoded(Signal):
         self.tape.meet("a neuron", neuron, self.number)
         with torch.no_grad():
             if self.tape.whole:
-                spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
+                spikes, value, gain = _fused(_rate_and_gain, neuron, self.train, self.T)
             else:
-                spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
+                spikes, state = _fused(_trace, neuron, self.train, self.T, self.tape.recall())
                 self.tape.keep(state)
                 value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
         return replace(
@@ -673,6 +679,13 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
 def _mean(train: Tensor, T: int) -> Tensor:
     """The mean of a train over time, [B, ...]."""
     return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
+
+
+def _fused(f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None) -> Any:
+    """`f` of a neuron and the steps of a train, as one pass over memory where the neuron allows it."""
+    if neuron.elementwise:
+        return fused.run(f, neuron, train, T, state)
+    return f(neuron, train.expand(T, *train.shape[1:]), state)
 
 
 # What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikerate as library
-from spikerate import BPTT, LIF, OTTT, SLTT, CrossEntropy, RateBP, SelfDistillation, Sigmoid, StepNeuron, operation
+from spikerate import BPTT, LIF, OTTT, SLTT, CrossEntropy, RateBP, SelfDistillation, Sigmoid, StepNeuron, fused, operation
 from spikerate.data import Data, load
 from spikerate.gradients.finite_difference import variant_rates
 from spikerate.report.gather import gather
@@ -165,7 +165,7 @@ def test_code_that_a_file_names_is_never_imported(spikerate: Command, here: Path
         ("--rule", "stranger.parts:Stranger", "stranger.parts:Stranger does not inherit from Rule, as a rule does"),
         ("--rule", "stranger.parts:Unwritable", "stranger.parts:Unwritable can't be kept in a file: rule.weights"),
         ("--neuron", "stranger.parts:Silent", "stranger.parts:Silent is no dataclass"),
-        ("--neuron", "stranger.parts:Dead", "ReLU has no method spikes"),
+        ("--neuron", "stranger.parts:Dead", "ReLU has no spikes"),
         ("--loss", "stranger.parts:louder", "stranger.parts:louder does not inherit from Loss"),
     ],
 )
@@ -266,6 +266,22 @@ def test_a_neuron_by_its_step_is_the_same_under_every_rule(rule: Any) -> None:
         found.append([loss, *torch.autograd.grad(loss, list(network.parameters()))])
     torch.testing.assert_close(*found)
     assert found[0][1].abs().max() > 0
+
+
+class Inhibiting(StepNeuron):
+    """Each neuron sees the others of its layer."""
+
+    def step(self, current: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        v = current - 0.5 * current.mean(1, keepdim=True)
+        return (v > 0).to(v.dtype), v
+
+
+def test_neurons_that_see_each_other_are_not_flattened_to_fuse_their_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_pays", lambda *_: True)
+    x = torch.randn(3, 4, 5)
+    wanted = (x - 0.5 * x.mean(2, keepdim=True) > 0).float()
+    with torch.no_grad():
+        assert torch.equal(BPTT()(Inhibiting(), x).steps, wanted)
 
 
 def test_a_step_neuron_learns_nothing() -> None:

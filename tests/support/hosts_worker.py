@@ -1,7 +1,8 @@
 """Hosts of a cluster as network namespaces: each runs torchrun's agent, in a process forked from one that has imported all.
 
-Standard input: lines of JSON, [host, hosts, folder, arguments of spikerate, "", "step" or "checkpoint", number]. The last
-two say when this host's cable is pulled: in a step, or in a checkpoint as rank 0 writes it, of that number.
+Standard input: lines of JSON, [host, hosts of a run, folder, arguments of spikerate, "", "step" or "checkpoint", number,
+log]. The words before the log say when this host's cable is pulled: in a step, or in a checkpoint as rank 0 writes it, of
+that number.
 """
 
 from __future__ import annotations
@@ -71,14 +72,15 @@ def be_a_host(host: int, hosts: int, folder: str, arguments: list[str], where: s
             raise OSError(ctypes.get_errno(), "setns")
     os.chdir(folder)
     os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
+    first = host - host % hosts
     config = LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
         nproc_per_node=1,
         run_id="test",
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{address(0)}:{PORT}",
-        rdzv_configs={"is_host": host == 0, "read_timeout": SILENT_SECONDS},
+        rdzv_endpoint=f"{address(first)}:{PORT}",
+        rdzv_configs={"is_host": host == first, "read_timeout": SILENT_SECONDS},
         max_restarts=0,
         start_method="fork",
         local_addr=address(host),

@@ -84,7 +84,7 @@ def changed(**entries: Any) -> dict[str, Any]:
         (changed(optim__lr=float("inf")), "optim.lr is inf"),
         (changed(epoch=3), "unknown field 'epoch': did you mean epochs"),
         (changed(zzz=3), "unknown field 'zzz'$"),
-        (changed(rule__type="Hebb"), "run.rule is of type 'Hebb': give one of BPTT, RateBP"),
+        (changed(rule__type="Hebb"), "run.rule is of type 'Hebb': give one of BPTT, SLTT"),
         (changed(rule=3), "run.rule is '3'"),
         (changed(data__name="minst"), "run.data.name is 'minst': give one of 'digits', 'cifar10'"),
         (changed(data__sensor=[1]), "run.data.sensor is"),

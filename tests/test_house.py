@@ -18,7 +18,7 @@ FLOORS = [
     {"system"},
     {"data", "autograd", "losses"},
     {"surrogate", "signal"},
-    {"neuron"},
+    {"neuron", "recompute"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

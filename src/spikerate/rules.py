@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from spikerate.recompute import Recomputed
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 from spikerate.system.ranges import MOST_STEPS, check_plain
 
@@ -27,24 +28,41 @@ class BPTT:
     `chunk=1` runs step by step, with statistics and running averages at each step; between, chunks of n steps.
     Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
 
+    `checkpoint=True` keeps spikes only, as bits, and computes what lies between the neurons again in the backward pass: the
+    same gradients in a fraction of the memory, for one more forward pass. It is for `chunk=None`, and is not compiled.
+
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
     `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, nested too,
     and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
 
     Raises:
-        ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
-            another, or returns other outputs.
+        ValueError: `chunk` is less than 1, or given together with `checkpoint`, x is not [T, B, ...], or the network runs
+            other layers in one chunk than in another, or returns other outputs.
         TypeError: the network has an operation without a rule.
-        RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
+        RuntimeError: a second derivative is asked for, a part of the network is in a reentrant checkpoint, or the rule is
+            compiled together with `checkpoint`.
     """
 
     chunk: int | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         _check_chunk("BPTT", self.chunk)
+        if self.checkpoint and self.chunk is not None:
+            raise ValueError(
+                f"BPTT.checkpoint is True and BPTT.chunk is {self.chunk}: give chunk=None, since membranes kept between "
+                "chunks would take the memory that checkpoints save"
+            )
 
     def __call__(self, network: Network, x: Tensor) -> Any:
         _check_input(x)
+        if self.checkpoint and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "BPTT(checkpoint=True) can't be compiled, since the compiler decides itself what it computes again: use "
+                "BPTT() under torch.compile"
+            )
+        if self.checkpoint and torch.is_grad_enabled():
+            return _run(network, x, self.chunk, Recomputed)
         return _run(network, x, self.chunk, Unrolled)
 
 

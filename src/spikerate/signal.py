@@ -472,7 +472,7 @@ class Traced(Stepwise):
                 traces.append(trace)
             self.tape.keep(trace)
         inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
-        return replace(self, train=_per_step(at_rate, value, inputs), constant=False)
+        return replace(self, train=per_step(at_rate, value, inputs), constant=False)
 
     def fire(self, neuron: Neuron) -> Traced:
         return self._at_once(neuron)
@@ -503,7 +503,7 @@ class RateCoded(Signal):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
-        _check_together(signals)
+        check_together(signals)
         self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
@@ -614,7 +614,7 @@ def is_constant(x: Tensor) -> bool:
     return len(x) == 1 or (x.stride(0) == 0 and not (x.requires_grad and x.is_leaf))
 
 
-def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
+def per_step(f: PerStep, *trains: Tensor) -> Tensor:
     """Apply `f` to [T, B, ...] as to a batch of T B samples."""
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
@@ -624,7 +624,8 @@ def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
     return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
 
 
-def _check_together(signals: Sequence[Signal]) -> None:
+def check_together(signals: Sequence[Signal]) -> None:
+    """Raise `ValueError` where signals are not all of one chunk of one forward pass."""
     if any(s.tape is not signals[0].tape for s in signals):
         raise ValueError(
             "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
@@ -638,15 +639,15 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     Raises:
         ValueError: they are not all of one chunk of one forward pass.
     """
-    _check_together(signals)
+    check_together(signals)
     if not all(s.constant for s in signals):
-        return _per_step(f, *(s.expanded() for s in signals))
+        return per_step(f, *(s.expanded() for s in signals))
     # Computed in the first chunk, and shared by the others.
     tape = signals[0].tape
     tape.meet("a layer", f)
     train = tape.recall()
     if train is None:
-        train = _per_step(f, *(s.train for s in signals))
+        train = per_step(f, *(s.train for s in signals))
     tape.keep(train)
     return train
 

@@ -208,9 +208,10 @@ class Recomputed(Stepwise):
         signals = (self, *others)
         if all(s.constant for s in signals):
             return replace(self, train=mapped(f, signals))
+        T = self.T  # a layer that holds a signal would hold its train
 
         def layer(*trains: Tensor) -> Tensor:
-            return per_step(f, *(train.expand(self.T, *train.shape[1:]) for train in trains))
+            return per_step(f, *(train.expand(T, *train.shape[1:]) for train in trains))
 
         return self._through(layer, *others, weighted=at_rate is not None)
 
@@ -221,11 +222,14 @@ class Recomputed(Stepwise):
         if self.constant:
             return super().normalize(norm)
         again = replace(norm, running_mean=None, running_var=None)  # which have moved already
-        return self._through(lambda x: norm(x, self.T)[0], again=lambda x: again(x, self.T)[0])
+        T = self.T
+        return self._through(lambda x: norm(x, T)[0], again=lambda x: again(x, T)[0])
 
     def fire(self, neuron: Neuron) -> Recomputed:
+        T = self.T
+
         def layer(train: Tensor) -> Tensor:
-            return neuron.unroll(train.expand(self.T, *train.shape[1:]), None)[0]
+            return neuron.unroll(train.expand(T, *train.shape[1:]), None)[0]
 
         y = self._through(layer)
         train = y.train.detach()

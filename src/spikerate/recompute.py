@@ -43,16 +43,19 @@ class Bits:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, spikes: Tensor) -> Bits:
-        strides = spikes.stride()
-        order = sorted(range(spikes.dim()), key=lambda axis: -strides[axis])
-        ordered = spikes.permute(order)
-        flat = F.pad((ordered != 0).reshape(-1), (0, -spikes.numel() % 8))
-        rows = flat.view(torch.uint8).view(8, -1)
+    def of(cls, train: Tensor) -> Bits | None:
+        """The bits of a train; None where it has other numbers in it, as graded spikes are."""
+        strides = train.stride()
+        order = sorted(range(train.dim()), key=lambda axis: -strides[axis])
+        ordered = train.permute(order)
+        fired = ordered != 0
+        if not torch.equal(fired.to(train.dtype), ordered):
+            return None
+        rows = F.pad(fired.reshape(-1), (0, -train.numel() % 8)).view(torch.uint8).view(8, -1)
         data = rows[0].clone()
         for place in range(1, 8):
             data |= rows[place] << place
-        return cls(data, order, ordered.shape, spikes.dtype)
+        return cls(data, order, ordered.shape, train.dtype)
 
     def unpacked(self) -> Tensor:
         rows = torch.empty(8, len(self.data), dtype=self.dtype, device=self.data.device)
@@ -232,9 +235,7 @@ class Recomputed(Stepwise):
             return neuron.unroll(train.expand(T, *train.shape[1:]), None)[0]
 
         y = self._through(layer)
-        train = y.train.detach()
-        binary = bool(((train == 0) | (train == 1)).all())
-        return y._kept(Bits.of(train) if binary else train)
+        return y._kept(Bits.of(y.train.detach()) or y.train.detach())
 
     def _through(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -167,7 +167,7 @@ def _run(
     finally:
         for watch in watches:
             watch.remove()
-    return _join(outputs, len(x))
+    return _join(outputs)
 
 
 def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
@@ -199,7 +199,7 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
         tape.close()
 
 
-def _join(outputs: list[Any], T: int) -> Any:
+def _join(outputs: list[Any]) -> Any:
     """The output of the last chunk, with the steps of all; each of them, where there are several."""
     if len(outputs) == 1:
         return outputs[0]
@@ -209,13 +209,13 @@ def _join(outputs: list[Any], T: int) -> Any:
             f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
             "which can't be joined: return as many of the same kind in each"
         )
-    return pytree.tree_unflatten([_joined(of_chunks, T) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
+    return pytree.tree_unflatten([_joined(of_chunks) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
 
 
-def _joined(chunks: Sequence[Any], T: int) -> Any:
+def _joined(chunks: Sequence[Any]) -> Any:
     if not all(map(_is_signal, chunks)):
         return chunks[-1]
-    return replace(chunks[-1], train=torch.cat([y.expanded() for y in chunks]), constant=False, T=T)
+    return chunks[-1].joined(chunks[:-1])
 
 
 def _is_signal(y: Any) -> bool:

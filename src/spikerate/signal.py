@@ -100,21 +100,26 @@ class Tape:
             raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
-        """What this layer kept in the chunk before; None in the first one.
+        """What this layer kept in the chunk before; None in the first one. In the last one it is forgotten by that.
 
         Raises:
             RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
         """
         self._check_open()
-        return self.slots[self.position] if self.position < len(self.slots) else None
+        if self.position >= len(self.slots):
+            return None
+        state = self.slots[self.position]
+        if self.last:
+            self.slots[self.position] = None  # while the graph grows, what is carried shrinks
+        return state
 
     def keep(self, state: Any) -> None:
-        """Remember `state` for this layer, and go on to the next one."""
+        """Remember `state` for this layer, where another chunk follows, and go on to the next layer."""
         if self.whole:
             return
-        if self.position == len(self.slots):
+        if self.first:
             self.slots.append(state)
-        else:
+        elif not self.last:
             self.slots[self.position] = state
         self.position += 1
 
@@ -249,6 +254,11 @@ class Signal(ABC):
     @abstractmethod
     def tap(self) -> Tensor:
         """The rate [B, ...] over all steps of all chunks, for a branch of the network; final in the last chunk."""
+
+    def joined(self, earlier: Sequence[Signal]) -> Signal:
+        """This signal of the last chunk with the steps of those of the chunks before too."""
+        train = torch.cat([y.expanded() for y in (*earlier, self)])
+        return replace(self, train=train, constant=False, T=len(train))
 
     @property
     def complete(self) -> bool:
@@ -486,9 +496,14 @@ class RateCoded(Signal):
 
     Attributes:
         average: the rate; with a tape that of all chunks in the last of them, and without meaning before.
+        valued: whether the average has the value of the rate, besides its gradient. Over several chunks a value is a sum
+            that has to be carried, and few layers ask for it: a neuron wants none of its input.
     """
 
+    plain = (*Signal.plain, "valued")
+
     average: Tensor = field(kw_only=True)
+    valued: bool = field(default=True, kw_only=True)
 
     @property
     def rate(self) -> Tensor:
@@ -507,32 +522,34 @@ class RateCoded(Signal):
         self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
+        constant = all(s.constant for s in signals)
         if at_rate is None:
-            average = f(*(s.average for s in signals))
+            average, valued = f(*(s.average for s in signals)), all(s.valued for s in signals if isinstance(s, RateCoded))
         else:
-            with torch.no_grad():
-                value = self.tape.mean(train.mean(0), self.T)
-            average = at_rate(value, self.average)
-        return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
+            value, valued = _value(train, self.tape, constant)
+            average = at_rate(value, self._with_value())
+        return replace(self, train=train, constant=constant, average=average, valued=valued, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-            value = self.tape.mean(train.mean(0), self.T)
-        return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
+        value, valued = _value(train, self.tape, self.constant)
+        average = _anchor(value, f(self._with_value()))
+        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
+        input = self._with_value()
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
-            value = self.tape.mean(train.mean(0), self.T)
             if not self.tape.whole:
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
-        average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average, number=self.tape.met)
+        value, valued = _value(train, self.tape, self.constant)
+        average = autograd.normalize(value, input, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
+        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
@@ -540,12 +557,24 @@ class RateCoded(Signal):
         self.tape.keep(state)
         gain = (state[-1] / self.tape.T).to(spikes.dtype)
         value = self.tape.mean(spikes.mean(0), self.T)
-        return replace(
-            self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
-        )
+        average = autograd.scale(value, self.average, gain)
+        return replace(self, train=spikes, constant=False, average=average, valued=True, number=self.tape.met)
 
     def tap(self) -> Tensor:
-        return self.average
+        return self._with_value()
+
+    def _with_value(self) -> Tensor:
+        """The average with its value, right in the last chunk; its sum is carried from here on."""
+        if self.valued:
+            return self.average
+        with torch.no_grad():
+            value = self.tape.mean(self.train.mean(0), self.T)
+        return _anchor(value, self.average)
+
+    def joined(self, earlier: Sequence[Signal]) -> RateCoded:
+        joined = super().joined(earlier)
+        assert isinstance(joined, RateCoded)
+        return joined if self.valued else replace(joined, average=_anchor(joined.train.mean(0), self.average), valued=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -650,6 +679,14 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
         train = per_step(f, *(s.train for s in signals))
     tape.keep(train)
     return train
+
+
+@torch.no_grad()
+def _value(train: Tensor, tape: Tape, constant: bool) -> tuple[Tensor, bool]:
+    """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
+    if tape.whole or constant:
+        return train.mean(0), True
+    return train.new_zeros(()).expand(train.shape[1:]), False
 
 
 def _anchor(value: Tensor, path: Tensor) -> Tensor:

@@ -128,8 +128,8 @@ class Tape:
         if self.whole:
             return x
         past = self.recall()
-        here = x.to(torch.promote_types(x.dtype, torch.float32)) * n
-        total = here if past is None else past + here
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = x.to(wide) * n if past is None else torch.add(past, x, alpha=n)  # one pass over memory
         self.keep(total)
         return (total / self.T).to(x.dtype)
 
@@ -524,7 +524,8 @@ class RateCoded(Signal):
             train = mapped(f, signals)
         constant = all(s.constant for s in signals)
         if at_rate is None:
-            average, valued = f(*(s.average for s in signals)), all(s.valued for s in signals if isinstance(s, RateCoded))
+            valued = all(s.valued for s in signals) or _has_weights(f, [s.average for s in signals])
+            average = f(*(s._with_value() if valued else s.average for s in signals))
         else:
             value, valued = _value(train, self.tape, constant)
             average = at_rate(value, self._with_value())
@@ -556,7 +557,7 @@ class RateCoded(Signal):
         spikes, state = neuron.trace(self.expanded(), self.tape.recall())
         self.tape.keep(state)
         gain = (state[-1] / self.tape.T).to(spikes.dtype)
-        value = self.tape.mean(spikes.mean(0), self.T)
+        value = self.tape.mean(_mean(spikes), self.T)
         average = autograd.scale(value, self.average, gain)
         return replace(self, train=spikes, constant=False, average=average, valued=True, number=self.tape.met)
 
@@ -568,7 +569,7 @@ class RateCoded(Signal):
         if self.valued:
             return self.average
         with torch.no_grad():
-            value = self.tape.mean(self.train.mean(0), self.T)
+            value = self.tape.mean(_mean(self.train), self.T)
         return _anchor(value, self.average)
 
     def joined(self, earlier: Sequence[Signal]) -> RateCoded:
@@ -681,11 +682,21 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     return train
 
 
+def _has_weights(f: PerStep, inputs: Sequence[Tensor]) -> bool:
+    """Whether a function has weights, whose gradient goes with the value of its inputs, which that of its inputs does not."""
+    with torch.enable_grad():
+        return f(*(x.detach() for x in inputs)).requires_grad
+
+
+def _mean(train: Tensor) -> Tensor:
+    return train[0] if len(train) == 1 else train.mean(0)
+
+
 @torch.no_grad()
 def _value(train: Tensor, tape: Tape, constant: bool) -> tuple[Tensor, bool]:
     """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
     if tape.whole or constant:
-        return train.mean(0), True
+        return _mean(train), True
     return train.new_zeros(()).expand(train.shape[1:]), False
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: golden numbers, real data where it lies beside the checkout, and the command line as a process."""
+"""Shared fixtures: real data where it lies beside the checkout, and the command line as a process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 
 # Before PyTorch comes, and for all that the tests start: processes of two threads each would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Workers that the tests start import `support` as the tests do.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import pytest
 import torch
-from processes import Processes
 
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT
+from support.processes import Processes
 
 
 def real(name: str) -> Path:
@@ -26,12 +28,6 @@ def real(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data beside the checkout: {folder} is not there")
     return folder / "data" / name
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """The gradients of the published implementations: numbers only, part of the project."""
-    return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT
 
 from spikerate import __all__ as names
+from support import ROOT
 
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"```(sh|python|text)\n(.*?)```", re.DOTALL)

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support import ROOT
 
 SOURCE = ROOT / "src" / "spikerate"
 

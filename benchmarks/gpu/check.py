@@ -19,14 +19,12 @@ import spikerate
 from spikerate import BPTT, LIF, OTTT, SLTT, ATan, Branched, Dspike, RateBP, SelfDistillation, deepconv_branches
 from spikerate.data import Augment
 
-TESTS = Path(__file__).resolve().parents[2] / "tests"
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from networks import gradients, small_network  # noqa: E402
-from test_golden import Golden, T  # noqa: E402
-from test_golden import golden_branched as branched  # noqa: E402
-from test_golden import golden_network as plain  # noqa: E402
-from test_signal import every_layer  # noqa: E402
+from support.golden import Golden, T
+from support.networks import every_layer, gradients, small_network
+from support.networks import golden_branched as branched
+from support.networks import golden_network as plain
 
 RULES: dict[str, tuple[Any, float]] = {
     "bptt_m": (BPTT(), 1),
@@ -62,7 +60,7 @@ def compiled(rule: Any) -> Any:
 def golden(name: str, device: torch.device, prepare: Callable[[Any], Any]) -> None:
     """One training step gives the published implementation's logits, loss, gradients and running statistics to 1e-6."""
     rule, scale = RULES[name]
-    step = Golden(TESTS / "golden" / f"{name}.npz", branched() if name == "esd" else plain())
+    step = Golden(name, branched() if name == "esd" else plain())
     step.arrays = {key: value.to(device) for key, value in step.arrays.items()}
     step.network.to(device)
     out = prepare(rule)(step.network, step["x"].expand(T, *step["x"].shape))

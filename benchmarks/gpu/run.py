@@ -27,7 +27,8 @@ from talk import Worker, here
 ROOT = Path(__file__).resolve().parents[2]
 BACKGROUND = ("check", "commands", "ranks", "tests")
 PIECES = (*BACKGROUND, "bench", "sew", "loading", "train")
-TESTS = ("rules", "signal", "neuron", "online", "losses", "models", "finite_difference", "spiking")
+METHOD = [f"method/test_{name}.py" for name in ("rules", "signal", "neuron", "online", "losses")]
+TESTS = [*METHOD, "models", "gradients/test_finite_difference.py"]
 LIMITS = {"background": 150, "bench": 55, "warm": 75, "sew": 40, "loading": 20}
 """Seconds: for all that runs in the background, while the bench warms up; to time it; for the second warming up; ..."""
 RECIPES: dict[str, tuple[float, dict[str, Any]]] = {
@@ -109,7 +110,7 @@ def limited(session: Session, name: str, command: list[str], seconds: float, env
 
 def test_suite(session: Session, seconds: float) -> None:
     """The test suite's core with all that it makes on the device."""
-    files = [str(ROOT / "tests" / f"test_{name}.py") for name in (TESTS[2:4] if session.small else TESTS)]
+    files = [str(ROOT / "tests" / file) for file in (TESTS[2:4] if session.small else TESTS)]
     lines = session.out / "tests.json"
     env = session.environment() | {"PYTEST_PLUGINS": "on_device", "TEST_DEVICE": session.device, "TEST_LINES": str(lines)}
     n = "2" if session.small else "5"

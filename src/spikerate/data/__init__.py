@@ -1,4 +1,4 @@
-"""Data sets by name, augmentation and batches; knows nothing of networks."""
+"""Data sets by name, augmentation and batches. Knows nothing of networks."""
 
 from spikerate.data.augment import LARGEST_SIDE, Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch

@@ -14,29 +14,29 @@ from kornia.augmentation.auto import AutoAugment
 from torch import Tensor
 
 LARGEST_SIDE = 4096
-"""Pixels of a side of a sample."""
+"""Largest side of a sample, in pixels."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Crop, flip, AutoAugment, roll, rotation and Cutout, in this order; each off by default."""
+    """Crop, flip, AutoAugment, roll, rotation and Cutout, applied in this order. Each is off by default."""
 
     resized_crop: bool = False
-    """random part of the image, 8 to 100 % of its area, brought to the size of the data (image files only)"""
+    """crop a random part of the image, 8 to 100 % of its area, and resize it to the data's size (image files only)"""
     crop: int = 0
-    """random crop at the image's own size after padding by so many pixels, up to its side"""
+    """pad by this number of pixels (at most the image's side), then crop at random to the image's own size"""
     flip: bool = False
     """horizontal flip of each sample with probability 1/2"""
     autoaugment: Literal["cifar10"] | None = None
-    """AutoAugment policy (Cubuk et al., CVPR 2019); each group of 8 images draws its own sub-policy"""
+    """AutoAugment policy (Cubuk et al., CVPR 2019); a sub-policy is drawn for each group of 8 images"""
     roll: int = 0
-    """shift by up to so many pixels in both directions, up to 4096; what leaves on one side comes in on the other"""
+    """largest random cyclic shift in pixels along both axes, up to 4096; pixels that leave on one side enter on the other"""
     rotation: float = 0.0
-    """rotation by up to so many degrees, 0 to 180"""
+    """largest random rotation in degrees, 0 to 180"""
     cutout: int = 0
-    """side of the square set to zero around a random pixel, up to 4096 (DeVries and Taylor, 2017)"""
+    """side in pixels of the square set to zero around a random pixel, up to 4096 (DeVries and Taylor, 2017)"""
     one_of: bool = False
-    """of roll, rotation and Cutout, each group of 8 samples gets one only, drawn at random"""
+    """apply only one of roll, rotation and Cutout, drawn at random for each group of 8 samples"""
 
     def __post_init__(self) -> None:
         for name, value in (("crop", self.crop), ("roll", self.roll), ("cutout", self.cutout)):
@@ -45,13 +45,14 @@ class Augment:
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"augment.rotation is {self.rotation}: give an angle from 0 to 180 degrees")
         if self.one_of and len(self._moves()) < 2:
-            raise ValueError("augment.one_of chooses among roll, rotation and cutout: give two of them at least")
+            raise ValueError("augment.one_of chooses among roll, rotation and cutout: give at least two of them")
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch; a function of the batch and the seed alone. All frames of a sample are treated alike.
+        """Augment a batch. The result depends on the batch and the seed only; all frames of a sample are treated alike.
 
         Args:
             x: [B, C, H, W] in [0, 1], C = 3 for AutoAugment; or [B, T, C, H, W].
+            seed: of the random numbers.
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -91,9 +92,9 @@ def _autoaugment(policy: str) -> AutoAugment:
 
 @contextmanager
 def _counts_in_any_order() -> Iterator[None]:
-    """Lets run what PyTorch refuses on a GPU in a deterministic run, and what repeats to the bit all the same.
+    """Allow nondeterministic kernels for AutoAugment's histograms, which PyTorch refuses on a GPU in a deterministic run.
 
-    It is the histogram of AutoAugment's equalisation: sums of whole numbers, which are exact in every order.
+    They are reproducible all the same: they add whole numbers, whose sum is exact in every order.
     """
     wanted, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -104,7 +105,7 @@ def _counts_in_any_order() -> Iterator[None]:
 
 
 def _rolled(x: Tensor, most: int) -> Tensor:
-    """Each sample [C, H, W] of x [B, C, H, W] shifted around by its own -most..most pixels along both axes."""
+    """Each sample of x [B, C, H, W] shifted cyclically along both axes by its own random -most..most pixels."""
     b, _, h, w = x.shape
     down, right = (torch.randint(-most, most + 1, (b, 1)).to(x.device) for _ in range(2))
     rows = (torch.arange(h, device=x.device) - down) % h
@@ -113,7 +114,7 @@ def _rolled(x: Tensor, most: int) -> Tensor:
 
 
 def _outside(x: Tensor, side: int) -> Tensor:
-    """[B, 1, H, W], 0 in a square around a random pixel, clipped at the border, and 1 elsewhere."""
+    """A mask [B, 1, H, W]: 0 in a square around a random pixel, clipped at the border, and 1 elsewhere."""
     b, _, h, w = x.shape
     y0, x0 = (torch.randint(0, n, (b, 1)).to(x.device) - side // 2 for n in (h, w))
     rows = (torch.arange(h, device=x.device) - y0) // side == 0

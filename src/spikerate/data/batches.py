@@ -1,4 +1,4 @@
-"""The batches of an epoch: a pure function of (seed, epoch), so there is no state that a resume could forget."""
+"""The batches of an epoch: a pure function of seed and epoch, so that a resumed run needs no state of the data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from spikerate.data.samples import Block, DataSet, Samples
 from spikerate.data.streams import stream
 
 _AUGMENT, _CROP = 0, 2
-"""The streams of random numbers of this file; those of the layers are 1, those of the search 3."""
+"""The random streams that this file uses; 1 belongs to the layers (dropout), 3 to the temperature search."""
 _BLOCK = 32
-"""Samples that are augmented together: blocks of a batch, and not shares of ranks, so that ranks change nothing."""
+"""Samples that are augmented together. Blocks follow from the batch and not from the ranks, whose number changes nothing."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """This rank's share of a part of a batch.
+    """This rank's share of a part of a batch (a micro-batch of gradient accumulation).
 
     Attributes:
-        x: [n, C, H, W] or [n, T, C, H, W], augmented and normalised.
-        labels: [N] of the whole part, those of the other ranks too.
+        x: [n, C, H, W] or [n, T, C, H, W], the samples of this rank, augmented and normalised.
+        labels: [N], the labels of the whole part, including those of the other ranks.
     """
 
     x: Tensor
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be read for a part: the blocks that have a sample of this rank, and where its samples lie in them."""
+    """What to read for a part: the blocks that contain samples of this rank, and where in them these samples are."""
 
     chosen: Tensor
     blocks: list[Block]
@@ -44,7 +44,7 @@ class _Plan:
 
 
 def steps_per_epoch(samples: Samples, batch: int) -> int:
-    """Batches in an epoch: whole ones only, the rest of each epoch's order is left out; one if there are fewer samples."""
+    """Batches in an epoch. An incomplete last batch is dropped; with fewer samples than a batch, there is one batch."""
     return max(1, len(samples) // batch)
 
 
@@ -59,16 +59,16 @@ def epoch_batches(
     start: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[list[Part]]:
-    """The training batches of an epoch in its order, each in parts, of which this rank gets its share.
+    """The training batches of an epoch, each divided into parts (micro-batches), with this rank's share of each part.
 
-    Order and augmentation depend neither on the ranks nor on the parts.
+    Order and augmentation depend neither on the number of ranks nor on that of parts.
 
     Args:
-        batch: samples of all ranks and parts together.
-        share: size -> which of so many samples are this rank's; all by default.
-        parts: how many each batch is divided into.
-        start: the first batch to give.
-        device: where the parts are wanted; where the labels are by default.
+        batch: batch size, over all ranks and parts together.
+        share: number of samples -> slice of those that belong to this rank; by default all.
+        parts: number of parts of a batch.
+        start: index of the first batch to yield.
+        device: device of the parts; by default that of the labels.
 
     Raises:
         ValueError: a file is broken.
@@ -92,7 +92,7 @@ def epoch_batches(
 def _plans(
     chosen: Tensor, share: Callable[[int], slice], parts: int, augment: Augment, key: tuple[int, int, int]
 ) -> list[_Plan]:
-    """What is read of the batch `chosen` for each part: every block that has one of this rank's samples."""
+    """What to read of the batch `chosen` for each of its parts."""
     seed, *rest = key
     edges = [len(chosen) * p // parts for p in range(parts + 1)]
     plans = []
@@ -110,7 +110,10 @@ def _plans(
 
 
 def plain_batches(data: DataSet, samples: Samples, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All samples in their own order, normalised, on the device: [B, (T,) C, H, W], labels; the last may be smaller."""
+    """All samples in their own order as batches ([B, (T,) C, H, W], labels [B]), normalised, on the device, for evaluation.
+
+    The last batch may be smaller.
+    """
     wanted = [index.split(_BLOCK) for index in torch.arange(len(samples)).split(batch)]
     blocks = samples.read((Block(index) for few in wanted for index in few), device)
     for few, y in zip(wanted, samples.labels.split(batch), strict=True):

@@ -1,4 +1,4 @@
-"""Rows that took long to make, kept in a file: made once for each key, written whole or not at all, checked when read."""
+"""A cache on disk for frames and decoded images: made once for each key, written completely or not at all, checksummed."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from spikerate.system.progress import Track
 
 _CHUNK = 2**24
 _SECONDS = 60
-"""So long must nothing have been added to a cache that its writer has left."""
+"""An unfinished cache to which nothing was added for so long counts as abandoned."""
 _MADE_BY = 2
-"""To be raised with every change of what makes rows: decoding, frames, the simulated camera."""
+"""Version of the code that makes rows. Raise it with every change of decoding, frames or the simulated camera."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cached:
-    """What a cache holds.
+    """The content of a cache.
 
     Attributes:
-        rows: [N, ...], mapped from the file.
-        broken: number of the item -> why there is no row of it.
-        sha256: of the rows.
+        rows: [N, ...], memory-mapped from the file.
+        broken: index of an item -> why it has no row.
+        sha256: checksum of the rows.
     """
 
     rows: Tensor
@@ -54,14 +54,17 @@ def cached(
     skip: bool,
     track: Track,
 ) -> Cached:
-    """The rows of that key, made now if they are not there.
+    """The rows for that key, from the cache or made now.
 
     Args:
-        folder: where caches are kept; the user's cache folder by default.
-        key: JSON types that the rows follow from.
-        shape: of a row.
-        make: gives the rows in order, or a sentence for an item that is broken.
+        folder: where caches are kept; by default the user's cache folder.
+        name: of the data set, the beginning of the cache's name.
+        key: everything that the rows depend on, as JSON types.
+        shape: shape of a row.
+        dtype: type of its elements.
+        make: yields the rows in order, or for a broken item a sentence that says why.
         skip: whether broken items may be left out.
+        track: shows the progress.
 
     Raises:
         ValueError: an item is broken, the cache is damaged, or it can't be written.
@@ -82,7 +85,7 @@ def cached(
 
 
 def keeps_caches(folder: Path) -> bool:
-    """Whether there is a cache in the folder already: a stranger can name any folder, and make none in it."""
+    """Whether the folder contains a cache. A run.json from somebody else can name any folder; only such a one is trusted."""
     try:
         return any(
             is_there(entry / "facts.json") and is_there(entry / "rows") and not entry.is_symlink()
@@ -128,14 +131,14 @@ def _write(place: Path, text: str, make: Callable[[], Iterator[Tensor | str]], s
 
 
 def _remove_left(place: Path) -> None:
-    """Remove what a process that was killed has left of this cache: half of it may fill a disk."""
+    """Remove unfinished copies of this cache that killed processes have left, which may be large."""
     for left in place.parent.glob(f".{place.name}-*"):
         try:
             if not left.is_symlink() and time.time() - (left / "rows").lstat().st_mtime > _SECONDS:
-                with locked(left / "rows") as sure:
-                    if sure:
+                with locked(left / "rows") as has_locks:
+                    if has_locks:
                         shutil.rmtree(left)
-        except (OSError, ValueError):  # its writer is at work, or it is not ours
+        except (OSError, ValueError):  # another process is writing it, or it is not a cache
             continue
 
 
@@ -149,11 +152,11 @@ def _read(place: Path, text: str, shape: tuple[int, ...], dtype: type[np.generic
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise ValueError(f"the cache {place} is damaged: remove it, and it is made again")
+        raise ValueError(f"the cache {place} is damaged: remove it, and it will be made again")
     n = rows.stat().st_size // row_bytes
     if n == 0:
         return Cached(torch.empty(0, *shape), broken, facts["sha256"])
-    mapped = np.memmap(rows, dtype, "c", shape=(n, *shape))  # copy on write: torch wants no read-only memory
+    mapped = np.memmap(rows, dtype, "c", shape=(n, *shape))  # copy on write: torch does not accept read-only memory
     return Cached(torch.from_numpy(mapped), broken, facts["sha256"])
 
 

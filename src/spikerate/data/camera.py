@@ -1,4 +1,4 @@
-"""A simulated event camera: still images that move before its sensor."""
+"""A simulated event camera that records still images while they move in front of its sensor."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 from spikerate.data.events import Events, Sensor
 
 _REACH = 2.0
-"""Pixels that a saccade leads away from the centre, in each direction."""
+"""Largest distance from the centre during a saccade, in pixels along each axis."""
 _CORNERS = np.array([(-1, -1), (1, 0), (-1, 1), (-1, -1)]) * _REACH
 """(y, x) of the triangle's corners."""
 _SACCADE = 100_000
 """Microseconds from one corner to the next, at constant speed."""
 _STEPS = 40
-"""Renderings of a saccade: a tenth of a pixel apart, between which log intensity is taken as linear in time."""
+"""Renderings per saccade, a tenth of a pixel apart. Between two of them log intensity is taken as linear in time."""
 _PATH = np.concatenate([*(np.linspace(a, b, _STEPS, endpoint=False) for a, b in itertools.pairwise(_CORNERS)), _CORNERS[:1]])
 """(y, x) of the image's centre at each rendering."""
 _BLOCK = 64
-"""Images recorded together, few enough for the processor's cache."""
+"""Images recorded together; they fit into the processor's cache."""
 _AMBIENT = 0.1
-"""Light of a black pixel; a white one has 1 more."""
+"""Intensity of a black pixel; that of a white pixel is larger by 1."""
 
 
 def saccades(images: NDArray[np.floating], sensor: Sensor = (16, 16), threshold: float = 0.2) -> list[Events]:
     """Record images with an ideal event camera while they move along three saccades, 300 ms in all.
 
-    The image is enlarged bilinearly on a black ground, so that it stays inside the sensor on its way along a triangle
-    (as Orchard et al., Frontiers in Neuroscience 2015, moved the camera for N-MNIST). A pixel has an event whenever its
-    log intensity is a threshold away from where it was at its last event; the time is interpolated (ESIM: Rebecq, Gehrig
-    and Scaramuzza, CoRL 2018). There is no noise: the same images give the same events. A uniform black image gives none.
+    The image is enlarged bilinearly on a black background, so that it stays inside the sensor while it moves along a
+    triangle (as Orchard et al., Frontiers in Neuroscience 2015, moved the camera for N-MNIST). A pixel emits an event
+    whenever its log intensity has changed by the threshold since its last event; the time is interpolated (ESIM: Rebecq,
+    Gehrig and Scaramuzza, CoRL 2018). There is no noise: the same images give the same events. A black image gives none.
 
     Args:
         images: [N, h, w] in [0, 1].
@@ -39,7 +39,7 @@ def saccades(images: NDArray[np.floating], sensor: Sensor = (16, 16), threshold:
         threshold: contrast, in units of the natural logarithm of intensity.
 
     Raises:
-        ValueError: images of another shape or range, too large for the sensor, or a threshold that is not positive.
+        ValueError: the images have another shape or range or are too large for the sensor, or the threshold is not positive.
     """
     if images.ndim != 3 or not (images.size and images.min() >= 0 and images.max() <= 1):
         raise ValueError(
@@ -56,7 +56,7 @@ def saccades(images: NDArray[np.floating], sensor: Sensor = (16, 16), threshold:
 
 
 def _record(images: NDArray[np.floating], sensor: Sensor, threshold: float) -> list[Events]:
-    """Log intensity is counted in thresholds from its start, so that a pixel's events are at whole numbers."""
+    """The events of some images. Log intensity counts from its start in units of the threshold: events are at integers."""
     padded = np.pad(np.moveaxis(images.astype(np.float64), 0, 2), ((1, 1), (1, 1), (0, 0)))
     start = _log_intensity(padded, _PATH[0], sensor)
     before, last = np.zeros_like(start), np.zeros_like(start)
@@ -80,7 +80,7 @@ def _record(images: NDArray[np.floating], sensor: Sensor, threshold: float) -> l
 
 
 def _log_intensity(padded: NDArray[np.float64], place: NDArray[np.float64], sensor: Sensor) -> NDArray[np.float64]:
-    """[H, W, N]: what the sensor's pixels see of images whose centre is `place` (y, x) away from its own."""
+    """[H, W, N]: log intensity at the sensor's pixels, for images whose centre is `place` (y, x) away from the sensor's."""
     rendered = padded
     for axis, size in enumerate(sensor):
         side = padded.shape[axis] - 2
@@ -94,7 +94,7 @@ def _log_intensity(padded: NDArray[np.float64], place: NDArray[np.float64], sens
 
 
 def _apart(t: NDArray[np.int64], pixel: NDArray[np.intp], sign: NDArray[np.float64], n: int, width: int) -> list[Events]:
-    """The events of each of n images, in the order of time."""
+    """The events of each of n images, sorted by time."""
     pixel, image = np.divmod(pixel, n)
     order = np.argsort(image * (3 * _SACCADE + 1) + t, kind="stable")
     y, x = (v.astype(np.int16) for v in np.divmod(pixel[order], width))

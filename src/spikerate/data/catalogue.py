@@ -1,4 +1,4 @@
-"""Every data set by its name: what a network needs to know of it, and how it is loaded."""
+"""All data sets by name: the properties that a network depends on, and how each is loaded."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Entry:
     """What is known of a data set before it is read.
 
     Attributes:
-        kind: images that are kept whole, images in files, or event recordings.
-        shape: (C, H, W) of a sample or a frame; of class folders, by default.
-        num_classes: K; None where the folders say it.
-        samples: to train on, as distributed, or to draw the test from; None where the folders say it.
-        load: (settings, T, track) -> the set, with the parts that it comes with.
-        built_in: whether it is part of spikerate, with a validation part.
+        kind: images kept in memory, image files, or event recordings.
+        shape: (C, H, W) of a sample or a frame; for class folders the default.
+        num_classes: K; None if it follows from the class folders.
+        samples: training samples as distributed; None if the number follows from the class folders.
+        load: (settings, T, track) -> the data set, with the split that it is distributed with.
+        built_in: whether it is part of spikerate, with its own validation set.
     """
 
     kind: Literal["images", "files", "events"]
@@ -44,7 +44,7 @@ class Entry:
 
 
 def _images(read: Callable[[Path], DataSet]) -> Loader:
-    """Images that are kept whole, and resized as they are read."""
+    """The loader of images that are kept in memory and resized as they are read."""
 
     def load(data: Data, T: int, track: Track) -> DataSet:
         found = read(data.path or Path())
@@ -82,14 +82,14 @@ SETS: dict[str, Entry] = {
 
 
 def input_shape(data: Data) -> tuple[int, int, int]:
-    """(C, H, W) of what a network gets."""
+    """(C, H, W) of a network's input."""
     channels, *sides = SETS[data.name].shape
     height, width = data.sensor or sides
     return (channels, data.size, data.size) if data.size else (channels, height, width)
 
 
 def check(data: Data) -> None:
-    """Raise `ValueError` where a setting does not go with the data set, before anything is read."""
+    """Raise `ValueError` if a setting does not fit the data set. Nothing is read yet."""
     if data.name not in SETS:
         raise ValueError(f"data.name is {data.name!r}: give one of {', '.join(SETS)}")
     entry, augment = SETS[data.name], data.augment
@@ -108,16 +108,17 @@ def check(data: Data) -> None:
         raise ValueError(
             "events needs the size of its sensor: give --data.sensor HEIGHT WIDTH"
             if data.name == "events"
-            else f"data.sensor is for events of your own, and {data.name} are not such: leave it alone"
+            else f"data.sensor is for --data.name events only, and this is {data.name}: leave it alone"
         )
 
 
 def load(data: Data, T: int, track: Track = untracked) -> DataSet:
-    """A data set with all its parts.
+    """A data set with its training, validation and test samples.
 
     Args:
-        T: frames that a recording is cut into.
-        track: shows who waits how far it is.
+        data: the settings.
+        T: number of frames that a recording is cut into.
+        track: shows the progress.
 
     Raises:
         ValueError: a setting is wrong, or the files are missing or broken; the sentence names the file.
@@ -133,16 +134,16 @@ def load(data: Data, T: int, track: Track = untracked) -> DataSet:
             "for class folders of your own give --data.name images"
         )
     trained = set(found.train.labels.tolist())
-    gone = [name for label, name in enumerate(found.classes) if found.skipped and label not in trained]
-    if gone:
-        raise ValueError(f"{data.path} has no whole sample of the class {gone[0]} to train on: {found.skipped[0]}")
+    empty = [name for label, name in enumerate(found.classes) if found.skipped and label not in trained]
+    if empty:
+        raise ValueError(f"{data.path} has no readable training sample of the class {empty[0]}: {found.skipped[0]}")
     return divide(found, data.validation, data.test, data.subset)
 
 
 def _place(data: Data) -> Path:
     if data.path is None:
         fetched = f" (spikerate fetch {data.name} FOLDER gets it)" if data.name in SOURCES else ""
-        raise ValueError(f"{data.name} needs its folder: give --data PATH, where its files lie{fetched}")
+        raise ValueError(f"{data.name} needs its folder: give --data PATH, the folder of its files{fetched}")
     if not data.path.is_dir():
         what = "is no folder" if data.path.exists() else "does not exist"
         raise ValueError(f"the data folder {data.path} {what}: give the folder of {data.name}")

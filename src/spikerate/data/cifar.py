@@ -23,16 +23,16 @@ _LICENCE = "research use, cite Krizhevsky: Learning Multiple Layers of Features 
 
 @dataclass(frozen=True)
 class _Layout:
-    """One distribution of one of the two sets.
+    """The files of one distribution (python or binary) of CIFAR-10 or CIFAR-100.
 
     Attributes:
-        set: its name in sentences.
-        folder: that its archive holds.
+        set: name of the data set in messages.
+        folder: name of the folder in its archive.
         train, test: files with images and labels.
-        names: the file with the names of the classes.
-        key: where the labels of the python layout are.
-        names_key: where the names are.
-        labels: bytes before the pixels of a row in the binary layout, the last of which is the class; 0 for python.
+        names: file with the names of the classes.
+        key: dictionary key of the labels in the python layout.
+        names_key: dictionary key of the class names in the python layout.
+        labels: in the binary layout, bytes before the pixels of a row, the last of which is the class; 0 for python.
         classes: K.
     """
 
@@ -72,7 +72,7 @@ def cifar10(path: Path) -> DataSet:
     """CIFAR-10 (Krizhevsky, 2009): 32 x 32, three channels, 10 classes.
 
     Args:
-        path: the folder of one of the two layouts, or the one that holds it.
+        path: the folder of one of the two layouts, or its parent folder.
 
     Raises:
         ValueError: a file is missing, or not what it should be; the sentence names it.
@@ -81,7 +81,7 @@ def cifar10(path: Path) -> DataSet:
 
 
 def cifar100(path: Path) -> DataSet:
-    """CIFAR-100 (Krizhevsky, 2009), with its fine labels: 32 x 32, three channels, 100 classes; else as `cifar10`."""
+    """CIFAR-100 (Krizhevsky, 2009) with its fine labels: 32 x 32, three channels, 100 classes; otherwise as `cifar10`."""
     return _read("cifar100", path, _CIFAR100, Units((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
 
 
@@ -106,7 +106,7 @@ def _read(name: str, path: Path, layouts: list[_Layout], units: Units) -> DataSe
 
 
 def _find(path: Path, layouts: list[_Layout]) -> tuple[_Layout, Path]:
-    """The layout that the folder, or one in it, has a file of; the python one where nothing speaks for the other."""
+    """The layout whose files are in the folder or in a folder inside; by default the python layout."""
     for layout in layouts:
         for folder in (path / layout.folder, path):
             if (folder.name == layout.folder and folder.is_dir()) or any((folder / file).is_file() for file in layout.train):
@@ -207,15 +207,15 @@ _OPCODES = (
     *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
     *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
 )
-"""What Python 2 and 3 write, in any protocol, for a dictionary of numbers, strings, lists and arrays."""
+"""The opcodes that Python 2 and 3 write, in any protocol, for a dictionary of numbers, strings, lists and arrays."""
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """Builds NumPy arrays of bytes and plain containers, and nothing else: no other name is ever looked up.
+    """An unpickler that builds NumPy arrays of bytes and plain containers only; it never looks up any other name.
 
-    The unpickler in Python: the one in C takes as much memory as a file's highest object number asks for. It knows the
-    opcodes above only; others make objects before they are read, or change those that are there. Keys are strings: a few
-    tuples within each other have a hash that takes years.
+    It extends the unpickler written in Python, since the one in C allocates as much memory as the highest memo index in
+    the file asks for. It accepts only the opcodes above, since others create or change objects without asking
+    `find_class`. Dictionary keys must be strings: hashing a few nested tuples can take years.
     """
 
     stack: list[Any]
@@ -239,7 +239,7 @@ class _ArraysOnly(pickle._Unpickler):
         return known[module, name]
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        """How Python 3 writes bytes in protocol 2; a text that is used again and again would become any amount of them."""
+        """Bytes as Python 3 writes them in protocol 2. Their total is limited: a repeated text could fill the memory."""
         self._unspent -= len(text)
         if self._unspent < 0:
             raise _Foreign("more bytes than it has")
@@ -280,22 +280,22 @@ def _key(key: Any) -> Any:
 
 
 def _no_array(*arguments: Any) -> Any:
-    """Stands for the class as an argument; called itself, it could ask for any amount of memory."""
+    """Stands for the class `ndarray` as an argument. A call of it is refused, as it could ask for any amount of memory."""
     raise _Foreign("an array of a size of its own")
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """An array to be filled by its state; of no size, whatever the file asks for."""
+    """An empty array, whatever shape the file asks for; its state fills it later."""
     return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
 
 
 def _plain_dtype(code: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
-    """Bytes; Python 2 wrote the name of the type as a byte string, Python 3 as text."""
+    """The type of bytes, the only one allowed. Python 2 wrote its name as a byte string, Python 3 as text."""
     if code not in ("u1", "|u1", b"u1", b"|u1"):
         raise _Foreign(f"the array type {_shown(code)}")
     return np.dtype(np.uint8)
 
 
 def _shown(value: Any) -> str:
-    """A value of a file, in a few characters, whatever it is."""
+    """A value from a file in at most 40 characters, for a message."""
     return repr(value)[:40] if isinstance(value, (int, str, bytes)) else f"of a {type(value).__name__}"

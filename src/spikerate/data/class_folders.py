@@ -1,4 +1,4 @@
-"""Class folders of files, of images or recordings: which parts and classes there are, and what is left out of them."""
+"""Class folders of image files or recordings: their parts, their classes, and which files are left out."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _TRAIN = ("train", "training")
 _VALIDATION = ("val", "valid", "validation", "dev")
 _TEST = ("test", "testing")
 _NOT_ENTERED = frozenset({"__MACOSX", "@eaDir"})
-"""Folders of archives and file servers, with files that look like those beside them and are none."""
+"""Folders that archive programs and file servers add; their files look like images but are not."""
 
 Entries = tuple[tuple[Path, int], ...]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Files with their labels, in the order of classes and names.
+    """Files with their labels, sorted by class and name.
 
     Attributes:
-        train, validation, test: the last two are empty where there are no such folders.
+        train, validation, test: the last two are empty if there are no such folders.
         classes: K names.
-        split: which folders the parts are.
-        notes: what was left out, and what a folder was taken for.
+        split: a sentence on which folders are the training, validation and test set.
+        notes: messages about what was left out, or how a folder was interpreted.
     """
 
     train: Entries
@@ -40,18 +40,21 @@ class Listing:
 
 
 def list_classes(path: Path, suffixes: Set[str], what: str, validation_is_test: bool = False) -> Listing:
-    """`PATH/PART/CLASS/...` for each part, or `PATH/CLASS/...`. Names of parts count in upper and lower case.
+    """The files in `PATH/PART/CLASS/...` for each part, or in `PATH/CLASS/...`.
 
-    The parts are `train`, `val` (or `valid`, `validation`, `dev`) and `test`; `val` is the test set where there is no other.
+    The parts are `train`, `val` (or `valid`, `validation`, `dev`) and `test`, in upper or lower case; without `test`, the
+    folder `val` is the test set.
 
     Args:
-        suffixes: of the files that are meant, in lower case.
-        what: they are called.
-        validation_is_test: in any case, as on a benchmark whose own test set has no labels.
+        path: the folder of the data set.
+        suffixes: of the files to list, in lower case.
+        what: name of such files in messages.
+        validation_is_test: use `val` as the test set even if there is a folder `test`, as on a benchmark whose test set has
+            no labels.
 
     Raises:
-        ValueError: there are no class folders, one can't be read or holds no files, a part or a file is there twice, or the
-            parts differ in their classes.
+        ValueError: there are no class folders, one can't be read or contains no files, a part or a file exists twice, or
+            the parts have different classes.
     """
     train, validation, test, notes = _parts(path, validation_is_test)
     left_out: Counter[str] = Counter()
@@ -77,25 +80,27 @@ def list_classes(path: Path, suffixes: Set[str], what: str, validation_is_test: 
 
 
 def part_ends(good: Sequence[int], parts: Sequence[Sequence[Any]], path: Path, broken: Mapping[int, str]) -> tuple[int, int]:
-    """Where training and validation samples end among the whole files, where some are broken.
+    """The ends of the training and of the validation samples among the readable files, when broken files are left out.
 
     Args:
-        good: numbers of the whole files, counted over training, validation and test samples.
-        parts: the files of these three.
+        good: sorted indices of the readable files, counted through training, validation and test samples.
+        parts: the files of these three parts.
+        path: the folder of the data set, for the message.
+        broken: index of a broken file -> why.
 
     Raises:
-        ValueError: nothing is left of a part.
+        ValueError: a part has no readable file.
     """
     starts = [0, *itertools.accumulate(map(len, parts))]
     kept = [bisect.bisect_left(good, start) for start in starts]
     for k, what in enumerate(("train on", "choose the best epoch by", "test")):
         if parts[k] and kept[k] == kept[k + 1]:
-            raise ValueError(f"{path} has no whole file to {what}: {broken[starts[k]]}")
+            raise ValueError(f"{path} has no readable file to {what}: {broken[starts[k]]}")
     return kept[1], kept[2]
 
 
 def files_below(folder: Path, suffixes: Set[str], left_out: Counter[str]) -> list[str]:
-    """The files of these suffixes in a folder and below, sorted; what else is there is counted by its kind.
+    """The files with these suffixes in a folder and its subfolders, sorted; all others are counted in `left_out` by kind.
 
     Raises:
         ValueError: a folder can't be read.
@@ -118,12 +123,12 @@ def files_below(folder: Path, suffixes: Set[str], left_out: Counter[str]) -> lis
 
 
 def _parts(path: Path, validation_is_test: bool) -> tuple[Path, Path | None, Path | None, tuple[str, ...]]:
-    """The folders of training, validation and test samples, and what is to be said of them."""
+    """The folders of training, validation and test samples, and notes on how they were found."""
     folders, _ = _entries(path)
     train, validation, test = (
         _one(path, [f for f in folders if f.lower() in names]) for names in (_TRAIN, _VALIDATION, _TEST)
     )
-    if train is None or not (validation or test or _entries(train)[0]):  # a class may be called train, too
+    if train is None or not (validation or test or _entries(train)[0]):  # a class may also be called train
         other = validation or test
         if other is not None:
             raise ValueError(f"{path} has a folder {other.name}, but none named train: put the training samples there")
@@ -157,7 +162,7 @@ def _part(folder: Path, suffixes: Set[str], what: str, left_out: Counter[str]) -
     if len(classes) < 2:
         loose = f" and {len(beside):,} files beside them" if beside else ""
         raise ValueError(
-            f"{folder} has {len(classes)} class folders{loose}: give a folder with one for each class, two at least"
+            f"{folder} has {len(classes)} class folders{loose}: give a folder with one subfolder per class, at least two"
         )
     left_out.update(f"folders {name}" for name in folders if _is_passed_over(name))
     left_out.update("hidden files" if name.startswith(".") else "files beside the class folders" for name in beside)
@@ -172,14 +177,14 @@ def _part(folder: Path, suffixes: Set[str], what: str, left_out: Counter[str]) -
         lower = Counter(file.lower() for file in found)
         if len(lower) < len(found):
             twice = next(file for file in found if lower[file.lower()] > 1)
-            raise ValueError(f"{twice} is there twice, in upper and lower case: rename or remove one of the two")
+            raise ValueError(f"{twice} exists twice, in upper and lower case: rename or remove one of the two")
         left_out += here
         entries += [(Path(file), label) for file in found]
     return tuple(entries), tuple(classes)
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders in a folder, links to such too, and of all else, sorted."""
+    """The names of the subfolders (or links to folders) in a folder, and the names of all other entries, both sorted."""
     try:
         with os.scandir(folder) as entries:
             kinds = [(entry.name, entry.is_dir()) for entry in entries]
@@ -189,7 +194,7 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """Kinds of files and how many of each, in words."""
+    """The kinds of files and their numbers as text."""
     return ", ".join(f"{kind} ({n:,})" for kind, n in sorted(kinds.items()))
 
 
@@ -198,4 +203,4 @@ def _is_passed_over(name: str) -> bool:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise ValueError(f"the folder {error.filename} can't be read ({error.strerror}): no file of it can be left out unseen")
+    raise ValueError(f"the folder {error.filename} can't be read ({error.strerror}): its files would be missing unnoticed")

@@ -1,4 +1,4 @@
-"""Image files: which formats are read, and how one is decoded."""
+"""Decoding of image files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-"""Whatever the file's name says: Pillow would hand PostScript to an interpreter."""
+"""The formats that are read, whatever the file's suffix; Pillow would hand PostScript to an interpreter."""
 _LARGEST = 2**28
-"""Bytes of a file."""
+"""Largest file in bytes."""
 _WORK = 2**29
-"""Scans of a JPEG times its pixels; each scan is a pass over all of them, and a few bytes are enough for one."""
+"""Largest product of a JPEG's scans and pixels. Each scan is a pass over all pixels, and takes a few bytes of the file."""
 _SCAN = b"\xff\xda"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _ORIENTATION = 0x0112
@@ -33,20 +33,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the picture upright."""
+"""EXIF orientation -> the transposition that makes the picture upright."""
 
 
 def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray:
-    """An image as [3, size, size] bytes, upright by its EXIF orientation, transparent parts black; the first of several.
+    """Decode an image to [3, size, size] bytes: upright by its EXIF orientation, transparent parts black.
+
+    Of a file with several images, the first is read.
 
     Args:
-        seed: of a random resized crop, 8 to 100 % of the area at a ratio of sides from 3/4 to 4/3 (Szegedy et al., CVPR
-            2015); None for the middle of the image.
-        margin: without a seed, the short side is brought to `margin * size` before the middle is cut out.
+        file: the image file.
+        size: side of the result in pixels.
+        seed: of a random resized crop, 8 to 100 % of the area with an aspect ratio from 3/4 to 4/3 (Szegedy et al., CVPR
+            2015); None for a centre crop.
+        margin: for a centre crop, the short side is first resized to `margin * size`.
 
     Raises:
-        ValueError: the file is broken, no image of the formats above, larger than Pillow takes for safe, or made to take
-            long; the sentence names it.
+        ValueError: the file is broken, is not one of the formats above, has more pixels than Pillow considers safe, or is
+            made to take very long; the message names the file.
     """
     try:
         if not file.is_file() or file.stat().st_size > _LARGEST:
@@ -58,26 +62,26 @@ def decode(file: Path, size: int, seed: int | None, margin: float) -> np.ndarray
             with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
                 _check(image, raw)
                 if isinstance(image, TiffImageFile):
-                    image.load()  # turns it upright, and takes the orientation away
+                    image.load()  # this makes it upright, and removes the orientation
                 turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
                 width, height = image.size
                 box = _middle(width, height, margin) if seed is None else _random_box(width, height, seed)
-                few = min(box[2] - box[0], box[3] - box[1]) / size / 2  # at least two pixels for one of the result
+                few = min(box[2] - box[0], box[3] - box[1]) / size / 2  # keeps at least two pixels per pixel of the result
                 image.draft(None, (math.ceil(width / few), math.ceil(height / few)))
                 rgb = _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{file} has more pixels than Pillow takes for safe: make it smaller") from error
+        raise ValueError(f"{file} has more pixels than Pillow considers safe: make it smaller") from error
     except Exception as error:  # a broken file can raise anything in a decoder
         raise ValueError(f"{file} can't be decoded as an image ({error or type(error).__name__}): replace it") from error
-    drafted = round(width / rgb.width)  # 1, 2, 4 or 8, where the sides are rounded up
+    drafted = round(width / rgb.width)  # 1, 2, 4 or 8; the sides of the draft are rounded up
     left, top, right, bottom = (edge / drafted for edge in box)
     cut = rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, right, bottom))
-    upright = cut if turn is None else cut.transpose(turn)  # after the cut: what rounding adds is at the stored end
+    upright = cut if turn is None else cut.transpose(turn)  # after the cut: rounding extends the image as it is stored
     return np.asarray(upright).transpose(2, 0, 1).copy()
 
 
 def _check(image: Image.Image, raw: bytes) -> None:
-    """Raise `ValueError` where decoding would take far more time or memory than the pixels of the image do."""
+    """Raise `ValueError` if decoding would take far more time or memory than the number of pixels suggests."""
     pixels = image.width * image.height
     scans = raw.count(_SCAN) if isinstance(image, JpegImageFile) else 0
     if scans * pixels > _WORK:
@@ -108,13 +112,13 @@ def _random_box(width: int, height: int, seed: int) -> Box:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
     half_w, half_h = min(width, height * 4 / 3) / 2, min(height, width * 4 / 3) / 2
-    return width / 2 - half_w, height / 2 - half_h, width / 2 + half_w, height / 2 + half_h  # at the nearest allowed ratio
+    return width / 2 - half_w, height / 2 - half_h, width / 2 + half_w, height / 2 + half_h  # the nearest allowed ratio
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, not whole ones of 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion would clip all but the lowest 8
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip values above 255
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError("its pixels have more than 16 bits")

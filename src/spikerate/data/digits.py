@@ -1,4 +1,4 @@
-"""The built-in set: 1,797 handwritten digits of 8 x 8 pixels."""
+"""The built-in data set: 1,797 handwritten digits of 8 x 8 pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Official distributions fetched from their home: checked before they are opened, unpacked whole or not at all."""
+"""Downloads of official data sets: checked before they are opened, and unpacked completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pooch
 from spikerate.system.files import is_there, open_plain
 
 _MEMBERS, _BYTES = 10_000, 2 * 2**30
-"""More than any archive fetched here holds."""
+"""Limits on an archive's members and bytes; more than any archive fetched here has."""
 
 
 _PARTIAL_CONTENT = 206
 
 
 class Progress(Protocol):
-    """What pooch asks of a progress bar."""
+    """The methods of a progress bar that pooch calls."""
 
     total: int
 
@@ -35,12 +35,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of a data set are found, and what they must be.
+    """The files of a data set: their addresses and checksums.
 
     Attributes:
         files: address -> sha256.
-        folder: that an archive holds, or that loose files are put into.
-        archive: whether there is one file, a `.tar.gz` to unpack.
+        folder: the folder in the archive, or the folder to put loose files into.
+        archive: whether the only file is a `.tar.gz` to unpack.
     """
 
     files: Mapping[str, str]
@@ -85,20 +85,22 @@ SOURCES = {
 
 
 def fetch(source: Source, to: Path, progress: Progress | None = None) -> Path:
-    """Download a data set into the folder `to`, check it, and unpack it there; a broken transfer goes on where it broke.
+    """Download a data set into the folder `to`, check it, and unpack it there. A broken transfer is resumed.
 
     Args:
-        progress: a bar with the few methods of tqdm's that pooch calls.
+        source: what to download.
+        to: folder to put the data set's folder into.
+        progress: a progress bar.
 
     Returns:
-        the folder of the data set, which appears when it is whole.
+        the folder of the data set, which appears only when it is complete.
 
     Raises:
-        ValueError: a transfer fails, or a file is not the expected one, or an archive's members would leave the folder.
+        ValueError: a transfer fails, a file is not the expected one, or an archive's members would leave the folder.
     """
     folder = to / source.folder
     if is_there(folder):
-        raise ValueError(f"{folder} is there already: remove it to fetch it again")
+        raise ValueError(f"{folder} already exists: remove it to fetch it again")
     to.mkdir(parents=True, exist_ok=True)
     parts = {to / f"{_name(url)}.part": (url, sha256) for url, sha256 in source.files.items()}
     for part, (url, sha256) in parts.items():
@@ -127,10 +129,10 @@ def _name(url: str) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the one folder of a tar archive, as a whole: it is put in its place when all of it is there.
+    """Unpack the one folder of a tar archive. It appears at its place only when all of it is unpacked.
 
     Raises:
-        ValueError: the archive is broken or does not hold the folder, or a member is a link, a device, or lies outside.
+        ValueError: the archive is broken or lacks the folder, or a member is a link, a device, or outside the folder.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as place:
         try:
@@ -151,7 +153,7 @@ def _sha256(file: Path) -> str:
 
 
 def _check(archive: Path, tar: tarfile.TarFile) -> None:
-    """Before anything is written: what the headers promise."""
+    """Check the headers of all members before anything is written."""
     total = 0
     for k, member in enumerate(tar):
         total += member.size
@@ -164,7 +166,7 @@ def _check(archive: Path, tar: tarfile.TarFile) -> None:
 
 
 def _transfer(url: str, part: Path, progress: Progress | None) -> None:
-    """Append to `part` what is missing of it; from the start where the server does not go on."""
+    """Append the missing bytes to `part`; start again if the server does not support that."""
     with open_plain(part, "ab") as file:
 
         def start_again(answer: Any, **options: Any) -> None:
@@ -177,6 +179,6 @@ def _transfer(url: str, part: Path, progress: Progress | None) -> None:
         )
         try:
             download(url, file, None)
-        except OSError as error:  # those of requests are OSErrors too
+        except OSError as error:  # the errors of requests are OSErrors, too
             kept = f"{part.stat().st_size:,} bytes are kept, give the command again to go on"
             raise ValueError(f"{url} can't be fetched ({error}); {kept}") from error

@@ -1,4 +1,4 @@
-"""Event recordings as a data set: each cut into T frames, once, into a cache."""
+"""Event recordings as a data set: each is cut into T frames once, and the frames are kept in a cache."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from spikerate.data.workers import parallel
 from spikerate.system.progress import Track
 
 _CAMERA = (16, 16)
-"""(H, W) of the camera that sees the digits."""
+"""(H, W) of the simulated camera that records the digits."""
 _TOGETHER = 16
-"""Recordings of one file that a worker handles at a time."""
+"""Recordings of one file that a worker process reads at a time."""
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Recordings of one file -> the frames [T, 2, H, W] of each, or why there are none."""
+    """Recordings of one file -> for each its frames [T, 2, H, W], or a sentence that says why it is broken."""
 
     T: int
     sensor: tuple[int, int]
@@ -55,7 +55,7 @@ class _Cut:
 
 
 def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track], DataSet]:
-    """The loader of recordings in that layout; it raises `ValueError` with one sentence where a recording is broken."""
+    """The loader of recordings in that layout; it raises `ValueError` with one sentence if a recording is broken."""
 
     def load(data: Data, T: int, track: Track) -> DataSet:
         found = layout(data)
@@ -77,7 +77,7 @@ def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track
 
 
 def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
-    """The built-in digits, each moving in three saccades before a simulated event camera: 16 x 16, the split of digits."""
+    """The built-in digits, recorded by a simulated event camera during three saccades: 16 x 16, with the split of digits."""
     still = digits()
     parts = (still.train, still.validation, still.test)
     images = torch.cat([next(p.read([Block(torch.arange(len(p)))], torch.device("cpu"))) for p in parts])
@@ -102,7 +102,7 @@ def _cached(data: Data, cut: _Cut, key: dict[str, str], rows: Callable[[], Itera
 def _frame_set(
     data: Data, kept: Cached, labels: Tensor, ends: tuple[int, int], classes: tuple[str, ...], licence: str
 ) -> DataSet:
-    """Frames in the order training, validation, test; `ends` of the first two."""
+    """The data set of frames that are sorted as training, validation and test samples; the first two end at `ends`."""
     stored = Stored(kept.rows, labels)
     samples = fitted(stored, Resize(data.size)) if data.size else stored
     return DataSet(
@@ -118,14 +118,14 @@ def _frame_set(
 
 
 def _chunks(recordings: Sequence[Recording]) -> Iterator[list[Recording]]:
-    """Recordings that follow each other in one file, a few at a time."""
-    for _, of_file in itertools.groupby(recordings, key=lambda recording: recording.file):
-        while few := list(itertools.islice(of_file, _TOGETHER)):
+    """Consecutive recordings of the same file, a few at a time."""
+    for _, same_file in itertools.groupby(recordings, key=lambda recording: recording.file):
+        while few := list(itertools.islice(same_file, _TOGETHER)):
             yield few
 
 
 def _digest(recordings: Sequence[Recording]) -> str:
-    """Of the files' names, sizes and times: a cache must not outlive what it was made of."""
+    """A hash of the files' names, sizes and modification times, so that a cache is made again when its sources change."""
     digest = hashlib.sha256()
     for r in recordings:
         facts = r.file.stat()

@@ -1,4 +1,4 @@
-"""Event recordings in their binary formats: read whole, checked event by event, never trusted."""
+"""Readers of event recordings in binary formats. Every event is checked; no file is trusted."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Numbers = NDArray[np.integer[Any]]
 
 DVS128: Sensor = (128, 128)
 LARGEST = 2**29
-"""Bytes of a recording, unpacked: 67 million events of a DVS128, and far more than official ones have."""
+"""Largest recording in unpacked bytes: 67 million events of a DVS128, far more than official recordings have."""
 _UNPACKED, _RATIO = 2**24, 100
-"""Bytes that any member of an archive may unpack to, and how many times its packed ones beyond; deflate reaches 1,030."""
+"""A member of an archive may unpack to the first in bytes, or to this multiple of its packed size; deflate reaches 1,030."""
 _HEADER = 2**16
-"""Bytes of a text header; real ones have some hundred."""
+"""Largest text header in bytes; real ones have some hundred."""
 _PACKET = struct.Struct("<HHIIIIII")
 _POLARITY = 1
 _OVERFLOW = 240
-"""y of the events of an N-MNIST file that mark an overflow of time."""
+"""The value of y that marks an overflow of time in an N-MNIST file."""
 _PACKET_TYPES = 14
 
 
 class Broken(ValueError):
-    """A recording is broken; the one sentence says what is wrong, where, and what to do."""
+    """A recording is broken; the message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """The events of a recording, in the order of time.
+    """The events of a recording, sorted by time.
 
     Attributes:
         t: [N] int64, microseconds.
@@ -61,10 +61,10 @@ class Events:
 
 
 def read_file(file: Path, sensor: Sensor) -> Events:
-    """A recording in a file of its own; its suffix, in upper or lower case, names the format.
+    """Read a file that contains one recording; its suffix, in upper or lower case, names the format.
 
     Raises:
-        Broken: the file can't be read, has another suffix, or is broken; the sentence says where.
+        Broken: the file can't be read, has an unknown suffix, or is broken; the message says where.
     """
     try:
         status = file.stat()
@@ -79,7 +79,7 @@ def read_file(file: Path, sensor: Sensor) -> Events:
 
 
 def parse(raw: bytes, where: str, sensor: Sensor) -> Events:
-    """A recording from the bytes of a file whose name is `where`.
+    """Read a recording from the bytes of a file that is named `where`.
 
     Raises:
         Broken: the suffix is unknown or the recording is broken.
@@ -91,10 +91,10 @@ def parse(raw: bytes, where: str, sensor: Sensor) -> Events:
 
 
 def aedat(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
-    """AER-DAT 2.0 or 3.1; the version line decides, and 2.0 is meant where a header has none.
+    """Read AER-DAT 2.0 or 3.1 by the version line of the header; a header without one means 2.0.
 
     Raises:
-        Broken: neither of them, or broken.
+        Broken: the bytes are neither of them, or are broken.
     """
     first = raw[:64].split(b"\n")[0].rstrip()
     if not first.startswith(b"#"):
@@ -108,13 +108,13 @@ def aedat(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 
 
 def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
-    """AER-DAT 2.0 of a DVS128, as in CIFAR10-DVS: '#' lines, then big-endian pairs of uint32, address and microseconds.
+    """Read AER-DAT 2.0 of a DVS128, as in CIFAR10-DVS: '#' lines, then big-endian pairs of uint32, address and microseconds.
 
-    x = 127 - address[8..14], y = 127 - address[1..7], p = 1 - address[0]; special events (bit 15) are left out. Times that
-    fall by more than 2 ** 31 have run over their 32 bits, and go on from there.
+    x = 127 - address[8..14], y = 127 - address[1..7], p = 1 - address[0]; special events (bit 15) are left out. If a time
+    stamp is smaller than the one before by more than 2 ** 31, its 32 bits have overflowed, and 2 ** 32 is added from there.
 
     Raises:
-        Broken: the file is cut, empty, no AER-DAT 2.0, or its events are impossible.
+        Broken: the file is truncated, empty or not AER-DAT 2.0, or has impossible events.
     """
     start = 0
     while raw[start : start + 1] == b"#":
@@ -137,12 +137,12 @@ def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 
 
 def n_mnist(raw: bytes, where: str, sensor: Sensor = (34, 34)) -> Events:
-    """N-MNIST's `.bin` (Orchard et al., 2015): five bytes an event, x, y, and big-endian a bit of polarity and 23 of time.
+    """Read a `.bin` of N-MNIST (Orchard et al., 2015): five bytes per event, x, y, then 1 bit of polarity and 23 of time.
 
-    An event of y = 240 is none, but a mark that the camera's clock ran over: 2 ** 13 us are added to all times that follow.
+    An entry with y = 240 is not an event but marks an overflow of the clock: 2 ** 13 us are added to all later times.
 
     Raises:
-        Broken: the file is cut or empty, or its events are impossible.
+        Broken: the file is truncated or empty, or has impossible events.
     """
     b = _records(raw, 0, np.dtype((np.uint8, 5)), where)
     marks = b[:, 1] == _OVERFLOW
@@ -153,12 +153,12 @@ def n_mnist(raw: bytes, where: str, sensor: Sensor = (34, 34)) -> Events:
 
 
 def aedat3(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
-    """AER-DAT 3.1, as in DVS128 Gesture: a text header, then packets of a 28-byte header and their events.
+    """Read AER-DAT 3.1, as in DVS128 Gesture: a text header, then packets of a 28-byte header and events.
 
-    Polarity events are read, all but those marked invalid; packets of other types are skipped.
+    Polarity events are read unless they are marked invalid; packets of other types are skipped.
 
     Raises:
-        Broken: the file or a packet is cut, a packet is impossible, there is no event, or events are impossible.
+        Broken: the file or a packet is truncated, a packet or an event is impossible, or there is no event.
     """
     end = re.search(rb"^#!END-HEADER\r?\n", raw[:_HEADER], re.MULTILINE)
     if end is None:
@@ -188,7 +188,11 @@ def aedat3(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 
 
 def _packet(raw: bytes, start: int, where: str) -> tuple[int, int, int, int]:
-    """Type, event size, time stamp overflow and number of events of the packet at byte `start`, which lies in the file."""
+    """Type, event size, time stamp overflow and number of events of the packet at byte `start`.
+
+    Raises:
+        Broken: the packet is impossible or does not end within the file.
+    """
     if len(raw) - start < _PACKET.size:
         raise Broken(f"{where} is cut inside the packet header at byte {start}: fetch it again")
     kind, _, size, _, overflow, _, number, _ = _PACKET.unpack_from(raw, start)
@@ -200,7 +204,7 @@ def _packet(raw: bytes, start: int, where: str) -> tuple[int, int, int, int]:
 
 
 def decoder() -> Any:
-    """The class `Decoder` of the package aedat, which spikerate installs only if asked.
+    """The class `Decoder` of the optional package aedat.
 
     Raises:
         ValueError: the package is not installed.
@@ -212,18 +216,18 @@ def decoder() -> Any:
 
 
 def aedat4(file: Path, sensor: Sensor) -> Events:
-    """AEDAT 4, by the package aedat.
+    """Read AEDAT 4, by the package aedat.
 
     Raises:
         ValueError: the package is not installed.
-        Broken: the file is broken or empty, or its events are impossible.
+        Broken: the file is broken or empty, or has impossible events.
     """
     open_file = decoder()
     try:
         packets = [packet["events"] for packet in open_file(file) if "events" in packet]
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the package, which is written in Rust, is no Exception
+    except BaseException as error:  # the package is written in Rust, whose panics are not derived from Exception
         raise Broken(f"{file} can't be decoded ({type(error).__name__}): fetch it again") from error
     if not packets:
         raise Broken(f"{file} has no events: fetch it again")
@@ -232,13 +236,13 @@ def aedat4(file: Path, sensor: Sensor) -> Events:
 
 
 def npz(raw: bytes, where: str, sensor: Sensor) -> Events:
-    """A NumPy archive with the arrays t (microseconds), x, y and p, integers of one length.
+    """Read a NumPy archive with the arrays t (microseconds), x, y and p, one-dimensional, of integers and the same length.
 
-    Polarities are 0 and 1, or truth values, or -1 and 1, of which -1 is read as 0. Sizes are checked before anything is
-    unpacked, and nothing is unpickled.
+    Polarities are 0 and 1, or booleans, or -1 and 1, where -1 is read as 0. Sizes are checked before anything is unpacked,
+    and nothing is unpickled.
 
     Raises:
-        Broken: the archive is broken, an array is missing, forged or no list of integers, or events are impossible.
+        Broken: the archive is broken, an array is missing, forged or not a list of integers, or an event is impossible.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -256,7 +260,7 @@ def npz(raw: bytes, where: str, sensor: Sensor) -> Events:
             f"{where} has arrays of {len(t)}, {len(x)}, {len(y)} and {len(p)} numbers: t, x, y, p are of one length"
         )
     if len(p) and p.dtype.kind == "i" and p.min() == -1:
-        p = np.where(p == 0, np.int8(2), p > 0)  # 0 beside -1 is neither of them
+        p = np.where(p == 0, np.int8(2), p > 0)  # beside -1, a polarity of 0 is impossible
     return _checked(t, x, y, p, sensor, where, lambda k: f"event {k}")
 
 
@@ -268,7 +272,7 @@ def _one_of_each(archive: zipfile.ZipFile, name: str, size: int, where: str) -> 
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Numbers:
-    """An array of an archive, whose header must agree with the size of the member."""
+    """An array of an archive; the shape in its header must agree with the size of the member."""
     name = member.filename[0]
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
@@ -277,15 +281,15 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Num
         if len(shape) != 1 or dtype.kind not in "iub":
             raise Broken(f"{where} has an array {name} of shape {shape} and type {dtype}: give a list of integers")
         if shape[0] * dtype.itemsize != member.file_size - file.tell():
-            raise Broken(f"{where} has an array {name} that says to be longer or shorter than it is: write it again")
+            raise Broken(f"{where} has an array {name} whose header gives another length than it has: write it again")
         return np.frombuffer(file.read(), dtype)
 
 
 def checked_member(info: zipfile.ZipInfo, size: int, where: str) -> zipfile.ZipInfo:
-    """A member of an archive of `size` bytes that is no bomb and can be unpacked.
+    """Check that a member of an archive of `size` bytes can be unpacked and is not a zip bomb; returns the member.
 
     Raises:
-        Broken: it is encrypted, too large in all or for its packed bytes, or packed by another method than deflate.
+        Broken: it is encrypted, compressed by another method than deflate, too large, or too large for its packed bytes.
     """
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Broken(f"{where} has the member {info.filename!r}, which is encrypted or not deflated: pack it again")
@@ -301,7 +305,7 @@ def checked_member(info: zipfile.ZipInfo, size: int, where: str) -> zipfile.ZipI
 
 
 def _records(raw: bytes, start: int, record: np.dtype[Any], where: str) -> Numbers:
-    """[N, ...] records that fill the file from byte `start` on."""
+    """The records [N, ...] that the file consists of from byte `start` on."""
     n, rest = divmod(len(raw) - start, record.itemsize)
     if rest:
         raise Broken(f"{where} is cut inside the event at byte {len(raw) - rest}: fetch it again")
@@ -311,7 +315,7 @@ def _records(raw: bytes, start: int, record: np.dtype[Any], where: str) -> Numbe
 def _checked(
     t: Numbers, x: Numbers, y: Numbers, p: NDArray[Any], sensor: Sensor, where: str, place: Callable[[int], str]
 ) -> Events:
-    """Events that a camera can have seen; `place` says where in the file the k-th is."""
+    """The events, after checking that the camera can have seen them; `place(k)` says where in the file the k-th is."""
     if not 1 <= len(t) <= LARGEST // 8:
         few = "no events" if len(t) == 0 else f"{len(t):,} events, more than any recording"
         raise Broken(f"{where} has {few}: leave it out or fetch it again")

@@ -1,4 +1,4 @@
-"""Frames from events: how many events each pixel saw in each slice of a recording."""
+"""Frames from events: the number of events at each pixel in each slice of a recording."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def frames(events: Events, T: int, sensor: Sensor, by: Literal["number", "time"]
     """Count the events of each polarity and pixel in T slices of a recording.
 
     Args:
-        T: time steps.
-        sensor: (H, W); the events lie inside.
-        by: "number": N // T events in each slice, the last takes the remainder too (Fang et al., ICCV 2021);
-            "time": T equal spans from the first event to the last, which belongs to the last span.
+        events: the recording.
+        T: number of slices, which are the time steps.
+        sensor: (H, W), with all events inside.
+        by: "number": N // T events in each slice, and the remainder in the last one too (Fang et al., ICCV 2021);
+            "time": T slices of equal duration from the first event to the last, which belongs to the last slice.
 
     Returns:
         [T, 2, H, W], channel 0 for p = 0.

@@ -17,7 +17,7 @@ _LARGEST = 2**28
 """Bytes; the largest official file has 47 million."""
 _GZIP = b"\x1f\x8b"
 _IMAGES, _LABELS = 0x0803, 0x0801
-"""Magic numbers: bytes in three dimensions, bytes in one."""
+"""Magic numbers of a three-dimensional and of a one-dimensional array of bytes."""
 _GARMENTS = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
@@ -26,10 +26,10 @@ def mnist(path: Path) -> DataSet:
 
     Args:
         path: the folder of `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and the same of `t10k`; also as `.gz`,
-            and as `train-images.idx3-ubyte`, which some unpackers make of it.
+            and as `train-images.idx3-ubyte`, as some unpackers name it.
 
     Raises:
-        ValueError: a file is missing, or not what it should be; the sentence names it.
+        ValueError: a file is missing, or not what it should be; the message names it.
     """
     licence = "CC BY-SA 3.0, LeCun, Cortes, Burges: The MNIST database of handwritten digits, 1998"
     return _read("mnist", path, tuple("0123456789"), Units((0.1307,), (0.3081,)), licence)
@@ -63,7 +63,7 @@ def _part(folder: Path, part: str, classes: int, checksums: dict[str, str]) -> S
 
 
 def _array(folder: Path, name: str, magic: int, checksums: dict[str, str]) -> tuple[Path, np.ndarray]:
-    """The file of that name, also packed, and its array of bytes."""
+    """The file of that name, compressed or not, and its array of bytes."""
     names = (name, name.replace("-idx", ".idx"))
     found = [file for n in names for file in (folder / n, folder / f"{n}.gz") if file.is_file()]
     if not found:
@@ -86,7 +86,7 @@ def _array(folder: Path, name: str, magic: int, checksums: dict[str, str]) -> tu
 
 
 def _content(file: Path) -> bytes:
-    """The file's content, unpacked as far as any official file goes; a browser may have unpacked it under its old name."""
+    """The file's content, decompressed if need be: a browser may have decompressed it and kept the suffix `.gz`."""
     try:
         with file.open("rb") as stream:
             packed = stream.read(len(_GZIP)) == _GZIP

@@ -1,4 +1,4 @@
-"""Image files in class folders as a data set: decoded by workers at every reading, or once into a cache."""
+"""Image files in class folders as a data set: decoded by worker processes in every epoch, or once into a cache."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from spikerate.data.workers import parallel
 from spikerate.system.progress import Track
 
 _MOST_READ = 2**31
-"""Bytes of images that are read for their checksum: a few seconds."""
+"""Bytes of images that are read for the checksum of the data, which takes a few seconds."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files(Samples):
-    """Images that are decoded whenever they are read, by `workers` processes."""
+    """Images that are decoded every time they are read, by `workers` processes."""
 
     files: Sequence[Path]
     labels: Tensor
@@ -67,7 +67,7 @@ def _decode(task: _Task) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What the cache keeps of a file: the image, or only that it is whole; a sentence where it is broken."""
+    """What the cache keeps of a file: the image, or only that it is readable; a sentence if it is broken."""
 
     side: int
     keep: bool
@@ -84,14 +84,14 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     """Class folders of images: `PATH/PART/CLASS/...` with the parts `train`, `val` and `test`, or `PATH/CLASS/...`.
 
     Raises:
-        ValueError: a folder is missing, the classes of the parts differ, or a file is broken; the sentence names it.
+        ValueError: a folder is missing, the classes of the parts differ, or a file is broken; the message names it.
     """
     assert data.path is not None
     listing = list_classes(data.path, SUFFIXES, "images", validation_is_test=data.name == "imagenet")
     size, everything = data.size or 224, (*listing.train, *listing.validation, *listing.test)
     files, labels = [file for file, _ in everything], torch.tensor([label for _, label in everything])
     stats = [_stat(file) for file in files]
-    # The record knows the files wherever they lie; a cache is of these very files, and must not outlive a change of them.
+    # The record of the run does not depend on where the files are; a cache does, and on their modification times.
     facts = {"files": _digest([file.relative_to(data.path) for file in files], labels, [(size,) for size, _ in stats])}
     facts |= _contents(files, [size for size, _ in stats], track)
     broken: dict[int, str] = {}
@@ -129,7 +129,7 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
 
 
 def _digest(names: Sequence[Path], labels: Tensor, stats: Sequence[tuple[int, ...]]) -> str:
-    """Of names, labels, and what the file system says."""
+    """A hash of the files' names, labels, sizes and times."""
     digest = hashlib.sha256()
     for name, label, stat in zip(names, labels.tolist(), stats, strict=True):
         digest.update(os.fsencode(f"{name} {label} {stat}\n"))
@@ -137,7 +137,7 @@ def _digest(names: Sequence[Path], labels: Tensor, stats: Sequence[tuple[int, ..
 
 
 def _contents(files: Sequence[Path], sizes: Sequence[int], track: Track) -> dict[str, str]:
-    """The checksum of what is in the files: of a random sample where all of them would take longer than many a training."""
+    """The checksum of the files' contents; of a random sample of the files if they are too many to read."""
     order = np.random.default_rng(2).permutation(len(files))
     few = np.array([max(0, size) for size in sizes])[order].cumsum() <= _MOST_READ
     chosen = sorted(order[few].tolist())
@@ -145,16 +145,16 @@ def _contents(files: Sequence[Path], sizes: Sequence[int], track: Track) -> dict
     for k in track(iter(chosen), "checking images", len(chosen)):
         try:
             content = files[k].read_bytes() if files[k].is_file() else b""
-        except OSError:  # decoding it will say so
+        except OSError:  # decoding the file reports it
             content = b""
         digest.update(hashlib.sha256(content).digest())
     return {"contents" if all(few) else f"contents of {len(chosen)} of {len(files)} files": digest.hexdigest()}
 
 
 def _stat(file: Path) -> tuple[int, int]:
-    """Size, and time of the last change in nanoseconds."""
+    """Size in bytes, and time of the last change in nanoseconds."""
     try:
         found = file.stat()
-    except OSError:  # a link to nowhere, for instance: broken, as decoding it will say
+    except OSError:  # a broken link, for instance; decoding the file reports it
         return -1, -1
     return found.st_size, found.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Event data sets in their official layouts: which recordings there are, and what is in them."""
+"""Event data sets in their official layouts: finding their recordings, and reading them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _GESTURES = (
 )
 _COLUMNS = "class,startTime_usec,endTime_usec"
 _TEXT = 2**20
-"""Bytes of a list or a table of labels; official ones have some hundred."""
+"""Largest list of trials or table of labels in bytes; official ones have some hundred."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Where a recording is found.
+    """Where a recording is.
 
     Attributes:
-        file: of its own, or a class's zip, or that of a longer recording.
-        label: the number of its class.
+        file: its own file, or the zip of its class, or the file of a longer recording.
+        label: the index of its class.
         member: its name inside the zip.
-        span: the part [start, end) of the longer recording, in microseconds.
+        span: its part [start, end) of the longer recording, in microseconds.
     """
 
     file: Path
@@ -55,12 +55,12 @@ class Recordings:
     """A data set of recordings, none of which has been opened yet.
 
     Attributes:
-        train, test: sorted; test is empty where the set has no split of its own.
+        train, test: sorted; test is empty if the data set has no split of its own.
         classes: K names, by label.
         sensor: (H, W) in pixels.
         licence: of the data.
-        validation: to choose the best epoch by, where the set has such a part.
-        split, notes: as of `class_folders.Listing`.
+        validation: the validation set, if the data set has one.
+        split, notes: as in `class_folders.Listing`.
     """
 
     name: str
@@ -78,11 +78,11 @@ def cifar10_dvs(path: Path) -> Recordings:
     """CIFAR10-DVS (Li et al., Frontiers in Neuroscience 2017): 10,000 recordings of 128 x 128 pixels, no split.
 
     Args:
-        path: the folder of the ten class folders of `.aedat` or `.aedat4` files, or of their zips as they are fetched.
+        path: the folder of the ten class folders of `.aedat` or `.aedat4` files, or of the ten zips as distributed.
 
     Raises:
-        ValueError: the folder or a class is missing or there twice, a name is there twice, a zip is broken or unsafe, or
-            there are `.aedat4` files and not the package that reads them.
+        ValueError: the folder is missing, a class is missing or exists twice, a name exists twice, a zip is broken or
+            unsafe, or there are `.aedat4` files but not the package that reads them.
     """
     _need(path)
     train = []
@@ -103,10 +103,10 @@ def n_mnist(path: Path) -> Recordings:
     """N-MNIST (Orchard et al., Frontiers in Neuroscience 2015): 60,000 and 10,000 recordings of 34 x 34 pixels.
 
     Args:
-        path: the folder of `Train` and `Test`, or the one that holds it as `N-MNIST`.
+        path: the folder that contains `Train` and `Test`, or its parent folder, if it is named `N-MNIST`.
 
     Raises:
-        ValueError: the folder or a class is missing, or a name is there twice.
+        ValueError: the folder or a class is missing, or a name exists twice.
     """
     folder = _inner(path, "N-MNIST")
     classes = tuple("0123456789")
@@ -118,7 +118,7 @@ def dvs128_gesture(path: Path) -> Recordings:
     """DVS128 Gesture (Amir et al., CVPR 2017): 11 gestures cut out of the recordings of 29 persons, 128 x 128 pixels.
 
     Args:
-        path: the folder `DvsGesture`, or the one that holds it.
+        path: the folder `DvsGesture`, or its parent folder.
 
     Raises:
         ValueError: the folder, a list, a file or a class is missing, a trial is listed twice, or a table is broken.
@@ -140,10 +140,11 @@ def event_folder(path: Path, sensor: Sensor) -> Recordings:
     """Recordings of your own, `PART/CLASS/*.npz` with the parts `train`, `val` and `test`, or `CLASS/*.npz`.
 
     Args:
+        path: the folder of the data set.
         sensor: (H, W) of all recordings.
 
     Raises:
-        ValueError: a folder is missing or can't be read, there are fewer than two classes, or a name is there twice.
+        ValueError: a folder is missing or can't be read, there are fewer than two classes, or a name exists twice.
     """
     _need(path)
     found = list_classes(path, {".npz"}, "recordings")
@@ -154,10 +155,10 @@ def event_folder(path: Path, sensor: Sensor) -> Recordings:
 
 
 def read(recordings: Sequence[Recording], sensor: Sensor) -> list[Events | str]:
-    """Read recordings; a file is opened once for all that stand next to each other, and its spans are cut from one reading.
+    """Read recordings. Consecutive recordings of one file are read by opening it once.
 
     Returns:
-        for each recording its events, or the sentence that says why it is broken.
+        for each recording its events, or a sentence that says why it is broken.
     """
     found: list[Events | str] = []
     for file, group in itertools.groupby(recordings, lambda r: r.file):
@@ -212,7 +213,7 @@ def _inner(path: Path, name: str) -> Path:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, sorted."""
+    """The entries of a folder that are not hidden, sorted."""
     try:
         return sorted(e for e in folder.iterdir() if not e.name.startswith("."))
     except OSError as error:
@@ -227,14 +228,14 @@ def _split(folder: Path, classes: Sequence[str], suffix: str) -> tuple[Recording
 
 
 def _files(folder: Path, label: int, suffixes: tuple[str, ...]) -> list[Recording]:
-    """The recordings of a class in its folder; files of other suffixes are none."""
+    """The recordings of a class in its folder; files with other suffixes are ignored."""
     files = [e for e in _entries(folder) if e.suffix.lower() in suffixes and not e.is_dir()]
     _check_names(folder, files, suffixes)
     return [Recording(file, label) for file in files]
 
 
 def _members(file: Path, label: int, suffixes: tuple[str, ...]) -> list[Recording]:
-    """The recordings of a class in its zip, which is unpacked nowhere."""
+    """The recordings of a class in its zip, which is not unpacked to disk."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = [info.filename for info in archive.infolist()]
@@ -261,7 +262,7 @@ def _check_names(where: Path, files: Sequence[PurePath], suffixes: tuple[str, ..
 def _text(file: Path) -> str:
     """A small text file of a data set."""
     if not file.is_file():
-        raise ValueError(f"{file} is not there: unpack the data set again")
+        raise ValueError(f"{file} does not exist: unpack the data set again")
     try:
         with file.open("rb") as opened:
             raw = opened.read(_TEXT + 1)
@@ -277,20 +278,20 @@ def _text(file: Path) -> str:
 
 
 def _trials(file: Path) -> list[str]:
-    """The file names that a list of trials has, one a line."""
+    """The file names in a list of trials, one per line."""
     names = [line.strip() for line in _text(file).splitlines() if line.strip()]
     for name in names:
         if Path(name).name != name or not name.endswith(".aedat"):
             raise ValueError(f"{file} lists {name!r}, which is no name of an .aedat file: unpack DvsGesture.tar.gz again")
         if not (file.parent / name).is_file():
-            raise ValueError(f"{file} lists {name}, which is not there: unpack DvsGesture.tar.gz again")
+            raise ValueError(f"{file} lists {name}, which does not exist: unpack DvsGesture.tar.gz again")
         if names.count(name) > 1:
             raise ValueError(f"{file} lists {name} {names.count(name)} times: remove all but one")
     return names
 
 
 def _gestures(file: Path) -> list[Recording]:
-    """The parts of a trial that its table labels; they may overlap, as some official ones do."""
+    """The labelled parts of a trial, from its table. They may overlap, as some official ones do."""
     table = file.with_name(f"{file.stem}_labels.csv")
     lines = [line.strip() for line in _text(table).splitlines()]
     if not lines or lines[0].replace(" ", "") != _COLUMNS:
@@ -304,6 +305,6 @@ def _gestures(file: Path) -> list[Recording]:
             raise ValueError(f"{table} has {line[:40]!r} in line {k}: three numbers are needed, {_COLUMNS}")
         label, start, end = map(int, row)
         if not 1 <= label <= len(_GESTURES) or start >= end:
-            raise ValueError(f"{table} has {line!r} in line {k}: classes are 1 to {len(_GESTURES)}, and starts before ends")
+            raise ValueError(f"{table} has {line!r} in line {k}: classes are 1 to {len(_GESTURES)}, and start is before end")
         found.append(Recording(file, label - 1, span=(start, end)))
     return found

@@ -1,4 +1,4 @@
-"""Bringing stored samples to the size that a network sees."""
+"""Resizing stored samples to the size of a network's input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kornia.augmentation import RandomResizedCrop
 from torch import Tensor
 
 MARGIN = 256 / 224
-"""The side to which the short side of an image is brought before its middle is cut out, over the side of the cut."""
+"""For a centre crop, an image's short side is first resized to this multiple of the crop's side."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Bilinear, with antialiasing, to `size` x `size`; the same for training and evaluation."""
+    """Resize to `size` x `size`, bilinearly with antialiasing; the same in training and evaluation."""
 
     size: int
 
@@ -25,7 +25,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Crop:
-    """`size` x `size` out of larger images: by a seed a random resized crop (Szegedy et al., CVPR 2015), else the middle."""
+    """Crop images to `size` x `size`: with a seed a random resized crop (Szegedy et al., CVPR 2015), else the centre."""
 
     size: int
 

@@ -1,4 +1,4 @@
-"""Single files that a trained network is asked about, read as the samples of its data set were."""
+"""Single files for `predict`, read in the same way as the samples of the network's data set."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def sample_files(paths: Iterable[Path], data: Data) -> tuple[list[Path], list[str]]:
-    """The files among `paths`, and those of the right kind in the folders among them and below, in order; what is not read.
+    """The files among `paths`, together with the image or recording files in the folders among them.
+
+    Returns:
+        the files in order, and notes on files in folders that are not read.
 
     Raises:
-        ValueError: a path does not exist, or a folder can't be read or holds no such file.
+        ValueError: a path does not exist, or a folder can't be read or contains no such file.
     """
     suffixes = RECORDINGS if SETS[data.name].kind == "events" else IMAGES
     found: list[Path] = []
@@ -36,7 +39,7 @@ def sample_files(paths: Iterable[Path], data: Data) -> tuple[list[Path], list[st
             left_out: Counter[str] = Counter()
             inside = [Path(file) for file in files_below(path, suffixes, left_out)]
             if not inside:
-                raise ValueError(f"the folder {path} holds no file that ends in {', '.join(sorted(suffixes))}")
+                raise ValueError(f"the folder {path} contains no file that ends in {', '.join(sorted(suffixes))}")
             found += inside
             notes += [f"not read in {path}: {counted(left_out)}"] if left_out else []
         elif path.is_file():
@@ -47,10 +50,10 @@ def sample_files(paths: Iterable[Path], data: Data) -> tuple[list[Path], list[st
 
 
 def read_sample(file: Path, data: Data, T: int) -> Tensor:
-    """[C, H, W], or [T, 2, H, W] for a recording, of the size and in the units of the data set's samples.
+    """The sample in a file, [C, H, W] or for a recording [T, 2, H, W], in the size and units of the data set's samples.
 
     Raises:
-        ValueError: the file is broken, or of another kind; the sentence names it.
+        ValueError: the file is broken or of another kind; the message names it.
     """
     channels, side, _ = input_shape(data)
     kind = SETS[data.name].kind

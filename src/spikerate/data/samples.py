@@ -1,4 +1,4 @@
-"""Samples wherever they are kept, and the data set that they make: training, validation and test samples."""
+"""Samples, in memory or in files, and the data set of training, validation and test samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Block:
     """Samples that are read and augmented together.
 
     Attributes:
-        index: [n], which ones.
-        seed: of their random resized crop; None for the plain view of evaluation.
+        index: [n], indices of the samples.
+        seed: seed of a random resized crop; None for evaluation.
     """
 
     index: Tensor
@@ -33,27 +33,27 @@ class Samples(ABC):
 
     @abstractmethod
     def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
-        """For each block [n, (T,) C, H, W] on the device, of the size that a network sees, in the units they are kept in.
+        """Yield the samples of each block, [n, (T,) C, H, W], on the device, in the network's input size, not yet scaled.
 
         Raises:
-            ValueError: a file is broken; the sentence names it.
+            ValueError: a file is broken; the message names it.
         """
 
     @abstractmethod
     def gather(self, index: Tensor, device: torch.device) -> Samples:
-        """Some of the samples, kept on a device; those that are kept in files stay there."""
+        """The samples with these indices, stored on the device; samples in files stay in their files."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample that is read."""
+        """(C, H, W) of a sample as `read` yields it."""
 
     def to(self, device: torch.device) -> Samples:
-        """All samples, kept on a device."""
+        """All samples, stored on the device."""
         return self.gather(torch.arange(len(self)), device)
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
-        """Some of the samples, without a copy of them."""
+        """The samples with these indices, without copying them."""
         chosen = torch.arange(len(self))[index]
         return Selected(self, chosen, self.labels[chosen])
 
@@ -63,7 +63,7 @@ class Samples(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Stored(Samples):
-    """Samples that are kept whole, in memory or mapped from a file.
+    """Samples in one tensor, in memory or memory-mapped from a file.
 
     Attributes:
         samples: [N, C, H, W] or [N, T, C, H, W], of an integer type.
@@ -87,7 +87,7 @@ class Stored(Samples):
 
 
 class Fit(Protocol):
-    """Brings planes [n, C, H, W] in floating point to `size` x `size`: at random by a seed, or plainly without one."""
+    """Resizes or crops images [n, C, H, W] in floating point to `size` x `size`, at random if a seed is given."""
 
     @property
     def size(self) -> int: ...
@@ -97,7 +97,7 @@ class Fit(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Samples):
-    """Samples that are brought to their size as they are read, on the device."""
+    """Samples that are resized or cropped by `fit` when they are read, on the device."""
 
     inner: Samples
     fit: Fit
@@ -118,13 +118,13 @@ class Fitted(Samples):
 
 
 def fitted(samples: Samples, fit: Fit) -> Fitted:
-    """The samples, brought to their size by `fit` as they are read."""
+    """The samples, resized or cropped by `fit` when they are read."""
     return Fitted(samples, fit, samples.labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Selected(Samples):
-    """Some of other samples: `index` [N] of `whole`."""
+    """A subset: the samples of `whole` with the indices `index` [N]."""
 
     whole: Samples
     index: Tensor
@@ -143,11 +143,11 @@ class Selected(Samples):
 
 @dataclass(frozen=True)
 class Units:
-    """What the numbers of samples mean.
+    """How stored values are scaled and normalised.
 
     Attributes:
         mean, std: of each channel, for normalisation, in multiples of `unit`.
-        unit: what of a stored value counts as 1: 255 for images, 1 for counted events.
+        unit: the stored value that is scaled to 1: 255 for images, 1 for counts of events.
     """
 
     mean: tuple[float, ...]
@@ -155,29 +155,30 @@ class Units:
     unit: float = 255.0
 
     def scale(self, x: Tensor) -> Tensor:
-        """[B, ..., C, H, W] as kept -> float32 in multiples of `unit`."""
+        """[B, ..., C, H, W] as stored -> float32 in multiples of `unit`."""
         return x.to(torch.float32) / self.unit
 
     def normalize(self, x: Tensor) -> Tensor:
-        """[B, ..., C, H, W] in multiples of `unit` -> zero mean and unit deviation in each channel."""
+        """[B, ..., C, H, W] in multiples of `unit` -> zero mean and unit standard deviation in each channel."""
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Training, validation and test samples, and what is known of them.
+    """Training, validation and test samples with their description.
 
     Attributes:
-        train, validation, test: disjoint.
+        name: of the data set.
+        train, validation, test: the three disjoint parts.
         classes: K names.
-        units: what the samples' numbers mean.
+        units: how stored values are scaled and normalised.
         licence: of the data.
-        checksums: what was read -> sha256.
-        split: how the parts were drawn.
-        drawn: part -> the sorted indices of its samples, where they were drawn here.
-        skipped: why broken files were left out.
-        notes: what else was not read, and what a folder was taken for.
+        checksums: name of a file that was read -> sha256.
+        split: how the samples were split, as text.
+        drawn: "validation" or "test" -> sorted indices of its samples, if they were drawn from the training samples.
+        skipped: a sentence for each broken file that was left out.
+        notes: messages about what else was not read, or how a folder was interpreted.
     """
 
     name: str
@@ -203,12 +204,13 @@ class DataSet:
 
 
 def divide(data: DataSet, validation: int, test: int, subset: int | None) -> DataSet:
-    """Draw the parts that a data set does not come with, once and for all by NumPy's generator of seed 0.
+    """Draw validation and test samples from the training samples, always in the same way (NumPy's generator, seed 0).
 
     Args:
-        validation: how many training samples to hold out, where the set has no validation samples of its own.
-        test: how many training samples to test on, where the set has no test samples of its own.
-        subset: how many training samples to keep; validation and test samples are cut down by the same share.
+        data: the data set.
+        validation: size of the validation set to draw, if the data set has none.
+        test: size of the test set to draw, if the data set has none.
+        subset: number of training samples to keep; the validation and test set are reduced by the same factor.
 
     Raises:
         ValueError: a number is out of range, or leaves nothing to train on.

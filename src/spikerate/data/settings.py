@@ -1,4 +1,4 @@
-"""What data set a run is trained on, and what is made of it: the settings of the command line and of `run.json`."""
+"""The settings of the data, as on the command line and in `run.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_WORKERS = 128
 
 @dataclass(frozen=True)
 class Data:
-    """The data set, and what is made of it."""
+    """The data set: its files, split, size, frames and augmentation."""
 
     name: Literal[
         "digits",
@@ -32,31 +32,31 @@ class Data:
         "dvs128-gesture",
         "events",
     ] = "digits"
-    """data set; digits and digits-dvs are built in; images and events are class folders of your own"""
+    """data set; digits and digits-dvs are built in; images and events read class folders of your own"""
     path: Annotated[Path | None, arg(aliases=["--data"])] = None
     """folder of the data set, in the layout of its official distribution"""
     validation: int = 0
-    """training samples set aside to choose the best epoch by, the validation set; digits has its own fixed split"""
+    """size of the validation set, drawn from the training samples; it selects the best epoch (digits: fixed split)"""
     test: int = 0
-    """samples drawn for the test, where the set has no split of its own"""
+    """size of the test set, drawn from the training samples, if the data set has no test set of its own"""
     subset: Annotated[int | None, arg(aliases=["--subset"])] = None
-    """so many training samples only; validation and test samples are cut down by the same share"""
+    """number of training samples to keep; the validation and test set are reduced by the same factor"""
     size: int | None = None
-    """side in pixels that samples are brought to, 8 to 4096; None: as they are, and 224 for image files"""
+    """resize samples to this side in pixels, 8 to 4096; None: their own size, and 224 for image files"""
     frames: Literal["number", "time"] = "number"
-    """how a recording is cut into T frames: equal numbers of events, or equal times"""
+    """how a recording is cut into T frames: with equal numbers of events, or of equal duration"""
     sensor: tuple[int, int] | None = None
-    """height and width of the sensor, for events of your own, 1 to 4096 pixels"""
+    """height and width of the sensor in pixels, 1 to 4096, for events of your own"""
     broken: Literal["stop", "skip"] = "stop"
-    """what to do about a broken file: stop and name it, or leave it out and count it"""
+    """what to do about a broken file: stop and name it, or skip it and count it"""
     decoded: bool = False
-    """decode image files once, into the cache, at 256/224 of the size: less work in every epoch, coarser crops"""
+    """decode image files once, into a cache, at 256/224 of the size: less work in every epoch, but coarser crops"""
     cache: Path | None = None
-    """folder of the caches of frames and decoded images; the user's cache folder by default"""
+    """folder for the caches of frames and decoded images; by default the user's cache folder"""
     workers: int | None = None
-    """processes that decode files, 0 to 128; by default one for each core"""
+    """number of processes that decode files, 0 to 128; by default one for each core"""
     store: Literal["device", "host"] = "device"
-    """where samples are kept; host: in main memory or mapped files, and each rank's share of a batch is copied"""
+    """where samples are stored; host: in main memory or memory-mapped files, and batches are copied to the device"""
     augment: Augment = Augment()
 
     def __post_init__(self) -> None:

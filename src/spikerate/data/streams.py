@@ -1,4 +1,4 @@
-"""Streams of random numbers, each of its own key, so that nothing depends on what was drawn before."""
+"""Independent streams of random numbers, one for each key, so that no draw depends on earlier ones."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def stream(*key: int) -> int:
-    """The seed of the stream of that key."""
+    """The seed of the random stream with that key."""
     return int(np.random.default_rng(np.random.SeedSequence(key[0], spawn_key=key[1:])).integers(2**63))

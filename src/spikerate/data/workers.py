@@ -1,4 +1,4 @@
-"""Work on files in parallel processes, its results in order."""
+"""Work on files in parallel processes, with results in order."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Result = TypeVar("Result")
 
 
 def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Any]:
-    """`work(item)` for each item, in order, a few items ahead, in `workers` processes; None for one on each core.
+    """Yield `work(item)` for each item in order, computed a few items ahead by `workers` processes (None: one per core).
 
-    Arrays come back as tensors.
+    Arrays are returned as tensors.
 
     Raises:
-        ValueError: of `work`, or a process was ended.
+        ValueError: `work` has raised it, or a process was killed.
     """
     here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     n = here if workers is None else workers
@@ -62,12 +62,12 @@ class _Work(Dataset[Any], Generic[Item, Result]):
     def __getitem__(self, item: Any) -> Result | _Failed:
         try:
             return self.work(item)
-        except ValueError as error:  # as a value: DataLoader would wrap the exception in a page of text
+        except ValueError as error:  # returned as a value, since DataLoader would wrap the exception in a traceback
             return _Failed(str(error))
         except MemoryError:
             return _Failed(f"{_ENDED}: give fewer --data.workers, or 0")
 
 
 def _begin(worker: int) -> None:
-    """The parent finishes its step when it is asked to stop, and needs the workers for that."""
+    """When asked to stop, the parent process finishes its step, and needs its workers for that."""
     leave_to_parent()

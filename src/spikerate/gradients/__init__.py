@@ -1,1 +1,1 @@
-"""How good a gradient is: finite differences, the search for a temperature, the agreement of rules."""
+"""The quality of gradients: finite differences, the search for a temperature, the agreement of training rules."""

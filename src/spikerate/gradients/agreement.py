@@ -1,4 +1,4 @@
-"""How well gradients agree in each layer: those of the training rules with each other, and with finite differences."""
+"""How well gradients agree in each layer: the training rules with each other, and with finite differences."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Agreement:
     """How well one gradient agrees with another.
 
     Attributes:
-        cosine: the cosine similarity; 0 where one of them is 0.
-        ratio: the norm of the one, divided by that of the other; None where the other is 0.
+        cosine: the cosine similarity; 0 if one of the gradients is 0.
+        ratio: the norm of the first divided by the norm of the second; None if the second is 0.
     """
 
     cosine: float
@@ -37,7 +37,7 @@ class Agreement:
 
     @classmethod
     def between(cls, one: Tensor, other: Tensor) -> Agreement:
-        """Of two gradients of the same shape, in float64."""
+        """The agreement of two gradients of the same shape, computed in float64."""
         norm = float(other.double().norm())
         return cls(cosine(one, other), float(one.double().norm()) / norm if norm else None)
 
@@ -47,12 +47,12 @@ class Fidelity:
     """How well the gradients of a layer's weight agree.
 
     Attributes:
-        layer: its path in the network.
-        elements: of the weight.
-        directions: along which finite differences were taken; all, where there are as many as elements.
+        layer: module path of the layer.
+        elements: number of elements of the weight.
+        directions: number of directions of the finite differences; if equal to `elements`, they span the whole space.
         rate_bptt: `RateBP()` with `BPTT()`, over all elements.
-        bptt_fdg: `BPTT()` with the finite-difference gradient, in the space of the directions.
-        rate_fdg: `RateBP()` with the finite-difference gradient, in the space of the directions.
+        bptt_fdg: `BPTT()` with the finite-difference gradient (FDG), projected on the directions.
+        rate_fdg: `RateBP()` with the finite-difference gradient, projected on the directions.
     """
 
     layer: str
@@ -64,21 +64,21 @@ class Fidelity:
 
     @property
     def pairs(self) -> dict[str, Agreement]:
-        """The agreements by the names of the two, the one / the other."""
+        """The three agreements by their names, "first / second"."""
         return {"RateBP / BPTT": self.rate_bptt, "BPTT / FDG": self.bptt_fdg, "RateBP / FDG": self.rate_fdg}
 
     @property
     def noise(self) -> float:
-        """The typical cosine (root of the mean square) of two random vectors in the space of the directions."""
+        """The typical cosine (root mean square) of two random vectors in the space of the directions."""
         return self.directions**-0.5
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares the gradients of each convolution's and linear layer's weight, on one batch in training mode.
+    """Compares the gradients of the weight of each convolution and linear layer, on one batch in training mode.
 
-    With few directions the figures of finite differences are noisy: their cosine strays from that of the full gradients by
-    about `(1 - cosine^2) / sqrt(directions)`, so that unrelated gradients have one of about `Fidelity.noise`.
+    With few directions the agreement with finite differences is noisy: the cosine deviates from that of the full gradients
+    by about `(1 - cosine^2) / sqrt(directions)`. Unrelated gradients have a cosine of about `Fidelity.noise`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -87,17 +87,17 @@ class Comparison:
     """
 
     samples: int = 32
-    """training samples that the loss is measured on"""
+    """number of training samples in the batch"""
     directions: int = 64
-    """random directions along which each weight is moved, or as many as it has elements; fewer are cheaper, and noisy"""
+    """random directions in which each weight is varied, at most one per element; fewer are faster but noisier"""
     epsilon: float = 0.1
-    """half the distance of the finite differences, in units of the weight"""
+    """half the step of the finite differences, in units of the weight"""
     seed: int = 0
     """seed of the directions"""
 
     def __post_init__(self) -> None:
         if self.samples < 2:
-            raise ValueError(f"samples is {self.samples}: batch norm needs two at least")
+            raise ValueError(f"samples is {self.samples}: batch norm needs at least two")
         check_count("samples", self.samples, "a number of samples", MOST_SAMPLES)
         check_count("directions", self.directions, "a number", MOST_SAMPLES)
         check_positive("epsilon", self.epsilon)
@@ -106,17 +106,17 @@ class Comparison:
     def __call__(
         self, network: nn.Module, x: Tensor, labels: Tensor, precision: str = "fp32", track: Track = untracked
     ) -> list[Fidelity]:
-        """Of each layer, in the network's order.
+        """The agreement of the gradients of each layer, in the network's order.
 
-        The loss is the cross-entropy of the output's rate. Weights, buffers, mode and random stream are left as they were.
-        Of a `Branched` network, it is the body that is looked at.
+        The loss is the cross-entropy of the output's rate. Weights, buffers, mode and random state are unchanged afterwards.
+        Of a `Branched` network, only the body is measured.
 
         Args:
-            network: of spiking neurons.
+            network: a spiking network.
             x: input [T, B, ...].
             labels: [B].
-            precision: bf16 runs the layers under autocast.
-            track: shows who waits how far it is.
+            precision: "bf16" runs the layers under autocast.
+            track: shows the progress.
 
         Raises:
             ValueError: a gradient is not finite.
@@ -124,7 +124,7 @@ class Comparison:
         body = network.body if isinstance(network, Branched) else network
         layers = weights(body)
         generator = torch.Generator().manual_seed(self.seed)
-        # Entered anew each time: autocast remembers the weights that it has cast, those without a graph too.
+        # Entered anew each time, since autocast caches the weights that it has cast, even those cast without a graph.
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
 
         loss = rate_loss(labels)
@@ -140,12 +140,12 @@ class Comparison:
         was_training = body.training
         body.train()
         try:
-            of_rules = dict(zip(layers, zip(gradients(BPTT()), gradients(RateBP()), strict=True), strict=True))
-            for layer, weight in track(iter(layers.items()), "moving weights", len(layers)):
+            rule_gradients = dict(zip(layers, zip(gradients(BPTT()), gradients(RateBP()), strict=True), strict=True))
+            for layer, weight in track(iter(layers.items()), "finite differences", len(layers)):
                 directions = self._directions(weight, generator)
                 with autocast:
                     fdg = derivatives(body, weight, x, loss, directions, self.epsilon)
-                bptt, rate = of_rules[layer]
+                bptt, rate = rule_gradients[layer]
                 if not all(bool(gradient.isfinite().all()) for gradient in (bptt, rate, fdg)):
                     raise ValueError(f"a gradient of layer {layer} is not finite: a smaller epsilon may help")
                 pairs = ((rate, bptt), (directions.along(bptt), fdg), (directions.along(rate), fdg))

@@ -1,7 +1,7 @@
-"""Finite-difference gradients: what the loss of a spiking network really does when one of its weights is moved.
+"""Finite-difference gradients: how the loss of a spiking network really changes with a weight.
 
-The loss is a step function of the weights, so a difference over a finite distance is all there is to measure. It has no
-surrogate in it, and is what Dspike's temperature is chosen by (Li et al., NeurIPS 2021, section 4.1).
+The loss is a step function of the weights: its derivative is 0 almost everywhere, and only finite differences are
+informative. They involve no surrogate, and Dspike's temperature is chosen by them (Li et al., NeurIPS 2021, section 4.1).
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from spikerate.signal import VERBS, Neuron, Normalization, PerStep, Signal, Step
 
 @dataclass(frozen=True, eq=False)
 class Variants(Stepwise):
-    """Spikes without gradient of many variants of a network at once, which differ in one weight.
+    """A signal without gradient that runs n variants of a network at once, which differ in one weight.
 
-    From the layer of that weight on the variants lie one after another in the batch axis, [T, n B, ...]; before it they are
-    one. Batch norm in training has the statistics of each variant by itself, and leaves the running ones alone.
+    Before the layer of that weight the variants are equal and run once. From that layer on they are concatenated along the
+    batch axis, [T, n B, ...]. Batch norm in training mode normalises each variant by its own statistics, and does not
+    update the running statistics.
 
     Attributes:
         batch: B.
-        weight: the parameter, known by its identity.
-        changes: what is added to it, [n, *weight.shape].
+        weight: the parameter that differs, recognised by identity.
+        changes: what is added to it in each variant, [n, *weight.shape].
     """
 
     plain = (*Signal.plain, "batch")
@@ -69,7 +70,7 @@ class Variants(Stepwise):
         return replace(self, train=neuron.spikes(self.expanded()), constant=False)
 
     def _diverge(self, layer: Callable[..., Signal], *rest: Any) -> Variants:
-        """The layer of the weight: the outputs of all variants."""
+        """The outputs of all variants of the layer with the weight."""
         parts = self.train.split(self.batch, 1)
         parts = parts * (len(self.changes) // len(parts))
         outputs: list[Any] = [
@@ -80,7 +81,7 @@ class Variants(Stepwise):
 
 
 class Directions(ABC):
-    """Directions in the space of a weight, of length 1 and at right angles."""
+    """Orthonormal directions in the space of a weight."""
 
     shape: torch.Size
 
@@ -89,20 +90,20 @@ class Directions(ABC):
 
     @abstractmethod
     def part(self, wanted: slice) -> Tensor:
-        """Some of them, [k, *shape], on the CPU."""
+        """A slice of the directions, [k, *shape], on the CPU."""
 
     @abstractmethod
     def along(self, gradient: Tensor) -> Tensor:
-        """The derivatives [K] along each of them that a gradient [*shape] stands for."""
+        """The directional derivatives [K] that follow from a gradient [*shape]."""
 
     @abstractmethod
     def gradient(self, derivatives: Tensor) -> Tensor:
-        """The gradient [*shape] that has these derivatives [K]; unbiased, where the directions are a random few."""
+        """The gradient [*shape] with these directional derivatives [K]; for `Few` directions an unbiased estimate."""
 
 
 @dataclass(frozen=True)
 class Elements(Directions):
-    """Every element of the weight by itself: the paper's formula."""
+    """One direction for each element of the weight, as in the paper's formula."""
 
     shape: torch.Size
 
@@ -122,15 +123,15 @@ class Elements(Directions):
 
 @dataclass(frozen=True, eq=False)
 class Few(Directions):
-    """A random few directions, for weights with too many elements.
+    """A few random directions, for weights with too many elements.
 
     Args:
-        shape: of the weight.
-        n: how many, at most as many as elements.
-        generator: of the random numbers, on the CPU.
+        shape: shape of the weight.
+        n: number of directions, at most that of the elements.
+        generator: random number generator on the CPU.
 
     Raises:
-        ValueError: n is out of its range.
+        ValueError: n is out of range.
     """
 
     shape: torch.Size
@@ -160,17 +161,17 @@ class Few(Directions):
 
 
 def variant_rates(network: nn.Module, x: Tensor, weight: nn.Parameter, changes: Tensor) -> Tensor:
-    """The rates [n, B, K] of n variants of a network, in which `changes` [n, *weight.shape] are added to the weight.
+    """The output rates [n, B, K] of n variants of a network, in which `changes` [n, *weight.shape] are added to the weight.
 
     Raises:
-        ValueError: the weight is not one of a layer that the signal goes through.
+        ValueError: the signal goes through no layer with that weight.
     """
     T, batch = x.shape[:2]
     constant = is_constant(x)
     start = Variants(x[:1] if constant else x, constant, T, Tape(T), batch=batch, weight=weight, changes=changes)
     rates = network(start).rate.unflatten(0, (-1, batch))
     if len(rates) != len(changes):
-        raise ValueError("the weight is of no convolution or linear layer that the signal goes through")
+        raise ValueError("the weight belongs to no convolution or linear layer that the signal goes through")
     return rates
 
 
@@ -187,28 +188,28 @@ def derivatives(
 ) -> Tensor:
     """Central differences `(L(w + epsilon d) - L(w - epsilon d)) / (2 epsilon)` along each direction d, [K].
 
-    The network stays in its mode; its running statistics and the random stream are left as they were, and dropout has the
-    same masks for all. Variants of the network run together, as one batch.
+    The network runs in its current mode. Running statistics and random state are unchanged afterwards, and dropout uses the
+    same masks for all variants. Several variants of the network run together, as one batch.
 
     Args:
-        network: a spiking network; it may not go through plain tensors, as branches do.
+        network: a spiking network without plain tensors inside (such as those of branches).
         weight: the parameter of one of its convolutions or linear layers.
         x: input [T, B, ...].
         loss: rate of the output [B, K] -> scalar.
         directions: `Elements(weight.shape)` for the full gradient.
-        epsilon: half the distance.
-        wanted: only these directions; the others are 0.
-        at_once: variants of the network, two for each direction, that run together; by default one on a CPU, whose caches
-            hold no more, and on a GPU as many as half of its free memory holds.
-        rates: `variant_rates`, compiled for instance.
+        epsilon: half the step of the differences.
+        wanted: compute only these directions; the others are 0.
+        at_once: number of variants (two for each direction) that run together. By default one on a CPU, since more would
+            exceed its caches, and on a GPU as many as fit into half of its free memory.
+        rates: `variant_rates` or an equivalent function, for instance compiled.
 
     Raises:
-        ValueError: epsilon is not positive, or the weight is not one of the network's layers.
+        ValueError: epsilon is not positive, or the weight belongs to no layer of the network.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon}: give a positive number")
     if not any(weight is own for own in weights(network).values()):
-        raise ValueError("the weight is of no convolution or linear layer of the network")
+        raise ValueError("the weight belongs to no convolution or linear layer of the network")
     found = torch.zeros(len(directions), device=x.device, dtype=torch.promote_types(weight.dtype, torch.float32))
     chosen = range(len(directions))[wanted]
     with untouched(network) as again, torch.no_grad():
@@ -233,7 +234,7 @@ def derivatives(
 
 
 def _fitting(device: torch.device, one: Callable[[], Any], most: int) -> int:
-    """How many variants fit into half of the free memory, by what one of them takes."""
+    """How many variants fit into half of the free memory, judged by the memory of one."""
     if device.type != "cuda" or most == 0:
         return 1
     before = torch.cuda.memory_allocated(device)
@@ -246,7 +247,7 @@ def _fitting(device: torch.device, one: Callable[[], Any], most: int) -> int:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[Callable[[], None]]:
-    """Leaves buffers and random stream as they were; calling what it gives goes back to that random stream at once."""
+    """Restore buffers and random state at the end of the block. Yields a function that resets the random state at once."""
     before = [buffer.clone() for buffer in network.buffers()]
     devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices):
@@ -264,17 +265,17 @@ def untouched(network: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 def weights(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Path of each convolution and linear layer -> its weight, in the network's order."""
+    """Module path of each convolution and linear layer -> its weight, in the network's order."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
     return {name: network.get_parameter(f"{name}.weight") for name, m in network.named_modules() if isinstance(m, kinds)}
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """The cosine similarity of two gradients of the same shape; 0 where one of them is 0."""
+    """The cosine similarity of two gradients of the same shape; 0 if one of them is 0."""
     a, b = a.detach().flatten().double(), b.detach().flatten().double()
     return float(a @ b / (a.norm() * b.norm()).clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def rate_loss(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """The cross-entropy of a rate [B, K] with labels [B], in float32 or wider."""
+    """The cross-entropy loss of an output rate [B, K] with labels [B], computed in float32 or float64."""
     return lambda rate: F.cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)

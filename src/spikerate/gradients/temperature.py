@@ -1,4 +1,4 @@
-"""The temperature of Dspike: searched for before every epoch, so that its gradient points where the loss really falls."""
+"""The search for Dspike's temperature before every epoch: its gradient shall agree with how the loss really changes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from spikerate.system.dist import Ranks
 from spikerate.system.ranges import MOST_SAMPLES, check_count, check_positive
 
 COLDEST, HOTTEST = 1e-3, 1e3
-"""Temperatures beyond are the identity and the step to every digit."""
+"""Beyond these, Dspike equals the identity or the step function within rounding."""
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def adapt(network: _Module) -> _Module:
-    """Make the temperature of every `Dspike` in a network state of its own, in place; returns the network.
+    """Replace every `Dspike` in a network by an `AdaptiveDspike`, whose temperature is a buffer; returns the network.
 
     Raises:
-        ValueError: it has no neurons with a `Dspike`.
+        ValueError: the network has no neurons with a `Dspike`.
     """
     fixed = [(m, m.surrogate) for m in network.modules() if isinstance(m, LIF) and isinstance(m.surrogate, Dspike)]
     if not fixed:
@@ -47,7 +47,7 @@ def adapt(network: _Module) -> _Module:
 
 
 def temperatures(network: nn.Module) -> dict[str, float]:
-    """Path of each neuron layer -> its temperature, where that is state."""
+    """Module path -> temperature of each neuron layer with an `AdaptiveDspike`."""
     return {
         name: round(float(m.surrogate.temperature), 6)
         for name, m in network.named_modules()
@@ -60,17 +60,17 @@ class Search:
     """The search for the surrogate's temperature before every epoch (Li et al., NeurIPS 2021, Algorithm 1)."""
 
     step: float = 0.2
-    """tried above and below the temperature that holds; 0 keeps it, and only measures its similarity"""
+    """distance of the two temperatures to try, above and below the current one; 0 only measures the similarity"""
     per: Literal["network", "layer"] = "network"
-    """one temperature for the network, or one for each layer, searched for in turn"""
+    """one temperature for the whole network, or one for each layer, searched for in turn"""
     epsilon: float = 0.1
-    """half the distance of the finite differences, in units of the weight"""
+    """half the step of the finite differences, in units of the weight"""
     samples: int = 32
-    """training samples that the loss is measured on"""
+    """number of training samples in the batch that the gradients are computed on"""
     directions: int | None = None
-    """random directions instead of every element of the weight: cheaper, and noisy"""
+    """number of random directions for the finite differences instead of every element of the weight: faster but noisier"""
     layer: str | None = None
-    """path of the layer whose weight is moved; by default the first"""
+    """module path of the layer whose weight is varied; by default the first layer"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < HOTTEST:
@@ -79,7 +79,7 @@ class Search:
             raise ValueError(f"search.per is {self.per!r}: give network or layer")
         check_positive("search.epsilon", self.epsilon)
         if self.samples < 2:
-            raise ValueError(f"search.samples is {self.samples}: batch norm needs two at least")
+            raise ValueError(f"search.samples is {self.samples}: batch norm needs at least two")
         check_count("search.samples", self.samples, "a number of samples", MOST_SAMPLES)
         if self.directions is not None:
             check_count("search.directions", self.directions, "a number, or None for all elements,", MOST_SAMPLES)
@@ -94,24 +94,25 @@ class Search:
         ranks: Ranks = Ranks(),
         rates: Callable[..., Tensor] = variant_rates,
     ) -> dict[str, float]:
-        """Set the network's temperatures to the best of those tried; weights, buffers and random stream stay.
+        """Set the network's temperatures to the best of those tried; weights, buffers and random state stay.
 
-        The loss is the cross-entropy of the output's rate. Of each temperature tried, `rule` gives the gradient of the
-        layer's weight; the best has the highest cosine similarity to the finite-difference gradient, and of equals it is
-        the one that held before. With random directions, both are compared in the space that these span.
+        The loss is the cross-entropy of the output's rate. For each temperature tried, `rule` computes the gradient of the
+        layer's weight. The best temperature is the one with the highest cosine similarity to the finite-difference
+        gradient; on a tie the previous temperature stays. With random directions, both gradients are projected on them.
 
         Args:
-            network: with `AdaptiveDspike` neurons (`adapt`), without branches.
+            network: a network with `AdaptiveDspike` neurons (see `adapt`), without branches.
             rule: the training rule.
             x: input [T, B, ...].
             labels: [B].
-            seed: of the random directions.
-            ranks: the processes that share the work; all have the same input.
-            rates: `variant_rates`, compiled for instance.
+            seed: seed of the random directions.
+            ranks: the processes that share the work; all must have the same input.
+            rates: `variant_rates` or an equivalent function, for instance compiled.
 
         Returns:
-            `temperature`, the mean over the layers, and its `similarity`; that of the temperatures that held before,
-            `similarity/held`, and with one for the network of those tried, `similarity/up` and `similarity/down`.
+            `temperature`, the mean over the layers; `similarity`, its cosine similarity; `similarity/held`, that of the
+            previous temperatures; with one temperature for the network also `similarity/up` and `similarity/down`, those
+            of the temperatures tried.
 
         Raises:
             ValueError: as `check`.
@@ -144,12 +145,12 @@ class Search:
         tried: dict[str, float] = {}
         for group in groups:
             best, tried = self._choose(group, best, similarity)
-        of_layers = [float(m.temperature) for m in dspikes]
-        row = {"temperature": round(sum(of_layers) / len(of_layers), 6), "similarity": best, "similarity/held": held}
+        chosen = [float(m.temperature) for m in dspikes]
+        row = {"temperature": round(sum(chosen) / len(chosen), 6), "similarity": best, "similarity/held": held}
         return row | (tried if self.per == "network" else {})
 
     def check(self, network: nn.Module) -> tuple[list[AdaptiveDspike], nn.Parameter]:
-        """The temperatures of a network, and the weight that is moved.
+        """The surrogates of a network whose temperatures are searched for, and the weight that is varied.
 
         Raises:
             ValueError: the network has no temperatures or no such layer, or its weight has fewer elements than directions.
@@ -169,7 +170,7 @@ class Search:
         return dspikes, found[name]
 
     def differences(self, network: nn.Module) -> int:
-        """How many finite differences one search takes.
+        """The number of finite differences in one search.
 
         Raises:
             ValueError: as `check`.
@@ -179,7 +180,7 @@ class Search:
     def _choose(
         self, group: Sequence[AdaptiveDspike], best: float, similarity: Callable[[], float]
     ) -> tuple[float, dict[str, float]]:
-        """Set the temperature that a group shares to the best of three; its similarity, and those of the other two."""
+        """Set the temperature of a group to the best of three; returns its similarity, and those of the two tried."""
         held = chosen = float(group[0].temperature)
         tried: dict[str, float] = {}
         for name, moved in (("up", held + self.step), ("down", held - self.step)):

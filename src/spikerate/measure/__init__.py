@@ -1,1 +1,1 @@
-"""What a network does: its answers, its firing rates, its operations and energy, its numerical health."""
+"""Measurements of a network: predictions, firing rates, operations and energy, values that are not finite."""

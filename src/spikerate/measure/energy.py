@@ -1,4 +1,4 @@
-"""What an image costs on a chip: the operations of each layer, and the energy of their arithmetic as an estimate."""
+"""What one image costs on a chip: the operations of each layer, and an estimate of the energy of their arithmetic."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Operations:
     """Synaptic operations of a convolution or linear layer for one image, over all time steps.
 
     Attributes:
-        effective: those where neither input nor weight is 0; the mean over the images.
-        dense: all, zeros included; not those with the padding around an image.
-        binary: whether every value that came in was 0 or 1, so that an operation only accumulates a weight.
+        effective: operations where neither input nor weight is 0, the mean over the images.
+        dense: all operations, zeros included, but without those on the padding around an image.
+        binary: whether every input value was 0 or 1, so that an operation only accumulates a weight.
     """
 
     effective: float
@@ -28,12 +28,12 @@ class Operations:
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates: all operations, where the input is real-valued."""
+        """Multiply-accumulates: all effective operations if the input is real-valued, else 0."""
         return 0.0 if self.binary else self.effective
 
     @property
     def acs(self) -> float:
-        """Accumulates: all operations, where the input is binary."""
+        """Accumulates: all effective operations if the input is binary, else 0."""
         return self.effective if self.binary else 0.0
 
     @property
@@ -43,7 +43,7 @@ class Operations:
 
     @property
     def input(self) -> str:
-        """What came in: "binary" or "real"."""
+        """The kind of input: "binary" or "real"."""
         return "binary" if self.binary else "real"
 
     def record(self) -> dict[str, Any]:
@@ -53,18 +53,24 @@ class Operations:
 
 @dataclass(frozen=True)
 class Energy:
-    """What one image costs, over all T time steps: `layers` by module path, in the order of their calls."""
+    """What one image costs over all T time steps.
+
+    Attributes:
+        layers: module path -> operations, in the order of the calls.
+        T: time steps.
+    """
 
     layers: Mapping[str, Operations]
     T: int
 
     @classmethod
     def mean(cls, runs: Sequence[Energy]) -> Energy:
-        """The mean over runs of one network for one T; a layer counts as binary where it is in all of them."""
+        """The mean over runs of one network with the same T; a layer counts as binary if it is so in all runs."""
         layers = {}
         for path, layer in runs[0].layers.items():
             same = [run.layers[path] for run in runs if path in run.layers]
-            layers[path] = Operations(fmean(of.effective for of in same), layer.dense, all(of.binary for of in same))
+            effective = fmean(operations.effective for operations in same)
+            layers[path] = Operations(effective, layer.dense, all(operations.binary for operations in same))
         return cls(layers, runs[0].T)
 
     @property
@@ -79,7 +85,7 @@ class Energy:
 
     @property
     def synaptic_operations(self) -> float:
-        """Both together."""
+        """Effective multiply-accumulates and accumulates together."""
         return self.macs + self.acs
 
     @property
@@ -94,7 +100,7 @@ class Energy:
 
     @property
     def ann_nj(self) -> float:
-        """Estimated energy in nJ of the ANN of the same shape, which does every multiply-accumulate once, zeros included."""
+        """Estimated energy in nJ of the ANN of the same shape: every multiply-accumulate once, zeros included."""
         return nanojoules(self.dense / self.T, 0)
 
     def record(self) -> dict[str, Any]:

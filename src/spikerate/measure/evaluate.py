@@ -1,4 +1,4 @@
-"""What a trained network answers, and how often it is right."""
+"""Predictions of a trained network, and their accuracy."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from spikerate.system.progress import Track, untracked
 
 @dataclass(frozen=True)
 class Accuracy:
-    """So many right of n."""
+    """`right` correct predictions among `n` samples."""
 
     right: int
     n: int
 
     @property
     def value(self) -> float:
-        """The share that is right."""
+        """The fraction of correct predictions."""
         return self.right / self.n
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share: what another test set of this size could have given."""
+        """Wilson's 95 % confidence interval: what another test set of this size could have given."""
         z, p, n = 1.959964, self.value, self.n
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)  # which rounding may leave
+        return max(0.0, middle - half), min(1.0, middle + half)  # rounding may exceed 0 and 1
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The classes that a network finds for samples.
+    """The classes that a network predicts for samples.
 
     Attributes:
-        found: [N, T] int64, after each step: those of the highest mean logit over the steps so far.
-        labels: [N] int64, the true ones.
+        found: [N, T] int64, predictions after each time step: the class of the highest mean logit over the steps so far.
+        labels: [N] int64, the true classes.
         num_classes: K.
     """
 
@@ -54,24 +54,24 @@ class Answers:
 
     @property
     def at_step(self) -> list[Accuracy]:
-        """After 1, 2, ..., T steps: what the network knows by then."""
+        """The accuracy after 1, 2, ..., T time steps."""
         right = (self.found == self.labels.unsqueeze(1)).sum(0)
         return [Accuracy(n, len(self.labels)) for n in right.tolist()]
 
     def confusion(self) -> Tensor:
-        """[K, K] int64, after all steps: how many samples of the row's class were taken for the column's."""
+        """The confusion matrix [K, K] int64 after all steps: rows are true classes, columns predicted ones."""
         K = self.num_classes
         return torch.bincount(self.labels * K + self.found[:, -1], minlength=K * K).view(K, K)
 
     def confusions(self) -> Tensor:
-        """[N, 3] int64: of what occurs, the class, what it was taken for, and how often; for many classes."""
+        """The confusion matrix as a sparse list, for many classes: [N, 3] int64, true class, predicted class, count > 0."""
         pairs, counts = torch.unique(self.labels * self.num_classes + self.found[:, -1], return_counts=True)
         return torch.stack([pairs // self.num_classes, pairs % self.num_classes, counts], 1)
 
     def some(self, n: int) -> Tensor:
-        """Indices of n samples: half of them right at the end and half wrong, as far as there are so many.
+        """Indices of n samples: if possible, half of them predicted correctly after all steps and half wrongly.
 
-        Right ones first. Each half is spread evenly over the samples, which may be sorted by class.
+        Correct ones come first. Each half is spread evenly over the samples, which may be sorted by class.
         """
         right = self.found[:, -1] == self.labels
         good, bad = right.nonzero()[:, 0], (~right).nonzero()[:, 0]
@@ -85,7 +85,7 @@ def _spread(index: Tensor, n: int) -> Tensor:
 
 
 def over_time(x: Tensor, T: int) -> Tensor:
-    """What a rule takes, [T, B, C, H, W]: images [B, C, H, W] shown T times as a view, or the frames of [B, T, C, H, W]."""
+    """The input of a rule, [T, B, C, H, W]: images [B, C, H, W] repeated T times (a view), or frames [B, T, C, H, W]."""
     return x.expand(T, *x.shape) if x.dim() == 4 else x.transpose(0, 1)[:T]
 
 
@@ -101,13 +101,14 @@ def answers(
     track: Track = untracked,
     check_finite: bool = False,
 ) -> Answers:
-    """Run a spiking network in evaluation mode on all `samples`, each for T steps.
+    """Run a spiking network in evaluation mode on all `samples`, each for T time steps; its mode is restored afterwards.
 
-    The network is left in the mode it was in, which is on `device`; by default, where the labels are. `track` shows who
-    waits how far it is.
+    Args:
+        device: where the network is; by default that of the labels.
+        track: shows the progress.
 
     Raises:
-        NotFinite: with `check_finite`, something in the network or the samples is infinite or not a number.
+        NotFinite: with `check_finite`, a value in the network or the samples is infinite or not a number.
     """
     rule = CheckFinite(rule) if check_finite else rule
     was_training = network.training
@@ -119,7 +120,7 @@ def answers(
             batches = plain_batches(data, samples, batch, device)
             for x, _ in track(batches, "testing", -(-len(samples) // batch)):
                 steps = rule(network, over_time(x, T)).steps.double()
-                # One by one: on a GPU `cumsum` may give other bits each time, and is refused in a deterministic run.
+                # Not `cumsum`, which on a GPU may give other bits each time and is refused in a deterministic run.
                 found.append(torch.stack([logits.argmax(-1) for logits in itertools.accumulate(steps)], 1))
     finally:
         network.train(was_training)

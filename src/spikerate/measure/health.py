@@ -1,4 +1,4 @@
-"""Numerical trouble: steps that are not finite, layers that never fire or always do."""
+"""Numerical problems: losses, gradients and values that are not finite; layers that never fire or always do."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from spikerate.signal import Neuron, Signal
 
 
 class NotFinite(Exception):
-    """A loss, a gradient or a value in a network is infinite or not a number."""
+    """A loss, a gradient or a value in a network is infinite or NaN."""
 
 
 def gradient_norm(network: nn.Module) -> Tensor:
-    """The Euclidean norm of all gradients together, a scalar on the device; not finite where one of them is not."""
+    """The Euclidean norm of all gradients together, a scalar on the device; not finite if a gradient is not."""
     return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
 
 
 def all_finite(terms: Terms) -> bool:
-    """Whether all terms are, of a step or summed over steps; waits for the device."""
+    """Whether all loss terms (of a step, or summed over steps) are finite; synchronises with the device."""
     return not terms or bool(torch.stack([value.float() for value in terms.values()]).isfinite().all())
 
 
 def where_not_finite(network: nn.Module, forward: Callable[[], Any], terms: Terms) -> str | None:
-    """Where something that is not finite appears first: in a layer's output, in the loss, or in a gradient.
+    """Where the first value that is not finite appears: in a layer's output, in the loss, or in a gradient.
 
     Args:
-        forward: runs the network on the batch, without a graph.
-        terms: of the loss.
+        forward: runs the network on the batch; it is called without gradients.
+        terms: the terms of the loss.
 
     Returns:
-        a phrase with the layer's path; None where all is finite.
+        a phrase with the layer's path; None if everything is finite.
     """
     layers = {module: name for name, module in network.named_modules() if not list(module.children())}
     found: list[str] = []
@@ -70,7 +70,7 @@ def where_not_finite(network: nn.Module, forward: Callable[[], Any], terms: Term
 
 
 def _is_finite(values: Any) -> bool:
-    """Whether all tensors and signals among them are; waits for the device."""
+    """Whether all tensors and signals among the values are finite; synchronises with the device."""
     leaves = pytree.tree_leaves(values, is_leaf=lambda v: isinstance(v, Signal))
     tensors = [v.train if isinstance(v, Signal) else v for v in leaves]
     return all(bool(t.isfinite().all()) for t in tensors if isinstance(t, Tensor))
@@ -78,16 +78,16 @@ def _is_finite(values: Any) -> bool:
 
 @dataclass(frozen=True)
 class CheckFinite:
-    """A rule that says where something infinite or not a number appears, which a spike would hide.
+    """A rule that raises an error if a value in the network is infinite or NaN, which spikes would hide.
 
-    A spike is a comparison, and one with NaN is false: the neurons behind a broken weight or pixel are silent, and the
-    logits finite. It looks at the inputs of all neurons and at the output, which takes a pass over memory for each, and one
-    wait for the device; where something is found the network is run again, for the name of the layer.
+    A spike is a comparison, and a comparison with NaN is false: neurons behind a broken weight or pixel are silent, while
+    the logits stay finite. The inputs of all neurons and the output are checked. That reads each of them once more, and
+    synchronises with the device once. If a value is not finite, the network is run again to find the layer.
 
-    Call: `CheckFinite(BPTT())(network, x)`, as the rule, which may be a `Meter` too.
+    Call: `CheckFinite(BPTT())(network, x)`, like the rule inside, which may also be a `Meter`.
 
     Raises:
-        NotFinite: something is not finite; else as the rule.
+        NotFinite: a value is not finite; other errors as the rule.
     """
 
     rule: Callable[[Callable[[Signal], Any], Tensor], Any]
@@ -107,19 +107,19 @@ class CheckFinite:
             first = next(path for path, finite in seen if not finite)
             where = where_not_finite(network, lambda: BPTT()(network, x), {}) or f"at {first}"
             raise NotFinite(
-                f"something is infinite or not a number; it appears first {where}. Spikes hide it, but the answers are "
-                "wrong: look at the weights and the data"
+                f"a value is infinite or not a number; the first is {where}. Spikes hide it, but the predictions are wrong: "
+                "check the weights and the data"
             )
         return output
 
 
 def names_not_finite(terms: Mapping[str, Tensor]) -> list[str]:
-    """The terms that are not finite, by name."""
+    """The names of the loss terms that are not finite."""
     return [name for name, value in terms.items() if not bool(value.isfinite())]
 
 
 def firing(network: nn.Module, x: Tensor) -> Ledger:
-    """How often the neurons of a network fire in evaluation mode; x [T, B, ...]."""
+    """How often the neurons of a network fire in evaluation mode, for the input x [T, B, ...]."""
     ledger = Ledger()
     was_training = network.training
     network.eval()
@@ -132,6 +132,6 @@ def firing(network: nn.Module, x: Tensor) -> Ledger:
 
 
 def stuck(rates: Mapping[str, float], spiking: bool) -> dict[str, str]:
-    """The layers that can't learn, and what they do: "never fires" or, where a unit that always fires is stuck, so."""
-    says = {0.0: "never fires"} | ({1.0: "fires at every step"} if spiking else {})
-    return {layer: says[rate] for layer, rate in rates.items() if rate in says}
+    """The layers that can't learn, with the reason: "never fires" or, in a spiking network, "fires at every step"."""
+    reasons = {0.0: "never fires"} | ({1.0: "fires at every step"} if spiking else {})
+    return {layer: reasons[rate] for layer, rate in rates.items() if rate in reasons}

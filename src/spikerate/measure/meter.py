@@ -1,4 +1,4 @@
-"""Signals that keep account: how often the neurons of each layer fire, and what its operations are."""
+"""Signals that count: how often the neurons of each layer fire, and how many operations each layer does."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ OUTSIDE = "a neuron that is no module of the network"
 
 @dataclass
 class Ledger:
-    """Spikes [T] of each neuron module, and its chances to spike at one step, over all batches so far.
+    """The spikes counted over all batches so far; of an ANN, the active units.
 
-    Of an ANN, its active units.
+    Attributes:
+        spikes: neuron module -> number of spikes at each time step, [T].
+        chances: neuron module -> number of neurons times samples, which is the largest possible count at one step.
     """
 
     spikes: dict[Any, Tensor] = field(default_factory=dict)
@@ -36,7 +38,7 @@ class Ledger:
         self.chances[neuron] = self.chances.get(neuron, 0) + train[0].numel()
 
     def rates_at_step(self, network: nn.Module) -> dict[str, list[float]]:
-        """Module path -> firing rate of the layer at each step."""
+        """Module path -> firing rate of the layer at each time step."""
         return {
             name: (self.spikes[module].double() / self.chances[module]).tolist()
             for name, module in network.named_modules()
@@ -44,11 +46,11 @@ class Ledger:
         }
 
     def rates(self, network: nn.Module) -> dict[str, float]:
-        """Module path -> firing rate of the layer in spikes per neuron and step (of an ANN, the share of active units)."""
+        """Module path -> firing rate of the layer in spikes per neuron and step (ANN: the fraction of active units)."""
         return {name: fmean(rates) for name, rates in self.rates_at_step(network).items()}
 
     def totalled(self, total: Callable[[Tensor], Tensor]) -> Ledger:
-        """The ledger of all processes; `total` sums a tensor over them."""
+        """The sum of the ledgers of all processes; `total` sums a tensor over the processes."""
         both = {n: total(torch.stack([s, torch.full_like(s, self.chances[n])])) for n, s in self.spikes.items()}
         return Ledger({n: b[0] for n, b in both.items()}, {n: int(b[1, 0]) for n, b in both.items()})
 
@@ -60,7 +62,7 @@ class Ledger:
 
 @dataclass
 class Trains:
-    """What fired in one forward pass: neuron modules with their [T, B, ...], in the order of firing."""
+    """The spike trains of one forward pass: neuron modules with their spikes [T, B, ...], in the order of their calls."""
 
     kept: list[tuple[Any, Tensor]] = field(default_factory=list)
 
@@ -72,12 +74,12 @@ class Trains:
 class Tally:
     """Synaptic operations of each convolution and linear layer over all images so far, by NeuroBench's definitions.
 
-    The zeros that a convolution pads an image with make no operation, and a bias makes none. Where the input is the same at
+    Neither the zeros that a convolution pads an image with nor biases count as operations. If the input is the same at
     every step (an image shown T times), operations count at every step, as on a chip that keeps no results.
 
     Attributes:
-        names: weight -> module path; layers whose weight is computed from others stand together under "other weights".
-        counts: module path -> effective operations, dense ones, and input values other than 0 and 1.
+        names: weight -> module path. Layers whose weight is computed from other weights are counted as "other weights".
+        counts: module path -> number of effective operations, of dense ones, and of input values other than 0 and 1.
     """
 
     names: Mapping[Tensor, str]
@@ -85,13 +87,13 @@ class Tally:
 
     @classmethod
     def of(cls, network: nn.Module) -> Tally:
-        """An empty one for a network."""
+        """An empty tally for a network."""
         return cls({weight: name.rpartition(".")[0] for name, weight in network.named_parameters()})
 
     def note(self, layer: autograd.Layer, x: Signal, y: Tensor) -> None:
-        """Count the operations of a layer that makes `y` [T, B, ...] of a signal."""
+        """Add the operations of a layer that turns the signal `x` into `y` [T, B, ...]."""
         train = x.train.detach()
-        active = torch.ne(train, 0, out=torch.empty_like(train))  # as numbers, whose sum is ten times as fast as of bools
+        active = torch.ne(train, 0, out=torch.empty_like(train))  # as floats: their sum is ten times as fast as of bools
         often = active.flatten(0, 1).sum(0, dtype=torch.float32).long() * (x.T // len(train))
         effective = (often * _fan_out(layer, lambda weight: weight != 0, train, y)).sum()
         dense = x.T * train.shape[1] * _fan_out(layer, torch.ones_like, train, y).sum()
@@ -100,11 +102,11 @@ class Tally:
         self.counts[path] = self.counts.get(path, 0) + counts
 
     def totalled(self, total: Callable[[Tensor], Tensor]) -> Tally:
-        """The tally of all processes; `total` sums a tensor over them."""
+        """The sum of the tallies of all processes; `total` sums a tensor over the processes."""
         return Tally(self.names, {path: total(counts) for path, counts in self.counts.items()})
 
     def energy(self, images: int, T: int) -> Energy:
-        """What one image costs in T steps, the mean over so many."""
+        """What one image costs in T steps: the mean over the number of `images` counted."""
         layers = {}
         for path, counts in self.counts.items():
             effective, dense, others = counts.tolist()
@@ -113,9 +115,9 @@ class Tally:
 
 
 def _fan_out(layer: autograd.Layer, used: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """To how many outputs of y [T, B, ...] each input of x [T, B, ...] goes by the weights that are `used`, [...].
+    """The number of outputs in y [T, B, ...] that each input in x [T, B, ...] is connected to by `used` weights, [...].
 
-    It is the gradient of the sum of the outputs where those weights are 1 and the others 0.
+    Computed as the gradient of the sum of the outputs, with 1 for each used weight and 0 for the others.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         one = torch.zeros_like(x[0, :1], dtype=torch.float32).requires_grad_()
@@ -126,13 +128,13 @@ def _fan_out(layer: autograd.Layer, used: Callable[[Tensor], Tensor], x: Tensor,
 
 @dataclass(frozen=True, eq=False)
 class Around(Signal):
-    """A signal that does what the one inside of it does, and is told what its neurons do."""
+    """A signal that wraps another one, behaves like it, and is notified of the spikes of each neuron layer."""
 
     inner: Signal = field(kw_only=True)
 
     @abstractmethod
     def fired(self, neuron: Neuron, spikes: Signal) -> None:
-        """This signal made the neuron fire so."""
+        """Called with a neuron layer and its spikes for this input."""
 
     @property
     def rate(self) -> Tensor:
@@ -166,7 +168,7 @@ class Around(Signal):
 
 @dataclass(frozen=True, eq=False)
 class Metered(Around):
-    """An `Unrolled` signal whose firings are noted in a ledger, and its operations, where wanted, in a tally."""
+    """An `Unrolled` signal whose spikes are counted in a ledger and, optionally, its operations in a tally."""
 
     plain = (*Signal.plain, "ledger", "tally")
 
@@ -185,7 +187,7 @@ class Metered(Around):
 
 @dataclass(frozen=True, eq=False)
 class Watched(Around):
-    """A signal of any rule that shows the inputs of each layer of neurons, and its spikes."""
+    """A signal of any rule that passes the input and the spikes of each neuron layer to the function `look`."""
 
     plain = (*Signal.plain, "look")
 
@@ -196,7 +198,7 @@ class Watched(Around):
 
 
 def watched(network: Callable[[Signal], Any], look: Callable[[Neuron, Signal, Signal], None]) -> Callable[[Signal], Any]:
-    """The network, of which `look` is shown each layer of neurons, the signal that enters it and its spikes."""
+    """The network; as it runs, `look(neuron, input, spikes)` is called for each neuron layer."""
 
     def inside(y: Any) -> Any:
         return replace(y.inner, exits=y.exits) if isinstance(y, Watched) else y
@@ -210,21 +212,20 @@ def watched(network: Callable[[Signal], Any], look: Callable[[Neuron, Signal, Si
 
 @dataclass(frozen=True)
 class FiringRates:
-    """A rule that returns beside the output the firing rates of layers of neurons, with their gradient: for a loss on them.
+    """A rule that returns, besides the output, the firing rates of neuron layers with their gradient, for a loss on them.
 
-    Under `RateBP` the gradient goes through the rates as that of the output does, under the other rules through the steps;
-    in chunks too, where the rates are those of all steps.
+    Under `RateBP` their gradient goes through the rates, like that of the output; under the other rules it goes through the
+    time steps. With `RateBP(chunk=...)` the rates are those over all T steps.
 
-    Call: `FiringRates(RateBP())(network, x)` with x as for the rule -> the output, and module path -> rates [B, ...] of the
-    neurons. A neuron module that is called several times in a forward pass has the path of the first call, and then
-    "path, call 2".
+    Call: `FiringRates(RateBP())(network, x)` with x as for the rule -> the output, and a dictionary: module path -> firing
+    rates [B, ...]. The second call of a neuron module within a forward pass is listed as "path, call 2".
 
     Args:
         rule: `RateBP()`, `BPTT()`, ...
-        layers: module paths of neurons, or of parts of the network for all neurons inside; None for all.
+        layers: module paths of neurons, or of modules that contain them; None for all neurons.
 
     Raises:
-        ValueError: there is no neuron at one of the paths; else as the rule.
+        ValueError: there is no neuron at one of the paths; other errors as the rule.
     """
 
     rule: Callable[[Callable[[Signal], Any], Tensor], Any]
@@ -248,7 +249,7 @@ class FiringRates:
         output = self.rule(chunk, x)
         for layer in self.layers or ():
             if not any(_holds(layer, path) for path in calls):
-                raise ValueError(f"FiringRates.layers has {layer!r}, where no neuron fires: those that do are {list(calls)}")
+                raise ValueError(f"FiringRates.layers has {layer!r}, where there is no neuron: neurons are at {list(calls)}")
         return output, rates
 
 
@@ -258,11 +259,11 @@ def _holds(part: str, path: str) -> bool:
 
 @dataclass(frozen=True)
 class Meter:
-    """A rule for evaluation: runs the network as `BPTT()` does, and keeps account of it.
+    """A rule for evaluation: runs the network as `BPTT()` does, and counts spikes and operations.
 
     Args:
-        ledger: where the firings of each layer are noted.
-        tally: where its operations are counted, if they shall be: a sixth to a fifth more time on a CPU.
+        ledger: where the spikes of each layer are counted.
+        tally: where the operations of each layer are counted; None to save that time, a sixth to a fifth on a CPU.
     """
 
     ledger: Ledger | Trains

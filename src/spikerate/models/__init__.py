@@ -1,4 +1,4 @@
-"""Staged networks in plain `torch.nn`: spiking by their activation, ordinary with `activation="relu"`."""
+"""Networks in plain `torch.nn`: spiking with `activation=LIF`, ordinary ANNs with `activation="relu"`."""
 
 from spikerate.models.branches import Branched, DeepConv, deepconv_branches
 from spikerate.models.convert import check_layers, spiking

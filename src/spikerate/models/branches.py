@@ -14,7 +14,7 @@ from spikerate.signal import Signal
 
 
 class DeepConv(nn.Module):
-    """The branches' block: two depthwise-separable convolutions with a shortcut, at half the resolution.
+    """The building block of branches: two depthwise-separable convolutions with a shortcut, at half the resolution.
 
         [depthwise 3x3 stride 2, 1x1, BN, ReLU, depthwise 3x3, 1x1, BN, ReLU] + [1x1 stride 2, BN], ReLU
 
@@ -49,17 +49,17 @@ class DeepConv(nn.Module):
 
 
 class Branched(nn.Module):
-    """A staged spiking network with branches in training; in evaluation it is the plain network.
+    """A staged spiking network with branches in training mode; in evaluation mode it is the network alone.
 
     In training the output signal carries the branches' logits in `exits`, in the order of the stages. A branch gets the
-    stage's firing rate [B, C, H, W] and is not detached: its loss trains the body too.
+    stage's firing rate [B, C, H, W], which is not detached: the loss of a branch also trains the body.
 
     Args:
         body: the network.
         branches: stage name -> branch, rate [B, C, H, W] -> logits [B, K].
 
     Raises:
-        ValueError: a branch is named after no stage.
+        ValueError: a branch has a name that no stage has.
     """
 
     def __init__(self, body: Staged, branches: Mapping[str, nn.Module]) -> None:
@@ -78,7 +78,7 @@ class Branched(nn.Module):
         for name, stage in self.body.stages.items():
             x = stage(x)
             if name in self.branches:
-                taps[name] = x.tap()  # at once: the steps of a signal that is kept would stay alive
+                taps[name] = x.tap()  # now, since keeping the signal would keep its time steps in memory
         x = self.body.head(x)
         if not x.complete:
             return x
@@ -88,24 +88,24 @@ class Branched(nn.Module):
 def deepconv_branches(
     body: Staged, in_shape: tuple[int, int, int], num_classes: int, residual: bool = False
 ) -> dict[str, nn.Module]:
-    """A branch after every stage but the last: one `DeepConv` for each stage that follows, then mean and linear layer.
+    """A branch after every stage but the last: one `DeepConv` per later stage, global average pooling and a linear layer.
 
-    The channels are those of the stages, found by one run on the meta device. With ResNet-18 at its full width:
-    1,213,214 parameters for K = 10, 5.8 % of the body's operations at one time step.
+    The channels are those of the stages, which one run on the meta device finds. With ResNet-18 at its full width they
+    have 1,213,214 parameters for K = 10, and 5.8 % of the body's operations at one time step.
 
     Args:
         body: the network.
-        in_shape: of one input sample, (C, H, W).
+        in_shape: shape (C, H, W) of one input sample.
         num_classes: K.
-        residual: whether each `DeepConv` is followed by a residual block with ReLU, as in the ImageNet networks of Zhao et
-            al., NeurIPS 2025.
+        residual: whether a residual block with ReLU follows each `DeepConv`, as in the ImageNet networks of Zhao et al.,
+            NeurIPS 2025.
 
     Raises:
         ValueError: the body has one stage only, or a stage's output is not [B, C, H, W].
     """
     names, shapes = list(body.stages), stage_shapes(body, in_shape)
     if len(names) < 2:
-        raise ValueError(f"the network has the stages {names}: branches leave between stages, so give at least two")
+        raise ValueError(f"the network has the stages {names}: branches start between stages, so give at least two")
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(f"the stages give {shapes}: DeepConv branches need [B, C, H, W]")
     channels = [shape[1] for shape in shapes]

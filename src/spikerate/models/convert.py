@@ -1,4 +1,4 @@
-"""Ordinary networks made spiking: their activations replaced by neurons."""
+"""Conversion of ordinary networks to spiking ones: activations are replaced by neurons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from spikerate.neuron import LIF
 
-# Elementwise: what a neuron can stand in for.
+# The elementwise activations, which a neuron can replace.
 ACTIVATIONS = (
     nn.CELU,
     nn.ELU,
@@ -35,7 +35,7 @@ ACTIVATIONS = (
     nn.Threshold,
 )
 
-# What a signal goes through: the layers of the table in `spikerate.signal`.
+# The layers that a signal supports: those of the table in `spikerate.signal`.
 LAYERS = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
@@ -63,22 +63,21 @@ CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, 
 def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Module:
     """A spiking copy of an ordinary network: every elementwise activation module becomes `neuron()`.
 
-    The weights are copied, the original stays as it is. An activation that stands at several places becomes one neuron
-    module at all of them; neurons keep their state in the signal, so each call of it is a layer of its own. Only torch's
-    own layers and their settings are checked here, and that no hook waits for the gradients of a module, which come to the
-    tensors in a signal and not to it: what a module of yours does in its `forward`, `F.relu` for instance, is checked by the
-    signal when it runs.
+    The weights are copied; the original stays unchanged. An activation module that is used at several places becomes one
+    neuron module, used at the same places. Neurons keep their state in the signal, so each call of it is a separate layer.
+    Checked here are torch's own layers and their settings, and that no module has a backward hook, which a signal would
+    never call. What your own modules do in `forward`, `F.relu` for instance, is checked by the signal when they run.
 
     Args:
         module: a network in `torch.nn`, [B, ...] -> [B, K].
-        neuron: makes one layer of neurons.
+        neuron: returns a new layer of neurons.
 
     Raises:
-        TypeError: it has layers that a spiking signal can't go through, or modules with backward hooks; the sentence lists
+        TypeError: it has layers that a spiking signal can't go through, or modules with backward hooks; the message lists
             them all.
         ValueError: it has no activation module.
     """
-    root = nn.Sequential(copy.deepcopy(module))  # one floor more, so that the module itself can be replaced
+    root = nn.Sequential(copy.deepcopy(module))  # a container around it, so that the module itself can be replaced
     neurons: dict[nn.Module, nn.Module] = {}
     check_layers(module, ACTIVATIONS)
     for path, layer in list(root.named_modules(remove_duplicate=False)):
@@ -88,14 +87,14 @@ def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Modu
             root.set_submodule(path, neurons[layer])
     if not neurons:
         raise ValueError(
-            f"{type(module).__name__} has no activation module that a neuron could replace: give it nn.ReLU() where its "
-            "neurons shall be, not F.relu"
+            f"{type(module).__name__} has no activation module that a neuron could replace: use nn.ReLU() instead of F.relu "
+            "where the neurons should be"
         )
     return root[0]
 
 
 def check_layers(module: nn.Module, others: tuple[type[nn.Module], ...] = ()) -> None:
-    """Raise `TypeError` naming all layers of torch's in a network that a signal can't go through, but those of `others`."""
+    """Raise `TypeError` naming all of torch's layers in a network that a signal can't go through, except `others`."""
     refused: dict[str, str] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
         why = _refusal(layer, others)
@@ -110,7 +109,7 @@ def check_layers(module: nn.Module, others: tuple[type[nn.Module], ...] = ()) ->
 
 
 def _refusal(layer: nn.Module, others: tuple[type[nn.Module], ...]) -> str | None:
-    """What is wrong with a layer in itself, without those inside of it."""
+    """Why a signal can't go through a layer, not counting the layers inside it; None if it can."""
     kind = _kind(layer)
     if kind is not nn.Module and not issubclass(kind, LAYERS + CONTAINERS + others):
         return type(layer).__name__
@@ -124,5 +123,5 @@ def _refusal(layer: nn.Module, others: tuple[type[nn.Module], ...]) -> str | Non
 
 
 def _kind(layer: nn.Module) -> type:
-    """The class of torch's that a layer is or extends; `nn.Module` for a class that is all the user's own."""
+    """The class of torch that a layer is or extends; `nn.Module` for a user's own class."""
     return next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn.modules."))

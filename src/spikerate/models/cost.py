@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates of each of its parts."""
+"""The cost of a network: multiply-accumulates of each of its parts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def branch_macs(network: nn.Module, in_shape: tuple[int, int, int]) -> int:
 def macs(body: Staged, in_shape: tuple[int, int, int]) -> dict[str, int]:
     """Multiply-accumulates of a spiking network for one time step of one sample, in convolutions and linear layers.
 
-    Dense ones, as a GPU computes them: spikes of 0 count. Nothing is computed for it (meta device).
+    They are dense operations, as on a GPU: zeros count. The network runs on the meta device, without computing.
 
     Args:
         body: the network.
-        in_shape: of one input sample, (C, H, W).
+        in_shape: shape (C, H, W) of one input sample.
 
     Returns:
         "stem", the names of the stages, "head" -> count, in the order of execution.

@@ -12,14 +12,15 @@ from spikerate.models.graph import layer_graph
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy for inference whose batch norms are part of the convolution or linear layer right before them.
+    """A copy for inference in which each batch norm is merged into the convolution or linear layer right before it.
 
-    The copy is in evaluation mode; where a batch norm was, there is an `nn.Identity`. One that follows something else, or
-    has no running statistics, or shares its layer with another call, stays. Its currents are those of the original up to
-    rounding, so that a membrane that comes within rounding of the threshold may fire otherwise.
+    The copy is in evaluation mode, with an `nn.Identity` in place of each batch norm. A batch norm stays if it follows
+    another kind of layer, has no running statistics, or if it or the layer before it is called more than once. The inputs
+    of neurons equal the original ones up to rounding, so a membrane potential very close to the threshold may fire
+    differently.
 
     Raises:
-        ValueError: what the network calls depends on the values that flow through it.
+        ValueError: the layers that the network calls depend on the values that flow through it.
     """
     folded = copy.deepcopy(network).eval()
     graph = layer_graph(folded)

@@ -1,4 +1,4 @@
-"""The layers of a network in the order of their calls, and what each of them is given."""
+"""The graph of a network's layers: the order of their calls, and the inputs of each."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spikerate.neuron import LIF, Rectifier
 
 
 class _Layers(fx.Tracer):
-    """Looks into containers and blocks, and not into neurons and torch's own layers."""
+    """Traces into containers and blocks, but not into neurons and torch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (LIF, Rectifier)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def layer_graph(network: nn.Module) -> fx.Graph:
-    """The calls of a network in evaluation mode: of a layer (`call_module`, its path the target), or of a function.
+    """The calls of a network in evaluation mode: layers (`call_module`, with the module path as target) and functions.
 
     Raises:
-        ValueError: what it calls depends on the values that flow through it.
+        ValueError: the layers that it calls depend on the values that flow through it.
     """
     was_training = network.training
     try:

@@ -1,4 +1,4 @@
-"""Residual networks with pre-activation: neurons sit inside the branches, and the residual stream is real-valued."""
+"""Residual networks with pre-activation: neurons are inside the residual blocks, and the shortcuts carry real values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from spikerate.neuron import LIF
 class PreActBlock(ResidualBlock):
     """activation - conv3x3 - BN - activation - conv3x3 - BN, plus the shortcut; [B, I, H, W] -> [B, O, H/s, W/s].
 
-    A projection takes the first activation's output, so that its convolution too sees spikes; the identity takes the input.
+    The input of a projection shortcut is the first activation's output, so that its convolution, too, gets spikes; the input
+    of an identity shortcut is the block's input.
     """
 
     def forward(self, x: Any) -> Any:
@@ -30,9 +31,9 @@ def preact_resnet18(
 ) -> Staged:
     """PreAct-ResNet-18 for images of any size: stages of `width` x (1, 2, 4, 8) channels, two blocks each.
 
-    The stem has no activation, the head has one before its pooling. A stage's output is real-valued: currents, not spikes.
+    The stem has no activation; the head has one before its pooling. The output of a stage is real-valued, not spikes.
     Input [B, in_channels, H, W], output [B, num_classes]. Reference: He et al., ECCV 2016; spiking, Yu et al., NeurIPS
-    2024. Differs from He et al.: BN follows each convolution, where theirs comes before each activation.
+    2024. Difference from He et al.: BN follows each convolution here, while theirs precedes each activation.
 
     Raises:
         ValueError: a size is less than 1, or the activation or the stem is an unknown string.

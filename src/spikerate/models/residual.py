@@ -1,4 +1,4 @@
-"""What the residual networks share: the layers of a block, the stems, and the stages of blocks."""
+"""Common parts of the residual networks: the layers of a block, the stems, and the stages of blocks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Stem = Literal["3x3", "7x7"]
 class ResidualBlock(nn.Module, ABC):
     """Two 3x3 convolutions with BN, two activations and a shortcut; [B, I, H, W] -> [B, O, ceil(H/s), ceil(W/s)].
 
-    The shortcut is the identity where it can be, else a 1x1 convolution of the same stride with BN. The families differ in
-    the order of the layers only, so their parameters have the same names.
+    The shortcut is the identity if the shapes allow it, else a 1x1 convolution of the same stride with BN. The families of
+    networks differ only in the order of these layers, so their parameters have the same names.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, activation: Activation) -> None:
@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module, ABC):
 
 
 def residual_stem(kind: Stem, in_channels: int, out_channels: int, *activation: nn.Module) -> nn.Module:
-    """Convolution, BN and what `activation` there is; "7x7" is ImageNet's, at a quarter of the resolution by a max-pool.
+    """Convolution, BN and optionally an activation. The "7x7" stem, for ImageNet, ends in a max-pool at 1/4 resolution.
 
     Raises:
         ValueError: the stem is another string.

@@ -1,4 +1,4 @@
-"""Residual networks: ResNet-18 and -34, and for small images ResNet-19 and -20."""
+"""Residual networks: ResNet-18 and ResNet-34, and for small images ResNet-19 and ResNet-20."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resnet18(
 
     11,173,962 parameters with the defaults; 11,689,512 for ImageNet, with stem="7x7" and num_classes=1000. Input
     [B, in_channels, H, W], output [B, num_classes]. Reference: He et al., CVPR 2016; with the 3x3 stem, Yu et al.,
-    NeurIPS 2024. A projection shortcut fires together with the block, not by itself.
+    NeurIPS 2024. A projection shortcut has no activation of its own.
 
     Raises:
         ValueError: a size is less than 1, or the activation or the stem is an unknown string.
@@ -70,8 +70,8 @@ def resnet20(num_classes: int = 10, in_channels: int = 3, width: int = 16, activ
     """ResNet-20 for small images: a 3x3 stem, stages of `width` x (1, 2, 4) channels, three blocks each.
 
     272,474 parameters with the defaults. Input [B, in_channels, H, W], output [B, num_classes]. Reference: He et al.,
-    CVPR 2016, section 4.2. Differs: where the channels double, the shortcut is a 1x1 convolution with BN (their option B),
-    not the identity padded with zeros.
+    CVPR 2016, section 4.2. Difference: where the channels double, the shortcut is a 1x1 convolution with BN (their option
+    B), not the identity padded with zeros.
 
     Raises:
         ValueError: a size is less than 1, or the activation is an unknown string.

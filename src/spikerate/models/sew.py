@@ -34,7 +34,7 @@ def sew_resnet18(
     """SEW-ResNet-18 (ADD) for images of any size: stages of `width` x (1, 2, 4, 8) channels, two blocks each.
 
     11,689,512 parameters for ImageNet, with stem="7x7" and num_classes=1000. Input [B, in_channels, H, W], output
-    [B, num_classes]. Reference: Fang et al., NeurIPS 2021, with g(a, s) = a + s; they have the 7x7 stem only.
+    [B, num_classes]. Reference: Fang et al., NeurIPS 2021, with g(a, s) = a + s; they use the 7x7 stem only.
 
     Raises:
         ValueError: a size is less than 1, or the activation or the stem is an unknown string.

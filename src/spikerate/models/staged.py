@@ -1,4 +1,4 @@
-"""What every model here is: a stem, named stages and a head."""
+"""The structure of all networks here: a stem, named stages and a head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Staged(nn.Module):
-    """A stem, stages between which branches may leave, and a head.
+    """A network of a stem, named stages and a head. Branches of self-distillation start between stages.
 
     Args:
         stem: first layers, input [B, C, H, W].
@@ -45,25 +45,27 @@ class Staged(nn.Module):
 
 
 def on_meta(network: _Module, in_shape: Sequence[int]) -> tuple[_Module, Signal]:
-    """A copy of a spiking network on the meta device, for evaluation, and its input: one step of one sample.
+    """A copy of a spiking network on the meta device in evaluation mode, and an input of one time step of one sample.
 
     Args:
-        in_shape: of one input sample, without B.
+        network: the network.
+        in_shape: shape of one input sample, without B.
     """
     ghost = copy.deepcopy(network).to("meta").eval()
     return ghost, Unrolled(torch.empty(1, 1, *in_shape, device="meta"), True, 1, Tape(1))
 
 
 def short_path(layer: str) -> str:
-    """A module path without what the paths of most layers begin with: "stage1.0.conv1" of "body.stages.stage1.0.conv1"."""
+    """A module path without its common prefix: "body.stages.stage1.0.conv1" -> "stage1.0.conv1"."""
     return layer.removeprefix("body.").removeprefix("stages.")
 
 
 def stage_shapes(body: Staged, in_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """The output shape [B, ...] of each stage of a spiking network for one sample (B = 1), by a run on the meta device.
+    """The output shape [B, ...] of each stage of a spiking network for one sample (B = 1), from a run on the meta device.
 
     Args:
-        in_shape: of one input sample, (C, H, W).
+        body: the network.
+        in_shape: shape (C, H, W) of one input sample.
     """
     ghost, x = on_meta(body, in_shape)
     x = ghost.stem(x)
@@ -75,21 +77,21 @@ def stage_shapes(body: Staged, in_shape: tuple[int, int, int]) -> list[tuple[int
 
 
 def mean_head(*layers: nn.Module) -> nn.Sequential:
-    """The mean over space [B, C, H, W] -> [B, C], then the layers."""
+    """Global average pooling, [B, C, H, W] -> [B, C], followed by the layers."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers)
 
 
 def activate(activation: Activation) -> nn.Module:
-    """A new activation module: what `activation()` makes, a `LIF` for instance, or an `nn.ReLU` for "relu".
+    """A new activation module: the result of `activation()`, such as a `LIF`, or an `nn.ReLU` for "relu".
 
     Raises:
-        ValueError: another string.
+        ValueError: the activation is another string.
     """
     if callable(activation):
         return activation()
     if activation == "relu":
         return nn.ReLU()
-    raise ValueError(f'activation is {activation!r}: give "relu", or a function that makes a module, such as LIF')
+    raise ValueError(f'activation is {activation!r}: give "relu", or a function that returns a module, such as LIF')
 
 
 def check_sizes(**sizes: int) -> None:

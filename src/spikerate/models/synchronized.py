@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of all processes that train together."""
+"""Synchronised batch normalisation: statistics over the batches of all processes that train together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spikerate.signal import Normalization, Signal
 
 
 class Synchronized(nn.Module):
-    """Stands in for a batch norm, with its own parameters and buffers under their own names."""
+    """Replaces a batch norm, and takes over its parameters and buffers under the same names."""
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, total: Total) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class Synchronized(nn.Module):
 
 
 def synchronize_batch_norm(network: nn.Module, total: Total) -> nn.Module:
-    """Let every batch norm of a network normalise the batches of all processes as one.
+    """Let every batch norm of a network normalise the batches of all processes as one batch.
 
-    Two processes with half of a batch each then compute what one does with the whole, under every rule. The network is
-    changed in place; the names of its parameters and buffers stay.
+    Two processes with half a batch each then compute the same as one process with the whole batch, under every rule. The
+    network is changed in place; the names of its parameters and buffers stay.
 
     Args:
         total: sums a tensor over the processes, without gradient.

@@ -1,4 +1,4 @@
-"""Plain networks: VGG-11, -13 and -16, and VGGSNN."""
+"""Convolutional networks without shortcuts: VGG-11, VGG-13, VGG-16 and VGGSNN."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def vgg11(num_classes: int = 10, in_channels: int = 3, width: int = 64, activati
     """VGG-11 with BN, for images of any size: stages of `width` x (1, 2, 4, 8, 8) channels with 1, 1, 2, 2, 2 layers.
 
     A layer is conv3x3 - BN - activation. Input [B, in_channels, H, W], output [B, num_classes]. Reference: Simonyan and
-    Zisserman, ICLR 2015; spiking, Yu et al., NeurIPS 2024. Differs from the first: BN, no biases before it, average
-    instead of max pooling, and one linear layer on the mean over space instead of three.
+    Zisserman, ICLR 2015; spiking, Yu et al., NeurIPS 2024. Differences from the former: BN, no biases before BN, average
+    pooling instead of max pooling, and one linear layer after global average pooling instead of three.
 
     Raises:
         ValueError: a size is less than 1, or the activation is an unknown string.
@@ -48,11 +48,11 @@ def vgg16(num_classes: int = 10, in_channels: int = 3, width: int = 64, activati
 def vggsnn(
     num_classes: int = 10, in_channels: int = 3, width: int = 64, activation: Activation = LIF, size: int = 32
 ) -> Staged:
-    """VGGSNN: four stages of two layers, and a linear layer on every place of the last one.
+    """VGGSNN: four stages of two layers, and a linear layer on the flattened output of the last one.
 
-    Channels `width` x (1, 2), (4, 4), (8, 8), (8, 8), with average pooling after each stage. The defaults are the form for
-    CIFAR; that for CIFAR10-DVS is in_channels=2, size=48. Input [B, in_channels, size, size], output [B, num_classes].
-    Reference: Deng et al., ICLR 2022. Differs: no biases before BN.
+    Channels `width` x (1, 2), (4, 4), (8, 8), (8, 8), with average pooling after each stage. The defaults are for CIFAR;
+    for CIFAR10-DVS take in_channels=2, size=48. Input [B, in_channels, size, size], output [B, num_classes].
+    Reference: Deng et al., ICLR 2022. Difference: no biases before BN.
 
     Args:
         size: height and width of the images, a multiple of 16.
@@ -62,7 +62,7 @@ def vggsnn(
     """
     check_sizes(num_classes=num_classes, in_channels=in_channels, width=width, size=size)
     if size % 16:
-        raise ValueError(f"size is {size}: give a multiple of 16, for the image is halved four times")
+        raise ValueError(f"size is {size}: give a multiple of 16, since the image is halved four times")
     w = width
     stages = _stages(in_channels, [[w, 2 * w], [4 * w, 4 * w], [8 * w, 8 * w], [8 * w, 8 * w]], activation)
     head = nn.Sequential(_halve(), nn.Flatten(), nn.Linear(8 * w * (size // 16) ** 2, num_classes))
@@ -77,7 +77,7 @@ def _vgg(layers: Sequence[int], num_classes: int, in_channels: int, width: int, 
 
 
 def _stages(in_channels: int, channels: Sequence[Sequence[int]], activation: Activation) -> dict[str, nn.Module]:
-    """One stage for each list of channels. The pooling opens the next stage, so that what leaves a stage are spikes."""
+    """One stage for each list of channels. Pooling begins the next stage, so that the output of each stage is spikes."""
     stages: dict[str, nn.Module] = {}
     before = in_channels
     for k, afters in enumerate(channels):

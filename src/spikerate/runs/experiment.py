@@ -95,7 +95,7 @@ def measure(
     own = data.test[ranks.share(len(data.test))]
     meter = Meter(ledger, tally)
     given = answers(network, data, own, T or run.T, run.precision, meter, run.batch, device, track, check_finite)
-    found, labels = (ranks.whole(part, len(data.test)) for part in (given.found, given.labels))
+    found, labels = (ranks.gather_shares(part, len(data.test)) for part in (given.found, given.labels))
     energy = tally.totalled(ranks.total).energy(len(data.test), T or run.T)
     return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
 
@@ -173,11 +173,11 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     Raises:
         ValueError: network and data do not go together, or the folder is taken, or can't be written.
     """
-    with ranks.waited_for():
+    with ranks.barrier():
         check_fits(run, data, ranks)
         if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
             RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
-    path = Path(ranks.tell(str(path)))
+    path = Path(ranks.broadcast(str(path)))
     check_shared(path, ranks)
     return RunFolder.open(path)
 
@@ -185,11 +185,11 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
 def check_shared(path: Path, ranks: Ranks) -> None:
     """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
     end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
-    with ranks.waited_for():
+    with ranks.barrier():
         while not record.is_file() and time.monotonic() < end:
             time.sleep(0.1)  # a file system over the network may show a new file a little later
     content = record.read_bytes() if record.is_file() else b""
-    seen = ranks.each((platform.node(), hashlib.sha256(content).hexdigest()))
+    seen = ranks.gather((platform.node(), hashlib.sha256(content).hexdigest()))
     for rank, (host, digest) in enumerate(seen):
         if digest != seen[0][1]:
             raise ValueError(
@@ -227,10 +227,10 @@ def perform(
     """
     clock, joules = time.perf_counter(), environment.joules()
     state = Trainer(run, data, folder, watch, ranks, stop, save_minutes, start).train()
-    with ranks.waited_for():
+    with ranks.barrier():
         folder.load_weights("best", state.network)
     measured = measure(state.network, data, run, ranks, track=track, check_finite=True)
-    with ranks.waited_for():
+    with ranks.barrier():
         if ranks.first:
             after = environment.joules()
             used = None if joules is None or after is None else round(after - joules)

@@ -184,7 +184,7 @@ class Trainer:
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
             # As rank 0 sees it: the others may look when it has written one.
-            resumed = bool(ranks.tell("resume" if self.folder.has_state else ""))
+            resumed = bool(ranks.broadcast("resume" if self.folder.has_state else ""))
             if self.start and not resumed:
                 self.start.hand_on(network)
             average = None if run.optim.ema is None else copy.deepcopy(network)
@@ -208,7 +208,7 @@ class Trainer:
 
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:
-            with self.ranks.waited_for():
+            with self.ranks.barrier():
                 self.folder.restore(state)
                 state.check_within(self.run.epochs, steps_per_epoch(self.data.train, self.run.batch))
                 if self.ranks.first:
@@ -249,7 +249,7 @@ class Trainer:
                     "a smaller --optim.lr may help"
                 )
             self.watch.step(done + 1, terms)
-            wish = ranks.most(self._wish(saved))
+            wish = ranks.all_max(self._wish(saved))
             if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):
                 return False
             if wish and state.step < steps:
@@ -260,12 +260,12 @@ class Trainer:
         row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
         if len(data.validation) or state.average is not None:
-            ranks.align(network)
+            ranks.broadcast_buffers(network)
         if state.average is not None:
             batches = epoch_batches(data, run.batch, run.data.augment, run.seed, state.epoch, device=device)
             few = (over_time(part.x, run.T) for (part,) in itertools.islice(batches, -(-_ESTIMATE // run.batch)))
             estimate_statistics(state.average, network, few, run.precision)
-            ranks.align(state.average)
+            ranks.broadcast_buffers(state.average)
         if len(data.validation):
             row["validation"] = self._validation(state.trained, data, device, ready.look).value
         row |= self._probe(state, data, device)
@@ -274,7 +274,7 @@ class Trainer:
         state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
         self._save(state)
         self.watch.epoch(row)
-        if ranks.most(self._wish(saved)) == _STOP and state.epoch < run.epochs:
+        if ranks.all_max(self._wish(saved)) == _STOP and state.epoch < run.epochs:
             raise Interrupted(self.stop.signal)
         return True
 
@@ -285,9 +285,9 @@ class Trainer:
         terms: Terms = {}
         for part in parts:
             weight = len(part.labels) / size
-            with ranks.apart(forward, part is not parts[-1]):
+            with ranks.no_sync(forward, part is not parts[-1]):
                 outputs = self._run(forward, part.x)
-                outputs = [ranks.whole(logits, len(part.labels)) for logits in outputs]
+                outputs = [ranks.gather_shares(logits, len(part.labels)) for logits in outputs]
                 rates = outputs.pop() if run.penalty.weight > 0 else None
                 of_part = run.loss(outputs, part.labels)
                 if rates is not None:
@@ -320,7 +320,7 @@ class Trainer:
             for part in parts:
                 self._run(lambda x: self.run.rule(network, x), part.x)
 
-        found = self.ranks.hear(health.where_not_finite(network, again, terms))
+        found = self.ranks.first_message(health.where_not_finite(network, again, terms))
         with torch.no_grad():
             for buffer, value in zip(network.buffers(), before, strict=True):
                 buffer.copy_(value)
@@ -374,7 +374,7 @@ class Trainer:
         return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
 
     def _save(self, state: State) -> None:
-        with self.ranks.waited_for():
+        with self.ranks.barrier():
             if self.ranks.first:
                 self.folder.save(state)
 

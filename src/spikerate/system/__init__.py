@@ -1,1 +1,1 @@
-"""What a run needs of the machine: processes, signals, files, the environment card; knows nothing of networks."""
+"""What a run needs from the machine: processes, signals, files, a record of the hardware. Knows nothing of networks."""

@@ -1,4 +1,4 @@
-"""The processes that train one network together; the only importer of torch.distributed."""
+"""Distributed training: the processes that train one network together. The only module that imports torch.distributed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 _STEP_SECONDS = 20
-"""With the half minute that torchrun gives the others to end, a lost rank ends all of them within a minute."""
+"""Timeout of a collective. torchrun gives the others half a minute to end, so a lost rank ends all within a minute."""
 _COMPILE_SECONDS = 1800
+"""Timeout where the first step compiles the network."""
 _BEAT_SECONDS = 1
 _MOST_RANKS = 100_000
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run; one alone by default.
+    """The processes of a run, and what they exchange. By default there is a single process.
 
     Attributes:
-        rank: this process, 0 to n - 1; only rank 0 writes.
-        n: how many there are.
-        local: this process's number on its machine, which is that of its GPU.
-        host: a group of the processors, for what is agreed upon after each step; None where n = 1.
-        pulse: another, by which a rank shows that it is there while it reads data or writes a checkpoint.
+        rank: number of this process, 0 to n - 1; only rank 0 writes files.
+        n: number of processes (the world size).
+        local: number of this process on its machine, which is also the index of its GPU.
+        host: process group on the CPUs (gloo), for small messages after each step; None if n = 1.
+        pulse: process group for the heartbeat of `barrier`; None if n = 1.
     """
 
     rank: int = 0
@@ -44,23 +45,23 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and talks."""
+        """Whether this is rank 0, the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, size: int) -> slice:
-        """Which of `size` things are this rank's: contiguous parts that differ by one at most."""
+        """This rank's part of `size` items: the parts are contiguous, and their sizes differ by at most one."""
         return slice(size * self.rank // self.n, size * (self.rank + 1) // self.n)
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum over all ranks, the same on each; a constant for the gradient."""
+        """The sum over all ranks (all-reduce), the same on each rank and without gradient."""
         if self.n == 1:
             return x
         x = x.detach().clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(x)
         return x
 
-    def whole(self, part: Tensor, size: int) -> Tensor:
-        """All ranks' parts [share(size), ...] as one [size, ...]; the gradient goes to this rank's own part."""
+    def gather_shares(self, part: Tensor, size: int) -> Tensor:
+        """The parts [share(size), ...] of all ranks as one tensor [size, ...]; only this rank's part gets a gradient."""
         if self.n == 1:
             return part
         own = self.share(size)
@@ -70,85 +71,85 @@ class Ranks:
         return torch.cat([buffer[: own.start], part, buffer[own.stop :]])
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the ranks, and its buffers those of rank 0."""
+        """The module as `DistributedDataParallel`: gradients are averaged over the ranks, buffers are those of rank 0."""
         return module if self.n == 1 else DistributedDataParallel(module)
 
-    def apart(self, module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
-        """Where wanted, gradients of a wrapped module are added up on each rank, and not yet averaged."""
+    def no_sync(self, module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+        """If `wanted`, each rank accumulates the gradients of a wrapped module without averaging them yet."""
         return module.no_sync() if wanted and isinstance(module, DistributedDataParallel) else nullcontext()
 
-    def align(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0."""
         if self.n > 1:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def most(self, wish: int) -> int:
-        """The largest of all ranks' numbers, on every rank."""
+    def all_max(self, value: int) -> int:
+        """The largest of the ranks' numbers, on every rank."""
         if self.n == 1:
-            return wish
-        wishes = torch.tensor(wish)
-        distributed.all_reduce(wishes, distributed.ReduceOp.MAX, group=self.host)
-        return int(wishes)
+            return value
+        values = torch.tensor(value)
+        distributed.all_reduce(values, distributed.ReduceOp.MAX, group=self.host)
+        return int(values)
 
-    def hear(self, text: str | None) -> str | None:
-        """What the first of the ranks that have something to say says, on every rank."""
+    def first_message(self, text: str | None) -> str | None:
+        """The message of the lowest rank that has one, on every rank; None if no rank has a message."""
         if self.n == 1:
             return text
-        return next((f"{t} (rank {k})" for k, t in enumerate(self.each(text)) if t), None)
+        return next((f"{t} (rank {k})" for k, t in enumerate(self.gather(text)) if t), None)
 
-    def each(self, value: Any) -> list[Any]:
-        """All ranks' values, on every rank."""
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
         values = [value] * self.n
         if self.n > 1:
             distributed.all_gather_object(values, value, group=self.host)
         return values
 
-    def tell(self, text: str) -> str:
-        """Rank 0's text, on every rank."""
+    def broadcast(self, text: str) -> str:
+        """The text of rank 0, on every rank."""
         if self.n == 1:
             return text
-        told = [text]
-        distributed.broadcast_object_list(told, 0, group=self.host)
-        return told[0]
+        texts = [text]
+        distributed.broadcast_object_list(texts, 0, group=self.host)
+        return texts[0]
 
     @contextmanager
-    def waited_for(self) -> Iterator[None]:
-        """All ranks leave the block together: what one does in it may take as long as it takes.
+    def barrier(self) -> Iterator[None]:
+        """A barrier around a block: no rank leaves the block before all have ended it, however long that takes.
 
-        Each shows meanwhile, from a thread, that it is there; one that is gone or silent ends the wait. An error in the
-        block ends all ranks, each with the reason.
+        While a rank waits or works, a thread sends a heartbeat, so that a rank that has died or hangs is noticed. An error
+        in the block of one rank ends all ranks, each with the reason.
 
         Raises:
-            LostRank: another rank has ended, with an error of its own or without a word.
+            LostRank: another rank has ended or does not answer.
         """
         if self.n == 1:
             yield
             return
-        pulse = _Pulse(self)
-        pulse.start()
+        heartbeat = _Heartbeat(self)
+        heartbeat.start()
         try:
             yield
         except BaseException as error:
-            pulse.end(str(error) or type(error).__name__)
-            pulse.join(_BEAT_SECONDS + 1)  # long enough to say it; the ranks may be out of reach
+            heartbeat.end(str(error) or type(error).__name__)
+            heartbeat.join(_BEAT_SECONDS + 1)  # long enough to send the reason; the other ranks may be out of reach
             raise
-        pulse.end("")
-        pulse.join()
-        pulse.check()
+        heartbeat.end("")
+        heartbeat.join()
+        heartbeat.check()
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
-        """See whether all ranks have the same facts, JSON types of any depth.
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Check that all ranks have the same facts (JSON types, nested to any depth).
 
         Raises:
-            ValueError: one has others; on every rank, with a sentence that names it and what differs.
+            ValueError: a rank has other facts than rank 0. Raised on every rank; the sentence names what differs.
         """
-        known = self.each((platform.node(), _flat(facts)))
-        first_host, first = known[0]
-        for rank, (host, other) in enumerate(known):
+        gathered = self.gather((platform.node(), _flat(facts)))
+        first_host, first = gathered[0]
+        for rank, (host, other) in enumerate(gathered):
             differs = [name for name in {**first, **other} if first.get(name) != other.get(name)]
             if differs:
-                its, ours = (str(of.get(differs[0]))[:64] for of in (other, first))
+                its, ours = (str(known.get(differs[0]))[:64] for known in (other, first))
                 more = f", and {len(differs) - 1} more" if len(differs) > 1 else ""
                 raise ValueError(
                     f"rank {rank} on {host} differs from rank 0 on {first_host}: its {differs[0]} is {its}, and not {ours}"
@@ -156,69 +157,69 @@ class Ranks:
                 )
 
 
-class _Pulse(threading.Thread):
-    """Beats once a second until all ranks have ended their block, or one of them has failed or is lost."""
+class _Heartbeat(threading.Thread):
+    """Exchanges the ranks' status once a second, until all have ended their block or one has failed or is lost."""
 
     def __init__(self, ranks: Ranks) -> None:
         super().__init__(daemon=True)
         self.ranks = ranks
         self.ended = threading.Event()
-        self.said: str | None = None  # None in the block, then "" or what went wrong there
-        self.heard: list[str | None] = [None] * ranks.n
+        self.status: str | None = None  # None inside the block, then "" or the error message
+        self.statuses: list[str | None] = [None] * ranks.n
         self.error: RuntimeError | None = None
 
-    def end(self, said: str) -> None:
-        self.said = said
+    def end(self, status: str) -> None:
+        self.status = status
         self.ended.set()
 
     def run(self) -> None:
         try:
-            while None in self.heard and not any(self.heard):
+            while None in self.statuses and not any(self.statuses):
                 self.ended.wait(_BEAT_SECONDS)
-                distributed.all_gather_object(self.heard, self.said, group=self.ranks.pulse)
+                distributed.all_gather_object(self.statuses, self.status, group=self.ranks.pulse)
         except RuntimeError as error:
             self.error = error
 
     def check(self) -> None:
         if self.error:
             raise self.error
-        for rank, said in enumerate(self.heard):
-            if said:
-                raise LostRank(f"rank {self.ranks.rank} of {self.ranks.n} stops, since rank {rank} has ended: {said}")
+        for rank, status in enumerate(self.statuses):
+            if status:
+                raise LostRank(f"rank {self.ranks.rank} of {self.ranks.n} stops, since rank {rank} has ended: {status}")
 
 
-def _flat(facts: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested facts as one dictionary, dotted name -> value."""
     found: dict[str, Any] = {}
     for name, value in facts.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
 def launched() -> bool:
-    """Whether this process is one of several started by torchrun."""
-    return _told("WORLD_SIZE", 1, 1) > 1
+    """Whether torchrun has started this process together with others."""
+    return _environment_number("WORLD_SIZE", 1, 1) > 1
 
 
 def restarted() -> bool:
     """Whether torchrun has started the processes again after a failure."""
-    return _told("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    return _environment_number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-def of_launcher() -> Ranks:
-    """Rank and number of processes as torchrun tells, without connecting them.
+def ranks_from_environment() -> Ranks:
+    """Rank and number of processes from the environment variables that torchrun sets; nothing is connected.
 
     Raises:
-        ValueError: what the environment tells is no number, is not all there, or does not go together.
+        ValueError: a variable is missing, is not a number, or contradicts another.
     """
     if not launched():
         return Ranks()
-    n = _told("WORLD_SIZE")
-    return Ranks(_told("RANK", most=n - 1), n, _told("LOCAL_RANK", most=n - 1))
+    n = _environment_number("WORLD_SIZE")
+    return Ranks(_environment_number("RANK", most=n - 1), n, _environment_number("LOCAL_RANK", most=n - 1))
 
 
-def _told(name: str, default: int | None = None, least: int = 0, most: int = _MOST_RANKS) -> int:
-    """A number that the launcher has left in the environment."""
+def _environment_number(name: str, default: int | None = None, least: int = 0, most: int = _MOST_RANKS) -> int:
+    """A number that the launcher has set in the environment."""
     text = os.environ.get(name, "" if default is None else str(default))
     if not (re.fullmatch("[0-9]{1,9}", text) and least <= int(text) <= most):
         raise ValueError(
@@ -229,19 +230,19 @@ def _told(name: str, default: int | None = None, least: int = 0, most: int = _MO
 
 
 @contextmanager
-def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
-    """Connect the processes that torchrun has started: NCCL where each has a GPU, gloo otherwise.
+def process_group(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
+    """Connect the processes that torchrun has started, by NCCL if the network is on a GPU and by gloo otherwise.
 
     Args:
         gpu: whether the network is on a GPU.
-        slow_start: whether a step may take minutes, as the one that compiles; else a rank that does not answer for
-            20 seconds is taken for lost.
+        slow_start: whether a step may take minutes, as the first step of a compiled network does. Otherwise a rank that
+            does not answer for 20 seconds counts as lost.
 
     Raises:
         ValueError: there are more processes on this machine than GPUs.
         LostRank: another process has ended, or does not answer.
     """
-    ranks = of_launcher()
+    ranks = ranks_from_environment()
     if ranks.n == 1:
         yield ranks
         return
@@ -249,7 +250,7 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
         here = torch.cuda.device_count()
         if ranks.local >= here:
             raise ValueError(
-                f"torchrun starts a process {ranks.local} on this machine, which has {here} "
+                f"torchrun starts process {ranks.local} on this machine, which has {here} "
                 f"{'GPU' if here == 1 else 'GPUs'}: give --nproc-per-node {here}, or --device cpu"
             )
         torch.cuda.set_device(ranks.local)
@@ -274,10 +275,10 @@ def joined(gpu: bool, slow_start: bool) -> Iterator[Ranks]:
 
 
 class LostRank(Exception):
-    """Another process of the run has ended, or does not answer."""
+    """Another process of the run has ended or does not answer."""
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Gloo has no error class of its own."""
+    """Whether the error says that another rank is lost; gloo has no error class of its own, so by its words."""
     words = ("gloo", "pair closure", "Connection closed", "Connection reset", "Broken pipe", "imed out", "NCCL")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

@@ -1,4 +1,4 @@
-"""The environment card: on what machine and with what software a figure was made."""
+"""The environment card: the hardware and software that a result was measured with."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def now() -> str:
 
 
 def fingerprint(record: Any) -> str:
-    """A short name of JSON types: the same for the same content."""
+    """A short hash of JSON types, equal for equal content."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def source() -> dict[str, str | None]:
-    """The git commit that spikerate runs from, and a hash of what was changed since; None outside a checkout."""
+    """The git commit that spikerate runs from, and a hash of uncommitted changes; None outside a git checkout."""
     folder = Path(__file__).parent
     if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "diff": None}
@@ -48,7 +48,7 @@ def _git(folder: Path, *args: str) -> str | None:
 
 
 def joules() -> float | None:
-    """What the processors have used since some moment, by Linux's powercap (RAPL); None where the machine does not tell."""
+    """The energy counter of the processors in joules (Linux powercap, RAPL); None if it can't be read."""
     try:
         counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
         return sum(int(file.read_text()) for file in counters) / 1e6 if counters else None
@@ -77,12 +77,12 @@ def card() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Package -> installed version, None where it is not there; of torch what it says itself, with its build: 2.13.0+cpu."""
+    """Package -> installed version, or None if it is not installed; torch with its build, as 2.13.0+cpu."""
     return {name: _version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)}
 
 
 def cpu_flags() -> set[str]:
-    """The processor's flags that make bfloat16 fast; empty where the system does not tell."""
+    """The flags of the processor that make bfloat16 fast; empty if the system does not list its flags."""
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -91,7 +91,7 @@ def cpu_flags() -> set[str]:
 
 
 def compiler_problem(device: torch.device) -> str | None:
-    """Why torch.compile can't work for this device, in words; None where nothing speaks against it."""
+    """Why torch.compile can't work for this device, as a phrase; None if no problem is found."""
     if device.type != "cpu" and not _version("triton"):
         return "Triton is not installed"
     # On a GPU, too: Triton compiles what starts its kernels.

@@ -1,19 +1,19 @@
-"""Text of files, folders and strangers, made harmless before anybody sees it."""
+"""Text from files and file names, made harmless before it is shown."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode's categories of characters that steer what is shown, or show nothing: controls, marks of direction, halves of
-pairs (which a file name that is no UTF-8 becomes), unassigned ones, ends of lines and paragraphs."""
+"""Unicode's categories of characters that control what is shown, or show nothing: control characters, marks of writing
+direction, lone surrogates (in file names that are not UTF-8), unassigned characters, line and paragraph separators."""
 
 
 def escaped(text: str) -> str:
-    r"""The text in one line; a character that could steer a terminal or a page as Python writes it: `\x1b`, `\n`, `\u202e`.
+    r"""The text in one line, with control characters replaced by Python's escapes: `\x1b`, `\n`, `\u202e`.
 
-    Without it a class called `"\x1b[2Jcat"` would clear the terminal, one with a line break would write a line of its own
-    into a log, and a mark of direction (U+202E) would show `gnp.exe` as `exe.png`.
+    Without it a class called `"\x1b[2Jcat"` would clear the terminal, one with a line break would forge a line of a log,
+    and a mark of writing direction (U+202E) would show `gnp.exe` as `exe.png`.
     """
     if text.isascii() and text.isprintable():
         return text

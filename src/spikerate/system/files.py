@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, through no link, and tensor files that say when they are broken.
+"""Safe reading and writing: files are written completely or not at all, and tensor files carry a checksum.
 
-A folder may come from a stranger. A link in it could lead to any file of the user, a pipe or a device never end: none is
-read or written through, and what is written first under another name gets one that nobody can have foreseen.
+A folder may come from somebody else. A link in it could point to any file of the user, and reading a pipe or a device might
+never end. So none of these is read or written through, and temporary files have random names.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _LARGEST_TEXT = 2**28
-"""Bytes; more than the record of any run."""
+"""Bytes; more than the record of any run has."""
 _DEEPEST = 50
-_TOO_DEEP = f"its lists and records stand inside each other more than {_DEEPEST} deep"
+_TOO_DEEP = f"its lists and records are nested more than {_DEEPEST} deep"
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FLAGS = {"rb": os.O_RDONLY, "r+b": os.O_RDWR | os.O_CREAT, "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND}
 _KINDS = {
@@ -41,21 +41,21 @@ _KINDS = {
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of that name, be it a link that leads nowhere."""
+    """Whether anything of that name exists, even a broken link."""
     return os.path.lexists(path)
 
 
 def open_plain(path: Path, mode: Literal["rb", "r+b", "ab"] = "rb") -> BinaryIO:
-    """Open a file that is one itself; to write, it is made where it is not there.
+    """Open a regular file; when opened for writing, it is created if it does not exist.
 
     Raises:
-        ValueError: it is a link, a folder, a pipe or a device.
-        OSError: it is not there, or can't be opened.
+        ValueError: it is a link, a folder, a pipe, a socket or a device.
+        OSError: it does not exist, or can't be opened.
     """
     if is_there(path):
         kind = _KINDS.get(stat.S_IFMT(path.lstat().st_mode))
         if kind is not None:
-            raise ValueError(f"{path} is a {kind}, and no file: remove it, or put the file itself there")
+            raise ValueError(f"{path} is a {kind} and not a file: remove it, or put the file itself there")
     return os.fdopen(os.open(path, _FLAGS[mode] | _SAFE, 0o666), mode)
 
 
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        ValueError: as `open_plain`; or it is no text, or too large to be a record of spikerate's.
+        ValueError: as `open_plain`; or it is not text, or too large to be a record of spikerate.
         OSError: as `open_plain`.
     """
     with open_plain(path) as file:
@@ -73,14 +73,14 @@ def read_text(path: Path) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: it was altered") from error
+        raise ValueError(f"{path} is not text in UTF-8: it was altered") from error
 
 
 def parse_json(text: str) -> Any:
-    """The JSON types of a text.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or lists and records in it stand inside each other deeper than spikerate writes any.
+        ValueError: it is not JSON, or is nested more deeply than anything that spikerate writes.
     """
     try:
         value = json.loads(text)
@@ -89,31 +89,31 @@ def parse_json(text: str) -> Any:
     level = [value]
     for _ in range(_DEEPEST):
         inner = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
-        level = [one for of in inner for one in of]
+        level = [item for items in inner for item in items]
     if level:
         raise ValueError(_TOO_DEEP)
     return value
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The folder of that name in a folder, there or not.
+    """The path `folder / name`, whether it exists or not.
 
     Raises:
         ValueError: it is a link, which may lead out of the folder.
     """
     path = folder / name
     if path.is_symlink():
-        raise ValueError(f"{path} is a link, and nothing is written through one: put the folder itself there")
+        raise ValueError(f"{path} is a link, and spikerate does not write through links: put the folder itself there")
     return path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably: whatever happens, a reader sees the old content or the new one.
+    """Write a file atomically and durably: whatever happens, a reader sees either the old content or the new one.
 
-    What is killed on the way leaves a temporary file, which `is_leftover` knows.
+    A process that is killed meanwhile leaves a temporary file, which `is_leftover` recognises.
 
     Raises:
-        OSError: it can't be written; the old content is as it was.
+        OSError: it can't be written; the old content is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o666), "wb") as file:
@@ -121,7 +121,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(path)  # a link of that name is replaced, and not followed
+            temporary.replace(path)  # replaces a link of that name instead of following it
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -129,38 +129,38 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON types to a file as `write_whole` does; a list of numbers takes one line.
+    """Write JSON to a file as `write_whole` does, with each list of numbers on one line.
 
     Raises:
-        OSError: it can't be written; the old content is as it was.
+        OSError: it can't be written; the old content is unchanged.
     """
-    text = json.dumps(value, indent=2)  # in which a line never breaks within a string
+    text = json.dumps(value, indent=2)  # no string spans several lines in it
     text = re.sub(r"\[\n([^][{}\"]*)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write_whole(path, (text + "\n").encode())
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether the file is what an interrupted `write_whole` leaves behind; a link never is."""
+    """Whether the file is a leftover of an interrupted `write_whole`; a link never is."""
     return path.name.startswith(".") and path.name.endswith(".tmp") and stat.S_ISREG(path.lstat().st_mode)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of that file, which is made where it is not there and stays empty.
+    """Hold a lock on that file, which is created empty if it does not exist.
 
-    The system releases the lock when the process ends, however it does, and its children don't hold it.
+    The system releases the lock when the process ends, in whatever way. Child processes don't hold it.
 
     Yields:
-        whether the file system has locks.
+        whether the file system supports locks.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
         ValueError: as `open_plain`.
-        OSError: the file can't be made.
+        OSError: the file can't be created.
     """
     with open_plain(path, "r+b") as file:
         try:
-            # Not flock, which would be held on by the processes that read images, seconds after a kill.
+            # Not flock: the worker processes that read images would keep it for seconds after this process is killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -171,17 +171,17 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
-    """A safetensors file with `facts` (JSON types) and a checksum of everything in its header."""
+    """The bytes of a safetensors file; its header has the `facts` (JSON types) and a checksum of the whole content."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     return safetensors.torch.save(plain, {"facts": text, "sha256": digest(plain, text)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, on the CPU, and facts of a file made by `pack_tensors`. No code of the file is run: it holds none.
+    """The tensors, on the CPU, and the facts of a file made by `pack_tensors`. The format can't contain code.
 
     Raises:
-        ValueError: the file is missing, truncated, altered, or of another kind; or as `open_plain`. The sentence names it.
+        ValueError: the file is missing, truncated, altered or of another kind, or as `open_plain`. The message names it.
     """
     try:
         open_plain(path).close()
@@ -199,12 +199,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no file of spikerate: its facts can't be read as JSON") from error
     if not isinstance(facts, dict):
-        raise ValueError(f"{path} is no file of spikerate: its facts are no dictionary")
+        raise ValueError(f"{path} is no file of spikerate: its facts are not a dictionary")
     return tensors, facts
 
 
 def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
-    """The SHA-256 of names, types, shapes and values of tensors on the CPU, and of a text."""
+    """The SHA-256 of a text and of the names, types, shapes and values of tensors on the CPU."""
     found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -214,7 +214,7 @@ def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is durable once its folder is on the disk."""
+    """Flush a folder to the disk, which makes a rename in it durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

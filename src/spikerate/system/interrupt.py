@@ -1,4 +1,4 @@
-"""Signals that ask to stop: a run in training finishes its step and saves, everything else cleans up, and goes."""
+"""Operating-system signals that ask to stop: training finishes its step and saves; other commands clean up and end."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _END = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1)
-"""What kill, SLURM and torchrun send; a terminal that is closed; Control-\\; the end of the processor time that a limit
-allows; what SLURM sends ahead of the end where `--signal=USR1@60` asks for it. Control-C is SIGINT."""
+"""In this order: sent by kill, SLURM and torchrun; sent when a terminal closes; Control-\\; the processor-time limit is
+reached; sent by SLURM ahead of the end, with `--signal=USR1@60`. Control-C is SIGINT."""
 Handler = Callable[[int, FrameType | None], Any]
 
 
 class Interrupt:
-    """While the block runs, remembers the first signal that asks to stop; a second Control-C stops at once."""
+    """A context manager that remembers the first signal that asks to stop. A second Control-C stops at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has been received."""
         return self.signal is not None
 
     def __enter__(self) -> Interrupt:
-        self._before = _handle_by(self._note, signal.SIGINT, *_END)
+        self._previous = _handle_by(self._note, signal.SIGINT, *_END)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _restore(self._before)
+        _restore(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
@@ -40,10 +40,10 @@ class Interrupt:
 
 
 class Interrupted(Exception):
-    """A run has stopped as it was asked to, and can go on from its folder.
+    """A run has stopped because a signal asked for it, and can be resumed from its folder.
 
     Attributes:
-        status: 130 after SIGINT, 143 after the other signals, as shells have it.
+        status: exit status, 130 after SIGINT and 143 after the other signals, as shells have it.
     """
 
     def __init__(self, received: signal.Signals | None) -> None:
@@ -52,7 +52,7 @@ class Interrupted(Exception):
 
 
 class Ended(BaseException):
-    """A signal has asked a command to end; no error, like `KeyboardInterrupt`, so that whoever handles errors lets it by."""
+    """A signal has asked a command to end. Not an `Exception`, like `KeyboardInterrupt`: error handlers don't catch it."""
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(received.name)
@@ -60,21 +60,21 @@ class Ended(BaseException):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """While the block runs, a signal that asks to end raises `Ended`, and Control-C `KeyboardInterrupt`.
+    """While the block runs, a signal that asks to end raises `Ended`, and Control-C raises `KeyboardInterrupt`.
 
-    So half-written files are removed and child processes ended on the way out.
+    As exceptions they let the block remove half-written files and end its child processes.
     """
-    before = _handle_by(_end, *_END) | _handle_by(signal.default_int_handler, signal.SIGINT)
+    previous = _handle_by(_end, *_END) | _handle_by(signal.default_int_handler, signal.SIGINT)
     try:
         yield
     finally:
-        _restore(before)
+        _restore(previous)
 
 
 def leave_to_parent() -> None:
-    """In a child process: the signals that a terminal or a batch system sends to all processes at once are the parent's.
+    """Called in a child process: leave to the parent the signals that a terminal or batch system sends to all processes.
 
-    SIGTERM ends a child, since its parent ends it so.
+    SIGTERM still ends the child, since the parent ends its children by it.
     """
     for number in (signal.SIGINT, *_END):
         signal.signal(number, signal.SIG_IGN)
@@ -86,7 +86,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _handle_by(handler: Handler, *numbers: signal.Signals) -> dict[signal.Signals, Any]:
-    """Set a handler; returns those before. SIGHUP stays ignored where it is: so nohup asks for it."""
+    """Set a handler, and return the previous ones. SIGHUP stays ignored if it is, since nohup wants it so."""
     ours = [n for n in numbers if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
     return {number: signal.signal(number, handler) for number in ours}
 

@@ -1,4 +1,4 @@
-"""Progress of long work: how a loop tells somebody who waits how far it is."""
+"""Progress of long work: the interface by which a loop reports how far it is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Track = Callable[[Iterator[Any], str, int], Iterator[Any]]
-"""Hands items on, and shows how many of so many are done: (items, what is being done, how many there are)."""
+"""(items, what is being done, number of items) -> the same items, with a progress bar for instance."""
 
 
 def untracked(items: Iterator[Item], what: str, total: int) -> Iterator[Item]:
-    """Show nothing."""
+    """A `Track` that shows nothing."""
     return items

@@ -1,23 +1,23 @@
-"""Ranges of numbers, checked where the fields are: each check is one sentence."""
+"""Checks of the ranges of settings; each raises `ValueError` with one sentence."""
 
 from __future__ import annotations
 
 import numbers
 
 LARGEST = 1e12
-"""Of a factor, a rate or a potential: far beyond every use, and its products stay finite in float32."""
+"""Largest factor, rate or potential: far beyond every use, while products of it stay finite in float32."""
 SMALLEST = 1e-30
-"""Of what must be positive, for the same reason."""
+"""Smallest number that counts as positive, for the same reason."""
 
 MOST_STEPS = 10_000
-"""Time steps of a network: ten seconds in milliseconds. A larger number in a stranger's file would only fill memory."""
+"""Time steps of a network, ten seconds at 1 ms each. A larger number in somebody else's file would only fill memory."""
 MOST_EPOCHS = 1_000_000
 MOST_SAMPLES = 1_000_000
-"""Of a batch."""
+"""Samples of a batch."""
 
 
 def check_plain(name: str, value: object) -> None:
-    """Raise `ValueError` unless value is a plain number: a tensor or a parameter would get no gradient under most rules."""
+    """Raise `ValueError` unless value is a plain number. A tensor or a parameter would get no gradient under most rules."""
     if not isinstance(value, numbers.Real):
         raise ValueError(
             f"{name} is a {type(value).__name__}: give a plain number, as float(value); numbers of neurons and losses "
@@ -33,7 +33,7 @@ def check_number(name: str, value: float, low: float = -LARGEST, high: float = L
 
 
 def check_positive(name: str, value: float, high: float = LARGEST) -> None:
-    """Raise `ValueError` unless value is positive, up to `high`, and not so small that float32 takes it for 0."""
+    """Raise `ValueError` unless value is positive, at most `high`, and large enough not to be 0 in float32."""
     check_plain(name, value)
     if not SMALLEST <= value <= high:
         raise ValueError(f"{name} is {value}: give a positive number, {SMALLEST:g} to {high:g}")
@@ -52,6 +52,6 @@ def check_count(name: str, value: int, what: str, most: int, least: int = 1) -> 
 
 
 def check_seed(value: int) -> None:
-    """Raise `ValueError` unless value is a seed of PyTorch's generators that run.json can keep."""
+    """Raise `ValueError` unless value is a seed for PyTorch's generators that fits into run.json."""
     if not 0 <= value < 2**63:
         raise ValueError(f"seed is {value}: give a whole number from 0 to 2^63 - 1")

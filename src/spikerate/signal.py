@@ -683,7 +683,7 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
 
 
 def _has_weights(f: PerStep, inputs: Sequence[Tensor]) -> bool:
-    """Whether a function has weights, whose gradient goes with the value of its inputs, which that of its inputs does not."""
+    """Whether a function has weights: their gradient depends on the value of its inputs."""
     with torch.enable_grad():
         return f(*(x.detach() for x in inputs)).requires_grad
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spikerate import autograd
+from spikerate import autograd, fused
 
 PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
@@ -425,10 +425,10 @@ class Stepwise(Signal):
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
         """Fire, with the gradient of each step going to that step alone."""
         self.tape.meet("a neuron", neuron)
-        inputs = self.expanded()
-        spikes, slopes, state = neuron.slopes(inputs, self.tape.recall())
+        with torch.no_grad():
+            spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=autograd.scale(spikes, inputs, slopes), constant=False)
+        return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,9 +440,9 @@ class Unrolled(Stepwise):
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
-            return replace(self, train=neuron.spikes(self.expanded()), constant=False)
+            return replace(self, train=fused.run(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = neuron.unroll(self.expanded(), self.tape.recall())
+        spikes, state = fused.run(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
@@ -527,7 +527,7 @@ class RateCoded(Signal):
             valued = all(s.valued for s in signals) or _has_weights(f, [s.average for s in signals])
             average = f(*(s._with_value() if valued else s.average for s in signals))
         else:
-            value, valued = _value(train, self.tape, constant)
+            value, valued = self._value(train, constant)
             average = at_rate(value, self._with_value())
         return replace(self, train=train, constant=constant, average=average, valued=valued, number=self.tape.met)
 
@@ -535,7 +535,7 @@ class RateCoded(Signal):
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-        value, valued = _value(train, self.tape, self.constant)
+        value, valued = self._value(train, self.constant)
         average = _anchor(value, f(self._with_value()))
         return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
@@ -544,20 +544,27 @@ class RateCoded(Signal):
         input = self._with_value()
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
-            if not self.tape.whole:
+            if self.tape.whole:
+                # Normalisation is affine once its statistics are known, so the mean follows from that of the input.
+                value = F.batch_norm(input, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+                valued = True
+            else:
+                value, valued = self._value(train, self.constant)
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
-        value, valued = _value(train, self.tape, self.constant)
         average = autograd.normalize(value, input, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
         return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
-        spikes, state = neuron.trace(self.expanded(), self.tape.recall())
-        self.tape.keep(state)
-        gain = (state[-1] / self.tape.T).to(spikes.dtype)
-        value = self.tape.mean(_mean(spikes), self.T)
+        with torch.no_grad():
+            if self.tape.whole:
+                spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
+            else:
+                spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
+                self.tape.keep(state)
+                value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
         average = autograd.scale(value, self.average, gain)
         return replace(self, train=spikes, constant=False, average=average, valued=True, number=self.tape.met)
 
@@ -569,8 +576,15 @@ class RateCoded(Signal):
         if self.valued:
             return self.average
         with torch.no_grad():
-            value = self.tape.mean(_mean(self.train), self.T)
+            value = self.tape.mean(_mean(self.train, self.T), self.T)
         return _anchor(value, self.average)
+
+    @torch.no_grad()
+    def _value(self, train: Tensor, constant: bool) -> tuple[Tensor, bool]:
+        """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
+        if self.tape.whole or constant:
+            return _mean(train, self.T), True
+        return train.new_zeros(()).expand(train.shape[1:]), False
 
     def joined(self, earlier: Sequence[Signal]) -> RateCoded:
         joined = super().joined(earlier)
@@ -688,16 +702,38 @@ def _has_weights(f: PerStep, inputs: Sequence[Tensor]) -> bool:
         return f(*(x.detach() for x in inputs)).requires_grad
 
 
-def _mean(train: Tensor) -> Tensor:
-    return train[0] if len(train) == 1 else train.mean(0)
-
-
 @torch.no_grad()
-def _value(train: Tensor, tape: Tape, constant: bool) -> tuple[Tensor, bool]:
-    """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
-    if tape.whole or constant:
-        return _mean(train), True
-    return train.new_zeros(()).expand(train.shape[1:]), False
+def _mean(train: Tensor, T: int) -> Tensor:
+    """The mean of a train over time, [B, ...]."""
+    return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
+
+
+# What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------
+
+
+def _mean_of_steps(_: None, steps: Tensor, state: None) -> Tensor:
+    return steps.mean(0)
+
+
+def _rate_and_gain(neuron: Neuron, steps: Tensor, state: None) -> tuple[Tensor, Tensor, Tensor]:
+    spikes, (*_, total, gain) = neuron.trace(steps, None)
+    return spikes, (total / len(steps)).to(spikes.dtype), (gain / len(steps)).to(spikes.dtype)
+
+
+def _trace(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return neuron.trace(steps, state)
+
+
+def _spikes(neuron: Neuron, steps: Tensor, state: None) -> Tensor:
+    return neuron.spikes(steps)
+
+
+def _unroll(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return neuron.unroll(steps, state)
+
+
+def _slopes(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+    return neuron.slopes(steps, state)
 
 
 def _anchor(value: Tensor, path: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from spikerate.recompute import Recomputed
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 from spikerate.system.ranges import MOST_STEPS, check_plain
 
@@ -49,27 +50,43 @@ class BPTT(Rule):
     `chunk=1` runs step by step, with statistics and running averages at each step; between, chunks of n steps.
     Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
 
+    `checkpoint=True` keeps spikes only, as bits, and computes what lies between the neurons again in the backward pass: the
+    same gradients in a fraction of the memory, for one more forward pass. It is for `chunk=None`, and is not compiled.
+
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
     `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, nested too,
     and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
 
     Raises:
-        ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
-            another, or returns other outputs.
+        ValueError: `chunk` is less than 1, or given together with `checkpoint`, x is not [T, B, ...], or the network runs
+            other layers in one chunk than in another, or returns other outputs.
         TypeError: the network has an operation without a rule.
-        RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
+        RuntimeError: a second derivative is asked for, a part of the network is in a reentrant checkpoint, or the rule is
+            compiled together with `checkpoint`.
     """
 
     chunk: int | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         check_chunk("BPTT", self.chunk)
+        if self.checkpoint and self.chunk is not None:
+            raise ValueError(
+                f"BPTT.checkpoint is True and BPTT.chunk is {self.chunk}: give chunk=None, since membranes kept between "
+                "chunks would take the memory that checkpoints save"
+            )
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        return forward(network, x, Unrolled, self.chunk)
+        if self.checkpoint and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "BPTT(checkpoint=True) can't be compiled, since the compiler decides itself what it computes again: use "
+                "BPTT() under torch.compile"
+            )
+        recomputed = self.checkpoint and torch.is_grad_enabled()
+        return forward(network, x, Recomputed if recomputed else Unrolled, self.chunk)
 
     def passes(self, T: int) -> float:
-        return 3 * T
+        return (4 if self.checkpoint else 3) * T
 
 
 @dataclass(frozen=True)
@@ -192,7 +209,7 @@ def forward(
     finally:
         for watch in watches:
             watch.remove()
-    return _join(outputs, len(x))
+    return _join(outputs)
 
 
 def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
@@ -224,7 +241,7 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
         tape.close()
 
 
-def _join(outputs: list[Any], T: int) -> Any:
+def _join(outputs: list[Any]) -> Any:
     """The output of the last chunk, with the steps of all; each of them, where there are several."""
     if len(outputs) == 1:
         return outputs[0]
@@ -234,13 +251,13 @@ def _join(outputs: list[Any], T: int) -> Any:
             f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
             "which can't be joined: return as many of the same kind in each"
         )
-    return pytree.tree_unflatten([_joined(of_chunks, T) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
+    return pytree.tree_unflatten([_joined(of_chunks) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
 
 
-def _joined(chunks: Sequence[Any], T: int) -> Any:
+def _joined(chunks: Sequence[Any]) -> Any:
     if not all(map(_is_signal, chunks)):
         return chunks[-1]
-    return replace(chunks[-1], train=torch.cat([y.expanded() for y in chunks]), constant=False, T=T)
+    return chunks[-1].joined(chunks[:-1])
 
 
 def _is_signal(y: Any) -> bool:

@@ -120,21 +120,26 @@ class Tape:
             raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
-        """What this layer kept in the chunk before; None in the first one.
+        """What this layer kept in the chunk before; None in the first one. In the last one it is forgotten by that.
 
         Raises:
             RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
         """
         self._check_open()
-        return self.slots[self.position] if self.position < len(self.slots) else None
+        if self.position >= len(self.slots):
+            return None
+        state = self.slots[self.position]
+        if self.last:
+            self.slots[self.position] = None  # while the graph grows, what is carried shrinks
+        return state
 
     def keep(self, state: Any) -> None:
-        """Remember `state` for this layer, and go on to the next one."""
+        """Remember `state` for this layer, where another chunk follows, and go on to the next layer."""
         if self.whole:
             return
-        if self.position == len(self.slots):
+        if self.first:
             self.slots.append(state)
-        else:
+        elif not self.last:
             self.slots[self.position] = state
         self.position += 1
 
@@ -143,8 +148,8 @@ class Tape:
         if self.whole:
             return x
         past = self.recall()
-        here = x.to(torch.promote_types(x.dtype, torch.float32)) * n
-        total = here if past is None else past + here
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = x.to(wide) * n if past is None else torch.add(past, x, alpha=n)  # one pass over memory
         self.keep(total)
         return (total / self.T).to(x.dtype)
 
@@ -269,6 +274,11 @@ class Signal(ABC):
     @abstractmethod
     def tap(self) -> Tensor:
         """The rate [B, ...] over all steps of all chunks, for a branch of the network; final in the last chunk."""
+
+    def joined(self, earlier: Sequence[Signal]) -> Signal:
+        """This signal of the last chunk with the steps of those of the chunks before too."""
+        train = torch.cat([y.expanded() for y in (*earlier, self)])
+        return replace(self, train=train, constant=False, T=len(train))
 
     @property
     def complete(self) -> bool:
@@ -492,7 +502,7 @@ class Traced(Stepwise):
                 traces.append(trace)
             self.tape.keep(trace)
         inputs = anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
-        return replace(self, train=_per_step(at_rate, value, inputs), constant=False)
+        return replace(self, train=per_step(at_rate, value, inputs), constant=False)
 
     def fire(self, neuron: Neuron) -> Traced:
         return self._at_once(neuron)
@@ -506,9 +516,14 @@ class RateCoded(Signal):
 
     Attributes:
         average: the rate; with a tape that of all chunks in the last of them, and without meaning before.
+        valued: whether the average has the value of the rate, besides its gradient. Over several chunks a value is a sum
+            that has to be carried, and few layers ask for it: a neuron wants none of its input.
     """
 
+    plain = (*Signal.plain, "valued")
+
     average: Tensor = field(kw_only=True)
+    valued: bool = field(default=True, kw_only=True)
 
     @property
     def rate(self) -> Tensor:
@@ -523,37 +538,43 @@ class RateCoded(Signal):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
-        _check_together(signals)
+        check_together(signals)
         self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
+        constant = all(s.constant for s in signals)
         if at_rate is None:
-            average = f(*(s.average for s in signals))
+            valued = all(s.valued for s in signals) or _has_weights(f, [s.average for s in signals])
+            average = f(*(s._with_value() if valued else s.average for s in signals))
         else:
-            average = at_rate(self.tape.mean(_mean(train, self.T), self.T), self.average)
-        return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
+            value, valued = self._value(train, constant)
+            average = at_rate(value, self._with_value())
+        return replace(self, train=train, constant=constant, average=average, valued=valued, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-        value = self.tape.mean(_mean(train, self.T), self.T)
-        return replace(self, train=train, average=anchor(value, f(self.average)), number=self.tape.met)
+        value, valued = self._value(train, self.constant)
+        average = anchor(value, f(self._with_value()))
+        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
+        input = self._with_value()
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
             if self.tape.whole:
                 # Normalisation is affine once its statistics are known, so the mean follows from that of the input.
-                value = F.batch_norm(self.average, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+                value = F.batch_norm(input, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+                valued = True
             else:
-                value = self.tape.mean(_mean(train, self.T), self.T)
+                value, valued = self._value(train, self.constant)
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
-        average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average, number=self.tape.met)
+        average = autograd.normalize(value, input, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
+        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
@@ -564,12 +585,31 @@ class RateCoded(Signal):
                 spikes, state = _fused(_trace, neuron, self.train, self.T, self.tape.recall())
                 self.tape.keep(state)
                 value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
-        return replace(
-            self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
-        )
+        average = autograd.scale(value, self.average, gain)
+        return replace(self, train=spikes, constant=False, average=average, valued=True, number=self.tape.met)
 
     def tap(self) -> Tensor:
-        return self.average
+        return self._with_value()
+
+    def _with_value(self) -> Tensor:
+        """The average with its value, right in the last chunk; its sum is carried from here on."""
+        if self.valued:
+            return self.average
+        with torch.no_grad():
+            value = self.tape.mean(_mean(self.train, self.T), self.T)
+        return anchor(value, self.average)
+
+    @torch.no_grad()
+    def _value(self, train: Tensor, constant: bool) -> tuple[Tensor, bool]:
+        """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
+        if self.tape.whole or constant:
+            return _mean(train, self.T), True
+        return train.new_zeros(()).expand(train.shape[1:]), False
+
+    def joined(self, earlier: Sequence[Signal]) -> RateCoded:
+        joined = super().joined(earlier)
+        assert isinstance(joined, RateCoded)
+        return joined if self.valued else replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -638,7 +678,7 @@ def is_constant(x: Tensor) -> bool:
     return len(x) == 1 or (x.stride(0) == 0 and not (x.requires_grad and x.is_leaf))
 
 
-def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
+def per_step(f: PerStep, *trains: Tensor) -> Tensor:
     """Apply `f` to [T, B, ...] as to a batch of T B samples."""
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
@@ -648,7 +688,8 @@ def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
     return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
 
 
-def _check_together(signals: Sequence[Signal]) -> None:
+def check_together(signals: Sequence[Signal]) -> None:
+    """Raise `ValueError` where signals are not all of one chunk of one forward pass."""
     if any(s.tape is not signals[0].tape for s in signals):
         raise ValueError(
             "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
@@ -662,17 +703,23 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     Raises:
         ValueError: they are not all of one chunk of one forward pass.
     """
-    _check_together(signals)
+    check_together(signals)
     if not all(s.constant for s in signals):
-        return _per_step(f, *(s.expanded() for s in signals))
+        return per_step(f, *(s.expanded() for s in signals))
     # Computed in the first chunk, and shared by the others.
     tape = signals[0].tape
     tape.meet("a layer", f)
     train = tape.recall()
     if train is None:
-        train = _per_step(f, *(s.train for s in signals))
+        train = per_step(f, *(s.train for s in signals))
     tape.keep(train)
     return train
+
+
+def _has_weights(f: PerStep, inputs: Sequence[Tensor]) -> bool:
+    """Whether a function has weights: their gradient depends on the value of its inputs."""
+    with torch.enable_grad():
+        return f(*(x.detach() for x in inputs)).requires_grad
 
 
 @torch.no_grad()

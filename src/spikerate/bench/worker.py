@@ -12,18 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate.data import LARGEST_SIDE
-from spikerate.models import Staged
 from spikerate.rules import BPTT, RateBP
 from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.optim import SGD
@@ -105,10 +102,13 @@ class Cell:
             )
         of = self.setting
         run = Run(model=of.model, T=self.T, batch=of.batch, precision=of.precision, compile=of.compile, device=of.device)
-        method = {CHECKPOINTED: "bptt"}.get(self.method, "rate" if chunked else self.method)
+        checkpointed = self.method == CHECKPOINTED
+        method = "rate" if chunked else "bptt" if checkpointed else self.method
         # The weights stay where they are, so that all steps cost the same.
         made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
-        return replace(made, rule=RateBP(int(chunked[1]))) if chunked else made
+        if chunked:
+            return replace(made, rule=RateBP(int(chunked[1])))
+        return replace(made, rule=BPTT(checkpoint=True), compile=False) if checkpointed else made
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +140,7 @@ def training_step(cell: Cell) -> Step:
     network = build_network(run, of.classes, of.shape, device)
     x = torch.randn(of.batch, *of.shape, device=device)
     labels = torch.randint(of.classes, (of.batch,), device=device)
-    rules: dict[str, Callable[..., Signal]] = {"ann": ordinary, CHECKPOINTED: checkpointed_bptt}
-    rule = rules.get(cell.method, run.rule)
+    rule: Callable[..., Signal] = ordinary if cell.method == "ann" else run.rule
     said: list[str] = []
     ready = compiler(run, device, said.append)(rule)
 
@@ -157,23 +156,6 @@ def training_step(cell: Cell) -> Step:
 def ordinary(network: nn.Module, x: Tensor) -> Signal:
     """An ANN as torch runs it, on plain tensors: no rule makes the price of an ordinary network higher than it is."""
     return Unrolled(network(x[0]).unsqueeze(0), False, 1, Tape(1))
-
-
-def checkpointed_bptt(network: Staged, x: Tensor) -> Signal:
-    """`BPTT()`, of which each stage keeps its input only, and runs again in the backward pass."""
-
-    def through(x: Signal) -> Signal:
-        x = network.stem(x)
-        for stage in network.stages.values():
-            train = checkpoint(partial(_train_of, stage, x), x.train, use_reentrant=False)
-            x = replace(x, train=train, constant=False)
-        return network.head(x)
-
-    return BPTT()(through, x)
-
-
-def _train_of(stage: Callable[[Signal], Signal], like: Signal, train: Tensor) -> Tensor:
-    return stage(replace(like, train=train)).train
 
 
 # What is measured -----------------------------------------------------------------------------------------------------

@@ -291,6 +291,8 @@ class Run:
                 raise ValueError(f"search.samples is {self.search.samples}: give at most those of a batch, {self.batch}")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
+        if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
+            raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
         if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
             raise ValueError("before puts a round ahead of an ANN: an ANN can be the first one only")
         for of in self.before:

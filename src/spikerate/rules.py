@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,29 @@ Network = Callable[[Signal], Any]
 """A signal -> a signal, or several in tuples, lists and dicts."""
 
 
+class Rule(ABC):
+    """How a network is run and where its gradient goes. One of your own is a frozen dataclass that inherits from this.
+
+    Attributes:
+        per_step: whether a loss on each step (`steps` of the output) has a gradient; else only one on the `rate` has.
+    """
+
+    per_step: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, network: Network, x: Tensor) -> Any:
+        """Run the network on x [T, B, ...], floating point; returns its output, a `Signal`, or several of them.
+
+        `forward` does it for a kind of signal, in chunks where wanted.
+        """
+
+    @abstractmethod
+    def passes(self, T: int) -> float:
+        """What a training step of T time steps costs, in forward passes of one time step; a backward pass counts two."""
+
+
 @dataclass(frozen=True)
-class BPTT:
+class BPTT(Rule):
     """Backpropagation through time: the gradient goes through every step.
 
     `chunk=None` runs layer by layer, each over all T steps, with batch-norm statistics over steps, batch and space;
@@ -47,7 +69,7 @@ class BPTT:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        _check_chunk("BPTT", self.chunk)
+        check_chunk("BPTT", self.chunk)
         if self.checkpoint and self.chunk is not None:
             raise ValueError(
                 f"BPTT.checkpoint is True and BPTT.chunk is {self.chunk}: give chunk=None, since membranes kept between "
@@ -55,19 +77,20 @@ class BPTT:
             )
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
         if self.checkpoint and torch.compiler.is_compiling():
             raise RuntimeError(
                 "BPTT(checkpoint=True) can't be compiled, since the compiler decides itself what it computes again: use "
                 "BPTT() under torch.compile"
             )
-        if self.checkpoint and torch.is_grad_enabled():
-            return _run(network, x, self.chunk, Recomputed)
-        return _run(network, x, self.chunk, Unrolled)
+        recomputed = self.checkpoint and torch.is_grad_enabled()
+        return forward(network, x, Recomputed if recomputed else Unrolled, self.chunk)
+
+    def passes(self, T: int) -> float:
+        return (4 if self.checkpoint else 3) * T
 
 
 @dataclass(frozen=True)
-class SLTT:
+class SLTT(Rule):
     """Spatial learning through time: each step's gradient goes through the layers, and none through time.
 
     The membrane that a step finds is a constant for it, so the gradient of a step needs nothing of the steps before.
@@ -80,15 +103,17 @@ class SLTT:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        _check_chunk("SLTT", self.chunk)
+        check_chunk("SLTT", self.chunk)
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
-        return _run(network, x, self.chunk, Spatial)
+        return forward(network, x, Spatial, self.chunk)
+
+    def passes(self, T: int) -> float:
+        return 3 * T
 
 
 @dataclass(frozen=True)
-class OTTT:
+class OTTT(Rule):
     """Online training through time: as `SLTT`, with the traces of the inputs in the gradient of the weights.
 
     `d L / d W = sum_t g[t] a[t]^T`, `a[t] = decay a[t-1] + input[t]`, where g[t], the gradient at the input current of
@@ -105,18 +130,20 @@ class OTTT:
     decay: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_chunk("OTTT", self.chunk)
+        check_chunk("OTTT", self.chunk)
         check_plain("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
             raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
-        return _run(network, x, self.chunk, partial(Traced, decay=self.decay))
+        return forward(network, x, partial(Traced, decay=self.decay), self.chunk)
+
+    def passes(self, T: int) -> float:
+        return 3 * T
 
 
 @dataclass(frozen=True)
-class RateBP:
+class RateBP(Rule):
     """Rate-based backpropagation: spikes run forward without a graph, one backward pass runs through the firing rates.
 
     `dL/dc = dL/dr * gain`, `dL/dr' = W^T dL/dc`, `dL/dW = dL/dc r'^T` with the rates `r = E_t[s]`, the mean currents
@@ -137,23 +164,38 @@ class RateBP:
     """
 
     chunk: int | None = None
+    per_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_chunk("RateBP", self.chunk)
+        check_chunk("RateBP", self.chunk)
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
+        check_input(x)
         rate = x[0] if is_constant(x) else x.mean(0)
-        return _run(network, x, self.chunk, partial(RateCoded, average=rate), graphs="last")
+        return forward(network, x, partial(RateCoded, average=rate), self.chunk, graphs="last")
+
+    def passes(self, T: int) -> float:
+        return T + 2
 
 
-Rule = BPTT | RateBP | SLTT | OTTT
+def forward(
+    network: Network,
+    x: Tensor,
+    kind: Callable[..., Signal],
+    chunk: int | None = None,
+    graphs: Literal["all", "last"] = "all",
+) -> Any:
+    """The output of a network for x [T, B, ...] as signals of a kind: all that a rule does, but to choose the kind.
 
+    Args:
+        kind: makes a signal of (train, constant, T, tape), as a class of signals does, with what else it has by `partial`.
+        chunk: time steps that run at once through the whole network; None for all T.
+        graphs: the chunks that have an autograd graph.
 
-def _run(
-    network: Network, x: Tensor, chunk: int | None, kind: Callable[..., Signal], graphs: Literal["all", "last"] = "all"
-) -> Signal:
-    """The network's output for x [T, B, ...] as signals of a kind, of `chunk` steps each; `graphs` are of which chunks."""
+    Raises:
+        ValueError, TypeError, RuntimeError: as `BPTT`.
+    """
+    check_input(x)
     outputs = []
     watches = _watch_backward_hooks(network)
     try:
@@ -222,14 +264,16 @@ def _is_signal(y: Any) -> bool:
     return isinstance(y, Signal)
 
 
-def _check_chunk(rule: str, chunk: int | None) -> None:
+def check_chunk(rule: str, chunk: int | None) -> None:
+    """Raise `ValueError`, naming the rule, unless `chunk` is a number of time steps, or None."""
     if chunk is not None and not 1 <= chunk <= MOST_STEPS:
         raise ValueError(
             f"{rule}.chunk is {chunk}: give a number of steps >= 1, and {MOST_STEPS:,} at most, or None for all T at once"
         )
 
 
-def _check_input(x: Tensor) -> None:
+def check_input(x: Tensor) -> None:
+    """Raise `ValueError` unless x is [T, B, ...] in floating point."""
     if not isinstance(x, Tensor):
         raise ValueError(f"the input is a {type(x).__name__}: give a tensor [T, B, ...] in floating point")
     if x.dim() < 3 or len(x) == 0 or not x.is_floating_point():

@@ -8,15 +8,16 @@ the table raises `TypeError`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import partial, wraps
 from types import FrameType, FunctionType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +30,35 @@ PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
 
 
+@runtime_checkable
 class Neuron(Protocol):
-    """What a signal asks of a neuron; `spikerate.LIF` says it in full."""
+    """What a signal asks of a layer of neurons, whose `forward` is `return x.fire(self)`.
 
-    def spikes(self, inputs: Tensor) -> Tensor: ...
+    `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
+    layer that inherits from `StepNeuron` has all by one method, `step`.
 
-    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    Attributes:
+        elementwise: whether neurons know nothing of each other, and the methods are such that `torch.compile` takes them:
+            then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
+    """
 
-    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    elementwise: ClassVar[bool]
 
-    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]: ...
+    def spikes(self, inputs: Tensor) -> Tensor:
+        """Spikes [T, B, ...] from the start, without a graph: inference."""
+
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes with the gradient through every step, and the state: `Unrolled` (BPTT)."""
+
+    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
+
+        Its last two, [B, ...], are sums over all steps so far: of the spikes; and of d(spike)/d(current), where the current
+        of every step grows by the same, which divided by T is the gain of the rate.
+        """
+
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
 
 
 class Tape:
@@ -426,7 +446,7 @@ class Stepwise(Signal):
         """Fire, with the gradient of each step going to that step alone."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
@@ -440,9 +460,9 @@ class Unrolled(Stepwise):
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
-            return replace(self, train=fused.run(_spikes, neuron, self.train, self.T), constant=False)
+            return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = fused.run(_unroll, neuron, self.train, self.T, self.tape.recall())
+        spikes, state = _fused(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
@@ -481,7 +501,7 @@ class Traced(Stepwise):
                 trace = x if trace is None else self.decay * trace + x
                 traces.append(trace)
             self.tape.keep(trace)
-        inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
+        inputs = anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
         return replace(self, train=per_step(at_rate, value, inputs), constant=False)
 
     def fire(self, neuron: Neuron) -> Traced:
@@ -536,7 +556,7 @@ class RateCoded(Signal):
         with torch.no_grad():
             train = mapped(f, (self,))
         value, valued = self._value(train, self.constant)
-        average = _anchor(value, f(self._with_value()))
+        average = anchor(value, f(self._with_value()))
         return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
@@ -560,9 +580,9 @@ class RateCoded(Signal):
         self.tape.meet("a neuron", neuron, self.number)
         with torch.no_grad():
             if self.tape.whole:
-                spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
+                spikes, value, gain = _fused(_rate_and_gain, neuron, self.train, self.T)
             else:
-                spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
+                spikes, state = _fused(_trace, neuron, self.train, self.T, self.tape.recall())
                 self.tape.keep(state)
                 value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
         average = autograd.scale(value, self.average, gain)
@@ -577,7 +597,7 @@ class RateCoded(Signal):
             return self.average
         with torch.no_grad():
             value = self.tape.mean(_mean(self.train, self.T), self.T)
-        return _anchor(value, self.average)
+        return anchor(value, self.average)
 
     def _value(self, train: Tensor, constant: bool) -> tuple[Tensor, bool]:
         """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
@@ -588,7 +608,7 @@ class RateCoded(Signal):
     def joined(self, earlier: Sequence[Signal]) -> RateCoded:
         joined = super().joined(earlier)
         assert isinstance(joined, RateCoded)
-        return joined if self.valued else replace(joined, average=_anchor(joined.train.mean(0), self.average), valued=True)
+        return joined if self.valued else replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -707,6 +727,13 @@ def _mean(train: Tensor, T: int) -> Tensor:
     return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
 
 
+def _fused(f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None) -> Any:
+    """`f` of a neuron and the steps of a train, as one pass over memory where the neuron allows it."""
+    if neuron.elementwise:
+        return fused.run(f, neuron, train, T, state)
+    return f(neuron, train.expand(T, *train.shape[1:]), state)
+
+
 # What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------
 
 
@@ -735,9 +762,55 @@ def _slopes(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Tensor, 
     return neuron.slopes(steps, state)
 
 
-def _anchor(value: Tensor, path: Tensor) -> Tensor:
-    """The value of one tensor with the gradient of another."""
+def anchor(value: Tensor, path: Tensor) -> Tensor:
+    """The value of one tensor with the gradient of another, of the same shape."""
     return value + (path - path.detach())
+
+
+def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
+    """Make a function of tensors one of signals too, by the verb that it is: the rule of an operation of your own.
+
+        @operation("nonlinear")
+        def swish(x, beta=1.0):
+            return x * torch.sigmoid(beta * x)
+
+    The function maps [N, ...] to [N, ...], sample by sample: time is in N. The first argument is the signal; an "affine"
+    function of several takes them all first. What follows, numbers or parameters, is handed on.
+
+    "affine" is what commutes with the mean over time, f(mean(x)) = mean(f(x)): it is linear up to a constant, in all its
+    signals together. "nonlinear" is all else without memory. What happens to each kind of signal:
+
+    | signal | affine | nonlinear |
+    | --- | --- | --- |
+    | `Unrolled` (BPTT, inference), `Spatial` (SLTT), finite differences | f of every step, with its gradient | the same |
+    | `Traced` (OTTT) | as that; parameters in f see the input itself, and not its trace | the same |
+    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rate |
+
+    A constant signal is computed once. The count of operations and the energy have convolutions and linear layers only, so
+    what f multiplies is not in them. In chunks, what f has beside the signals must be the same in every chunk.
+
+    Raises:
+        ValueError: the verb is another one.
+    """
+    if verb not in ("affine", "nonlinear"):
+        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine' or 'nonlinear'")
+
+    def decorate(f: Callable[..., Tensor]) -> Callable[..., Any]:
+        @wraps(f)
+        def either(x: Any, *rest: Any, **settings: Any) -> Any:
+            if not isinstance(x, Signal):
+                return f(x, *rest, **settings)
+            others = tuple(itertools.takewhile(lambda y: isinstance(y, Signal), rest))
+            plain = rest[len(others) :]
+            if verb == "affine":
+                return x.affine(lambda *ts: f(*ts, *plain, **settings), *others)
+            if others:
+                raise TypeError(_no_rule(f"{f.__name__}, which is nonlinear, of several signals"))
+            return x.nonlinear(lambda t: f(t, *plain, **settings))
+
+        return either
+
+    return decorate
 
 
 def _no_rule(name: str) -> str:

@@ -32,7 +32,8 @@ from spikerate.bench.worker import (
 from spikerate.cli.main import main
 from spikerate.cli.plots import draw_bench
 from spikerate.models import Staged
-from spikerate.runs.config import Model, Rectified, decode, encode
+from spikerate.runs.config import Model, Rectified
+from spikerate.system.codec import decode, encode
 from support import ROOT
 from support.processes import Processes, wait_for
 

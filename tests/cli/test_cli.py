@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spikerate.cli.commands import COMMANDS
+from spikerate.cli.arguments import Show, parse
+from spikerate.cli.commands import COMMANDS, Command
 from spikerate.cli.main import main
 from spikerate.runs.presets import PRESETS
 from spikerate.system.files import pack_tensors, read_tensors
@@ -232,6 +234,23 @@ def test_doctor_and_help(spikerate: Spikerate, capsys: pytest.CaptureFixture[str
     assert "--rule.chunk" in helped.stdout
 
 
+def test_a_command_is_one_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+
+    def perform(options: Show, line: str) -> int:
+        lines.append(f"{options.preset} {line}")
+        return 7
+
+    greet = Command(partial(parse, Show), perform, {"NAME": "says hello"})
+    monkeypatch.setitem(COMMANDS, "greet", greet)
+    assert (main(["gret"]), main(["greet"]), main(["greet", "you there"])) == (2, 2, 7)
+    assert lines == ["you there spikerate greet 'you there'"]
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert "did you mean greet?" in err
+    assert re.search("\n  greet NAME +says hello\n", out)
+
+
 BAD: list[tuple[list[str], str]] = [
     (["trian"], "did you mean train"),
     (["fly"], "give one of train, eval, report, predict, export, gradient, bench, reproduce, fetch, list, show, doctor"),
@@ -287,9 +306,11 @@ def test_started_as_a_script_and_as_a_module() -> None:
         assert done.stdout == f"spikerate {version('spikerate')}\n", done.stderr
 
 
-def test_control_c_while_the_script_is_starting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_control_c_while_the_command_line_is_starting(tmp_path: Path, way: str) -> None:
     """In the seconds in which torch is imported."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = os.pathsep.join((str(tmp_path), str(ROOT / "src")))
-    done = subprocess.run([*script(), "list"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    command = script() if way == "script" else [sys.executable, "-m", "spikerate"]
+    done = subprocess.run([*command, "list"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

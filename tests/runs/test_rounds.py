@@ -25,13 +25,14 @@ from spikerate.losses import SelfDistillation
 from spikerate.measure.health import stuck
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.neuron import Rectifier
-from spikerate.runs.config import Model, Rectified, Round, Run, decode, encode
+from spikerate.runs.config import Model, Rectified, Round, Run
 from spikerate.runs.estimate import training_flops
 from spikerate.runs.optim import SGD
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs
+from spikerate.system.codec import decode, encode
 from spikerate.system.files import read_tensors
 from support.recordings import write_folder
 from support.runs import assert_same
@@ -258,7 +259,7 @@ def test_a_round_starts_from_the_best_weights_of_the_one_before(
     real = RunFolder.save
     monkeypatch.setattr(RunFolder, "save", save)
     asked: list[int] = []
-    monkeypatch.setattr("spikerate.cli.commands.load", lambda data, T, track: asked.append(T) or load(data, T, track))
+    monkeypatch.setattr("spikerate.runs.reopen.load", lambda data, T, track: asked.append(T) or load(data, T, track))
     assert main([*TINY, *ROUNDS, "--out", str(tmp_path / "run")]) == 0
     assert asked == [2], "images are read once"
     assert len(starts) == 3

@@ -22,11 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate.data import LARGEST_SIDE
 from spikerate.rules import BPTT, RateBP
-from spikerate.runs.config import Model, Run, decode
+from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
 from spikerate.signal import Signal, Tape, Unrolled
+from spikerate.system.codec import decode
 from spikerate.system.memory import ADVICE, is_out_of_memory
 from spikerate.system.ranges import MOST_SAMPLES, check_count
 
@@ -64,7 +65,7 @@ class Setting:
         check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
         if self.threads is not None:
             check_count("threads", self.threads, "a number", _MOST_THREADS)
-        self.model.check(self.shape)
+        self.model.check(self.classes, self.shape, Neuron())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,7 +87,7 @@ class Cell:
     @property
     def floor(self) -> float:
         """The least that a rate-based step can cost in steps of an ANN: T + 2 passes through the network instead of 3."""
-        return (self.T + 2) / 3
+        return RateBP().passes(self.T) / 3
 
     def run(self) -> Run:
         """The settings of a run whose steps are like the cell's.

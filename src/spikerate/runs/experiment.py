@@ -25,8 +25,10 @@ from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
+from spikerate.system.codec import Own
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
+from spikerate.system.modes import autocast
 from spikerate.system.progress import Track, untracked
 
 _SEEN_SECONDS = 5
@@ -107,7 +109,7 @@ def different_spikes(
     device = next(one.parameters()).device
     batches = plain_batches(data, data.test, run.batch, device)
     differ = places = 0
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with torch.no_grad(), autocast(device, run.precision):
         for x, _ in track(batches, "comparing spikes", -(-len(data.test) // run.batch)):
             both = Trains(), Trains()
             for network, trains in zip((one, other), both, strict=True):
@@ -155,10 +157,13 @@ def data_card(data: DataSet) -> dict[str, Any]:
 
 def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError`, before anything is written, where network and data do not go together."""
-    run.model.check(data.shape)
-    if run.search is not None:
-        with torch.device("meta"):
-            run.search.check(run.build(len(data.classes), data.shape))
+    for own in run.rounds:
+        own.model.check(len(data.classes), data.shape, own.neuron)
+        if own.search is not None or own.loss.branches:
+            with torch.device("meta"):
+                network = own.build(len(data.classes), data.shape)
+            if own.search is not None:
+                own.search.check(network)
     smallest = min(run.batch, len(data.train)) // run.accumulate // ranks.n
     if smallest < 2:
         raise ValueError(
@@ -175,16 +180,16 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     """
     with ranks.barrier():
         check_fits(run, data, ranks)
-        if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
+        if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path, Own.of(run)).config() == run):
             RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
     path = Path(ranks.broadcast(str(path)))
     check_shared(path, ranks)
-    return RunFolder.open(path)
+    return RunFolder.open(path, Own.of(run))
 
 
 def check_shared(path: Path, ranks: Ranks) -> None:
     """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
-    end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
+    end, record = time.monotonic() + _SEEN_SECONDS, RunFolder(path).run_file
     with ranks.barrier():
         while not record.is_file() and time.monotonic() < end:
             time.sleep(0.1)  # a file system over the network may show a new file a little later

@@ -15,25 +15,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spikerate.data import DataSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.data import DataSet, Part, Stream, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.gradients.finite_difference import variant_rates
 from spikerate.gradients.temperature import Search
 from spikerate.losses import Terms, accuracies
 from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
 from spikerate.measure.meter import FiringRates
-from spikerate.models import Branched, short_path, synchronize_batch_norm
+from spikerate.models import body_of, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
 from spikerate.runs.average import estimate_statistics, update_average
-from spikerate.runs.config import Run
+from spikerate.runs.config import Run, check_network
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.system.dist import Ranks
 from spikerate.system.environment import compiler_problem
 from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.modes import autocast
 
-_LAYERS, _SEARCH = 1, 3
-"""The streams of random numbers of this file, the first of the layers, as dropout; those of the batches are 0 and 2."""
 _SAVE, _STOP = 1, 2
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
@@ -63,6 +62,20 @@ class Watch(Protocol):
 
     def epoch(self, row: Row) -> None:
         """An epoch is done; `row` is its line in `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Looks on and says nothing."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def step(self, step: int, terms: Terms) -> None:
+        pass
+
+    def epoch(self, row: Row) -> None:
+        pass
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
@@ -130,7 +143,7 @@ class Outputs(nn.Module):
 
 def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
     """`forward` of samples [B, ...], in the precision of the run and for its time steps."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with autocast(x.device, run.precision):
         return forward(over_time(x, run.T))
 
 
@@ -153,16 +166,19 @@ class Trainer:
         stop: asks the run to end after the step.
         save_minutes: a checkpoint is written at least so often, and after every epoch.
         start: where a run without a checkpoint has its weights from; None for fresh ones.
+        network: any module of what signals go through, on the CPU, which is trained in place; by default that of `run.model`
+            with fresh weights. The commands build the run's own from `run.json`, and read no weights of another.
     """
 
     run: Run
     data: DataSet
     folder: RunFolder
-    watch: Watch
+    watch: Watch = Quiet()
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
     start: Start | None = None
+    network: nn.Module | None = None
 
     def train(self) -> State:
         """Train to the end, and keep state, rows and best weights in the folder.
@@ -174,13 +190,14 @@ class Trainer:
             Interrupted: `stop` was asked for; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken, of another network, or tells what can't be.
+            ValueError: the checkpoint is broken, of another network, or tells what can't be; or `network` does not give
+                logits for such samples, or lacks the stages that the loss wants.
         """
         run, ranks = self.run, self.ranks
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
-            network = build_network(run, len(self.data.classes), self.data.shape, device)
+            network = self._network(device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
             # As rank 0 sees it: the others may look when it has written one.
@@ -205,6 +222,13 @@ class Trainer:
                 if not finite:
                     self.folder.restore(state)
         return state
+
+    def _network(self, device: torch.device) -> nn.Module:
+        K, shape = len(self.data.classes), self.data.shape
+        if self.network is None:
+            return build_network(self.run, K, shape, device)
+        check_network(self.network, f"the network, a {type(self.network).__name__},", K, shape)
+        return place(self.run.complete(self.network, K, shape), device)
 
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:
@@ -232,7 +256,7 @@ class Trainer:
         )
         for parts in batches:
             done = state.epoch * steps + state.step
-            torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
+            torch.manual_seed(stream(run.seed, Stream.LAYERS, state.epoch, state.step, ranks.rank))
             state.set_lr(run.optim.schedule(done, run.epochs * steps))
             begun = time.perf_counter()
             terms = self._step(state, ready.forward, parts, careful)
@@ -339,9 +363,9 @@ class Trainer:
     ) -> Row:
         """Set the temperatures of the epoch to come by the first samples of its order, which every rank has all."""
         run, start = self.run, time.perf_counter()
-        body = state.network.body if isinstance(state.network, Branched) else state.network
+        body = body_of(state.network)
         (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
-        seed = stream(run.seed, _SEARCH, state.epoch)
+        seed = stream(run.seed, Stream.SEARCH, state.epoch)
         torch.manual_seed(seed)
         found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}

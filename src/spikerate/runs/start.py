@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikerate.exchange.trained import Card, read_trained
-from spikerate.models import Branched
+from spikerate.models import Branched, body_of
 from spikerate.runs.record import RunFolder
+from spikerate.runs.trained import Card, read_trained
+from spikerate.system.codec import Own
 from spikerate.system.files import digest
 
 
@@ -35,17 +36,20 @@ class Start:
     classes: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> Start:
+    def read(cls, path: Path, own: Own = Own()) -> Start:
         """The weights of a run folder or of what `spikerate export` wrote to a .safetensors file.
+
+        Args:
+            own: the code of the user's own that the network may have.
 
         Raises:
             ValueError: as `read_trained`, or a weight is not finite.
         """
         if path.is_dir():
-            folder = RunFolder.open(path)
-            card, (found, _) = Card.of_run(folder), folder.weights("best")
+            folder = RunFolder.open(path, own)
+            card, (found, _) = Card.of_run(folder.record()), folder.weights("best")
         else:
-            trained = read_trained(path)
+            trained = read_trained(path, own=own)
             card, found = trained.card, trained.network.state_dict()
         weights = {name.removeprefix("body."): value for name, value in found.items()}
         for name, value in weights.items():
@@ -54,11 +58,12 @@ class Start:
         return cls(path, card.classes, weights, card.classes)
 
     @classmethod
-    def again(cls, record: Any, given: Path | None = None) -> Start:
+    def again(cls, record: Any, given: Path | None = None, own: Own = Own()) -> Start:
         """The weights that the `record` of a run tells of, wherever they lie now.
 
         Args:
             given: where; by default where they were.
+            own: as for `read`.
 
         Raises:
             ValueError: as `read`, or they are not the same; the sentence asks for them.
@@ -70,7 +75,7 @@ class Start:
         wanted = f"give the weights of sha256 {sha256[:16]}, which the run started from, by --init"
         if not path.exists():
             raise ValueError(f"{path} is not there any more: {wanted}")
-        start = cls.read(path)
+        start = cls.read(path, own)
         if start.sha256 != sha256:
             raise ValueError(f"{path} has other weights than then: {wanted}")
         return start
@@ -104,10 +109,10 @@ class Start:
 
     def _parted(self, network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """What the network takes, by its own names, and what stays fresh."""
-        body, branches = (network.body, network.branches) if isinstance(network, Branched) else (network, nn.ModuleDict())
+        body, branches = body_of(network), network.branches if isinstance(network, Branched) else nn.ModuleDict()
         prefix = "body." if isinstance(network, Branched) else ""
         known = {name: value for name, value in self.weights.items() if not name.startswith("branches.")}
-        drawn = self._drawn(body, [body.get_submodule("head")])
+        drawn = self._drawn(body, [body])
         own = {name: value for name, value in body.state_dict().items() if name not in drawn}
         without = sorted(name for name in own if name.endswith("surrogate.temperature") and name not in known)
         for name, value in own.items():
@@ -133,5 +138,10 @@ class Start:
         if self.classes == self.trained_on:
             return set()
         names = {module: name for name, module in whole.named_modules()}
-        last = [[module for module in part.modules() if isinstance(module, nn.Linear)][-1] for part in parts]
+        linear = [[module for module in part.modules() if isinstance(module, nn.Linear)] for part in parts]
+        if not all(linear):
+            raise ValueError(
+                f"the classes of {self.path} are others, and the network ends in no nn.Linear that could be fresh"
+            )
+        last = [layers[-1] for layers in linear]
         return {f"{names[module]}.{name}" for module in last for name in module.state_dict()}

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from spikerate.data import LARGEST_SIDE, SETS, Units
+from spikerate.data import LARGEST_SIDE, Units, entry_of
 from spikerate.gradients.temperature import adapt
-from spikerate.models import Branched, Staged
-from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
-from spikerate.runs.record import RunFolder
+from spikerate.models import body_of
+from spikerate.neuron import NeuronSettings
+from spikerate.runs.config import Model, OwnNetwork
+from spikerate.runs.record import Record, RunFolder
 from spikerate.runs.state import load_weights
+from spikerate.system.codec import Own, decode, encode
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.ranges import MOST_STEPS
 
@@ -35,8 +38,8 @@ class Card:
         units: what the numbers of samples mean.
     """
 
-    model: Model
-    neuron: Neuron | Rectified
+    model: Model | OwnNetwork
+    neuron: NeuronSettings
     adaptive: bool
     T: int
     shape: tuple[int, int, int]
@@ -52,23 +55,23 @@ class Card:
             raise ValueError("the numbers do not go together")
 
     @classmethod
-    def of_run(cls, folder: RunFolder) -> Card:
+    def of_run(cls, record: Record) -> Card:
         """What the record of a run says.
 
         Raises:
             ValueError: it is broken, of another version, or does not say what the samples were.
         """
-        run = folder.config()
+        run = record.run
         try:
-            data = folder.about()["data"]
+            data = record.about["data"]
             c, h, w = map(int, data["shape"])
             units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
-            recorded, classes = SETS[run.data.name].kind == "events", tuple(map(str, data["classes"]))
+            recorded, classes = entry_of(run.data).kind == "events", tuple(map(str, data["classes"]))
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            file = folder.path / "run.json"
             raise ValueError(
-                f"{file} does not say what its samples are ({error!r}): it is altered, or of another version"
+                f"{record.folder.run_file} does not say what its samples are ({error!r}): it is altered, or of another "
+                "version"
             ) from error
 
     @property
@@ -76,7 +79,7 @@ class Card:
         """[C, H, W] of an image, [T, C, H, W] of a recording."""
         return (self.T, *self.shape) if self.recorded else self.shape
 
-    def build(self) -> Staged:
+    def build(self) -> nn.Module:
         """The network with fresh weights, for evaluation and without branches; the global generator is left alone."""
         with torch.random.fork_rng(devices=[]):
             body = self.model.build(len(self.classes), self.shape, self.neuron)
@@ -87,8 +90,21 @@ class Card:
 class Trained:
     """A trained network, in evaluation mode and without its branches."""
 
-    network: Staged
+    network: nn.Module
     card: Card
+
+    @classmethod
+    def of_run(cls, record: Record, weights: str = "best") -> Trained:
+        """The network of a run, with its "best" or "last" weights.
+
+        Raises:
+            ValueError: as `Card.of_run`, or the weights are missing or broken.
+        """
+        card = Card.of_run(record)
+        with torch.random.fork_rng(devices=[]):
+            whole = record.run.build(len(card.classes), card.shape)
+        record.folder.load_weights(weights, whole)
+        return cls(body_of(whole).eval(), card)
 
     def facts(self) -> dict[str, Any]:
         """The card with its format and version, as JSON types: what stands in every exported file."""
@@ -99,24 +115,28 @@ class Trained:
         return pack_tensors(self.network.state_dict(), self.facts())
 
 
-def load(path: str | Path) -> Staged:
+def load(path: str | Path, *own: Any) -> nn.Module:
     """The network of a run folder (its best weights), or of a file that `spikerate export` has written.
 
     It is in evaluation mode, on the CPU, and knows nothing of its training: [B, C, H, W] -> [B, K] by any rule, for
     instance `BPTT()(load(path), x)` with normalised samples x [T, B, C, H, W]. `read_trained` tells their units, the
     classes and T as well.
 
+    Args:
+        own: classes and functions of your own that the network has: a file that names them imports nothing.
+
     Raises:
         ValueError: the file or the folder is missing, broken, of another kind, or of another version.
     """
-    return read_trained(Path(path)).network
+    return read_trained(Path(path), own=Own.of(*own)).network
 
 
-def read_trained(path: Path, weights: str = "best") -> Trained:
+def read_trained(path: Path, weights: str = "best", own: Own = Own()) -> Trained:
     """The network and its card, from a run folder or from a file that `Trained.pack` has made.
 
     Args:
         weights: of a run, "best" or "last"; a file has one set.
+        own: the code of the user's own that the network may have.
 
     Raises:
         ValueError: as `load`, or the last weights are asked of a file.
@@ -125,25 +145,17 @@ def read_trained(path: Path, weights: str = "best") -> Trained:
         raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
     if not path.is_dir() and weights != "best":
         raise ValueError(f"{path} is a file, which has one set of weights: the {weights} ones are in the folder of the run")
-    return _of_run(RunFolder.open(path), weights) if path.is_dir() else _of_file(path)
+    return Trained.of_run(RunFolder.open(path, own).record(), weights) if path.is_dir() else _of_file(path, own)
 
 
-def _of_run(folder: RunFolder, weights: str) -> Trained:
-    card, run = Card.of_run(folder), folder.config()
-    with torch.random.fork_rng(devices=[]):
-        whole = run.build(len(card.classes), card.shape)
-    folder.load_weights(weights, whole)
-    return Trained((whole.body if isinstance(whole, Branched) else whole).eval(), card)
-
-
-def _of_file(path: Path) -> Trained:
+def _of_file(path: Path, own: Own) -> Trained:
     tensors, facts = read_tensors(path.resolve())  # a link of the user's own
     if "network" not in facts:
         raise ValueError(f"{path} holds weights without their network: give the run folder, or what spikerate export wrote")
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}: spikerate {facts.get('spikerate')} has written it")
     try:
-        card: Card = decode(Card, facts["network"], "network")
+        card: Card = decode(Card, facts["network"], "network", own)
         with torch.device(
             "meta"
         ):  # a few bytes can tell of a network that fills the memory: it is no larger than its weights

@@ -599,7 +599,6 @@ class RateCoded(Signal):
             value = self.tape.mean(_mean(self.train, self.T), self.T)
         return anchor(value, self.average)
 
-    @torch.no_grad()
     def _value(self, train: Tensor, constant: bool) -> tuple[Tensor, bool]:
         """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
         if self.tape.whole or constant:

@@ -19,6 +19,8 @@ from spikerate.signal import Tape
 class Graded(nn.Module):
     """Neurons without memory whose spikes have sizes, drawn at random."""
 
+    elementwise = False
+
     def forward(self, x: Signal) -> Signal:
         return x.fire(self)
 

@@ -328,9 +328,10 @@ def test_settings_are_compared_side_by_side(tmp_path: Path) -> None:
     report = gather([*esd, bptt, other])
     assert [group.name for group in report.groups] == ["digits-esd", "digits-bptt", "digits-bptt (2)"]
     assert [len(group.runs) for group in report.groups] == [2, 1, 1]
-    assert report.differing == [
-        ("rule", ["RateBP", "BPTT", "BPTT"]),
+    assert sorted(report.differing) == [
         ("T", ["2", "2", "4"]),
+        ("rule", ["RateBP", "BPTT", "BPTT"]),
+        ("rule.checkpoint", ["-", "False", "False"]),
     ]
     assert "Accuracy: validation" in [chart.title for chart in report.curves]
     page = page_of(*esd, bptt, other, to=tmp_path / "page.html")

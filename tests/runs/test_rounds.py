@@ -70,11 +70,12 @@ def test_an_ann_is_the_network_of_torch(rule: Any) -> None:
 
 def test_the_gain_of_a_rectifier_is_how_often_it_is_active() -> None:
     x = torch.randn(5, 3, 4)
-    whole, (active,) = Rectifier().trace(x, None)
+    whole, (total, active) = Rectifier().trace(x, None)
     one, state = Rectifier().trace(x[:2], None)
     other, state = Rectifier().trace(x[2:], state)
     assert torch.equal(whole, torch.cat([one, other])) and torch.equal(whole, x.clamp(min=0))
     assert torch.equal(active, state[-1]) and torch.equal(active, (x > 0).sum(0))
+    torch.testing.assert_close(total, state[-2])
     current = x.clone().requires_grad_()
     rate = RateBP()(lambda signal: signal.fire(Rectifier()), current).rate
     (gradient,) = torch.autograd.grad(rate.sum(), current)

@@ -21,7 +21,7 @@ from spikerate.system.codec import encode
 from spikerate.system.progress import Track, untracked
 
 Command = Sequence[str]
-_OURS = (sys.executable, "-m", "spikerate.bench.worker")
+_OURS = (sys.executable, "-c", "from spikerate.bench.worker import serve, training_step; serve(training_step)")
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,3 @@ def _in_words(error: Exception) -> str:
         return ADVICE
     sentence = str(error).split("\n")[0]
     return sentence if isinstance(error, ValueError) else f"{type(error).__name__}: {sentence}"
-
-
-if __name__ == "__main__":
-    serve(training_step)

@@ -116,7 +116,7 @@ def train_seeds(
     Each process that torchrun has started takes its share of the seeds, so that other folders may not be finished yet.
 
     Args:
-        about, start, audience, save_minutes: as for `train`.
+        about: as for `train`, as the others.
 
     Raises:
         ValueError: as `train`, or a folder holds a run of other settings.
@@ -158,7 +158,7 @@ def resume(
     Args:
         data: folder of the data set, where it has moved.
         device: another than before.
-        audience, save_minutes: as for `train`.
+        audience: as for `train`, as the others.
 
     Raises:
         ValueError: the run, its settings or its data are not those of then.

@@ -141,7 +141,7 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
         record.write_text(json.dumps(content | {"data": content["data"] | change}))
         spoilt = spikerate("predict", "run", "pictures")
         assert spoilt.returncode == 2
-        assert "does not say what its samples are" in spoilt.stderr
+        assert "does not describe the samples" in spoilt.stderr
     record.write_text(json.dumps(content | {"data": []}))
     assert "has an entry data that is no record" in spikerate("train", "--resume", "run").stderr
 

@@ -237,7 +237,7 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
         (nn.AvgPool2d(3, ceil_mode=True), r"inner.1 \(AvgPool2d\) .*: its last windows at \[8, 8\] are incomplete"),
         (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad=True"),
         (nn.AvgPool2d(2, divisor_override=3), "NIR has no divisor_override"),
-        (nn.AdaptiveAvgPool2d(3), r"its windows at \[8, 8\] are not all of one size"),
+        (nn.AdaptiveAvgPool2d(3), r"its windows at \[8, 8\] have different sizes"),
         (
             nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
             r"inner.1 can't be run on the samples: pad with mode .circular. has no rule",
@@ -400,7 +400,7 @@ def test_what_a_nir_file_has_elsewhere_or_twice_is_not_read(tmp_path: Path) -> N
             place, (2, 2), np.float32, external=[(str(other), 0, h5py.h5f.UNLIMITED)]
         ),
         "weight in it are in another file": lambda f: f.create_virtual_dataset(place, virtual),
-        "has another name too": lambda f: f.__setitem__("node/nodes/_0/again", f["node"]),
+        "also has another name": lambda f: f.__setitem__("node/nodes/_0/again", f["node"]),
         "larger than the file": lambda f: f.create_dataset(place, (10**6, 10**6), np.float32, chunks=(1000, 1000)),
     }
     for words, change in spoil.items():
@@ -633,7 +633,7 @@ def test_export_as_a_user_types_it(spikerate: Spikerate, run_folder: Path) -> No
     assert "net.nir" in done.stdout
     again = spikerate("export", "run", "net.nir")
     assert again.returncode == 2
-    assert again.stderr == "spikerate: net.nir is there already: give another name, or remove it\n"
+    assert again.stderr == "spikerate: net.nir already exists: give another name, or remove it\n"
 
 
 def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -652,9 +652,9 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
 
     record, best = (run_folder / "run.json").read_text(), run_folder / "best.safetensors"
     Path("here.nir").write_text("mine")
-    refused("here.nir is there already: give another name", file="here.nir")
+    refused("here.nir already exists: give another name", file="here.nir")
     Path("link.nir").symlink_to("nowhere")
-    refused("link.nir is there already: give another name", file="link.nir")
+    refused("link.nir already exists: give another name", file="link.nir")
     refused("/proc/net.nir can't be written", file="/proc/net.nir")
     refused("net.tar does not end in .nir, .pt2, .onnx, .safetensors", file="net.tar")
     refused("the folder gone does not exist", file="gone/net.nir")
@@ -662,8 +662,8 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     refused("holds no run (no run.json)", run=".")
     refused("here.nir can't be read", run="here.nir")
     assert main(["export", "here.nir", "net.onnx", "--weights", "last"]) == 2
-    assert "here.nir is a file, which has one set of weights" in capsys.readouterr().err
-    refused("best.safetensors holds weights without their network", run="run/best.safetensors")
+    assert "here.nir is a file, which has only one set of weights" in capsys.readouterr().err
+    refused("best.safetensors has weights but does not describe the network", run="run/best.safetensors")
     altered(lambda r: r["run"]["neuron"].update(v_reset=None))
     refused("stem.2 (LIF) can't be exported: NIR resets the membrane to a value")
     altered(lambda r: r["run"]["model"].update(width=3))
@@ -672,7 +672,7 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     refused("is not of format 2: another version of spikerate wrote it")
     for forged in ({"std": [0]}, {"mean": [math.nan]}, {"unit": math.inf}, {"shape": [math.inf, 8, 8]}):
         altered(lambda r: r["data"].update(forged))  # noqa: B023
-        refused("does not say what its samples are")
+        refused("does not describe the samples")
     altered(lambda r: r["run"]["neuron"].update(decay=10**400))
     refused("run.neuron.decay is 1000")
     (run_folder / "run.json").write_text(record[: len(record) // 2])
@@ -702,9 +702,9 @@ def test_files_of_weights_that_are_no_network(run_folder: Path, tmp_path: Path) 
         "is not of format 1: spikerate 9.9 has written it", pack_tensors(tensors, facts | {"format": 2, "spikerate": "9.9"})
     )
     for change, words in (
-        ({"T": 0}, "does not say what its network is: the numbers do not go together"),
-        ({"T": "four"}, "does not say what its network is: network.T is 'four'"),
-        ({"shape": [1, 8]}, "does not say what its network is: network.shape"),
+        ({"T": 0}, "does not describe its network: its numbers are impossible"),
+        ({"T": "four"}, "does not describe its network: network.T is 'four'"),
+        ({"shape": [1, 8]}, "does not describe its network: network.shape"),
         ({"model": {"type": "Model"}}, "has no field 'name'"),
     ):
         refused(words, pack_tensors(tensors, facts | {"network": facts["network"] | change}))

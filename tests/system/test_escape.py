@@ -150,7 +150,7 @@ def test_a_short_file_makes_no_large_network(tmp_path: Path) -> None:
     whole = Trained(card.build(), card)
     for large, words in (
         (replace(card, model=Model("vgg11", 4096)), "is of another network"),
-        (card, "T is|do not go together"),
+        (card, "T is|its numbers are impossible"),
     ):
         facts = whole.facts() | {"network": encode(large)}
         facts["network"]["T"] = 2 if large is not card else 10**9

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import spikerate
 from support import ROOT
 
 SOURCE = ROOT / "src" / "spikerate"
@@ -75,6 +76,30 @@ def test_every_file_has_a_floor_and_a_role() -> None:
         assert ast.get_docstring(ast.parse(file.read_text())), f"{file} says nothing of its role"
     names = {name_of(f).split(".")[0] for f in modules()} - {"__init__"}
     assert names == set().union(*FLOORS)
+
+
+def test_the_front_door_brings_pytorch_and_nothing_else() -> None:
+    """Only `load` brings what reads and writes runs; a name is found in the module that type checkers are told of."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    checked = {a.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names}
+    homes = {name: f"spikerate.{module}" for name, module in spikerate._HOMES.items()}
+    assert homes.items() <= checked.items() and spikerate.__all__ == sorted(homes, key=spikerate.__all__.index)
+    code = f"""
+import sys
+import spikerate
+assert "torch" not in sys.modules and "spikerate.neuron" not in sys.modules
+from spikerate import LIF
+for name in {sorted(homes.keys() - {"load"})}:
+    getattr(spikerate, name)
+print(*sys.modules.keys() & {{"tyro", "kornia", "pooch", "PIL", "rich", "matplotlib", "safetensors", "spikerate.runs"}})
+spikerate.load
+assert "spikerate.runs" in sys.modules
+from spikerate import *
+spikerate.nothing
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "\n", done.stdout + done.stderr
+    assert done.stderr.endswith("AttributeError: module 'spikerate' has no attribute 'nothing'\n")
 
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)

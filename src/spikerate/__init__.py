@@ -1,34 +1,44 @@
-"""spikerate: deep spiking neural networks, trained for about the price of an ordinary network."""
+"""spikerate: deep spiking neural networks, trained for about the price of an ordinary network.
 
-from spikerate.exchange.trained import load
-from spikerate.gradients.temperature import Search, adapt
-from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
-from spikerate.measure.health import CheckFinite, NotFinite
-from spikerate.measure.meter import FiringRates
-from spikerate.models import (
-    Branched,
-    DeepConv,
-    Staged,
-    deepconv_branches,
-    macs,
-    preact_resnet18,
-    preact_resnet34,
-    resnet18,
-    resnet19,
-    resnet20,
-    resnet34,
-    sew_resnet18,
-    sew_resnet34,
-    spiking,
-    vgg11,
-    vgg13,
-    vgg16,
-    vggsnn,
-)
-from spikerate.neuron import IF, LIF
-from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
-from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
+A name is imported from its module when it is first used, so that each brings only what it needs: `from spikerate import LIF`
+brings PyTorch and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikerate.gradients.temperature import Search, adapt
+    from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
+    from spikerate.measure.health import CheckFinite, NotFinite
+    from spikerate.measure.meter import FiringRates
+    from spikerate.models import (
+        Branched,
+        DeepConv,
+        Staged,
+        deepconv_branches,
+        macs,
+        preact_resnet18,
+        preact_resnet34,
+        resnet18,
+        resnet19,
+        resnet20,
+        resnet34,
+        sew_resnet18,
+        sew_resnet34,
+        spiking,
+        vgg11,
+        vgg13,
+        vgg16,
+        vggsnn,
+    )
+    from spikerate.neuron import IF, LIF
+    from spikerate.rules import BPTT, OTTT, SLTT, RateBP
+    from spikerate.runs.trained import load
+    from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
+    from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
     "BPTT",
@@ -79,3 +89,33 @@ __all__ = [
     "vgg16",
     "vggsnn",
 ]
+
+_MODULES = {
+    "gradients.temperature": "Search adapt",
+    "losses": "TET CrossEntropy RatePenalty SelfDistillation",
+    "measure.health": "CheckFinite NotFinite",
+    "measure.meter": "FiringRates",
+    "models": (
+        "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
+        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
+    ),
+    "neuron": "IF LIF",
+    "rules": "BPTT OTTT SLTT RateBP",
+    "runs.trained": "load",
+    "signal": "RateCoded Signal Spatial Traced Unrolled",
+    "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
+}
+"""Where each name is at home, as the imports above say for those who check types."""
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spikerate' has no attribute {name!r}")
+    value = vars(importlib.import_module(f"spikerate.{_HOMES[name]}"))[name]
+    globals()[name] = value  # the next time it is found at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _HOMES.keys())

@@ -287,9 +287,11 @@ def test_started_as_a_script_and_as_a_module() -> None:
         assert done.stdout == f"spikerate {version('spikerate')}\n", done.stderr
 
 
-def test_control_c_while_the_script_is_starting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_control_c_while_the_command_line_is_starting(tmp_path: Path, way: str) -> None:
     """In the seconds in which torch is imported."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = os.pathsep.join((str(tmp_path), str(ROOT / "src")))
-    done = subprocess.run([*script(), "list"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    command = script() if way == "script" else [sys.executable, "-m", "spikerate"]
+    done = subprocess.run([*command, "list"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

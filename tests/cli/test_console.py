@@ -30,6 +30,7 @@ from spikerate.cli.main import main
 from spikerate.runs.config import Rectified, Run
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
+from spikerate.runs.rounds import Repetition
 from spikerate.system.files import read_tensors, write_json
 from support.processes import Processes, wait_for
 
@@ -262,8 +263,10 @@ def test_rates_that_differ_are_named_by_reproduce(tmp_path: Path) -> None:
         (folder.path / "metrics.jsonl").write_text(json.dumps(known) + "\n")
         folders.append(folder)
     console = terminal(120)
-    assert views.show_comparison(console, folders[0], folders[0])
-    assert not views.show_comparison(console, *folders)
+    assert Repetition.of(folders[0], folders[0]).agrees
+    repetition = Repetition.of(*folders)
+    assert not repetition.agrees
+    views.show_repetition(console, repetition)
     text = console.export_text()
     assert re.search(r"firing_rates\.stem\.2 +│ 1 +│ 0\.5 +│ 0\.25 ", text)
     assert "firing_rates.head" not in text

@@ -30,7 +30,6 @@ from spikerate import BPTT, IF, LIF, AdaptiveDspike, Staged, preact_resnet18, re
 from spikerate.cli.main import main
 from spikerate.data import Units, load
 from spikerate.exchange.export import Inference, as_program, export
-from spikerate.exchange.trained import Card, Trained, read_trained
 from spikerate.gradients.temperature import temperatures
 from spikerate.measure.evaluate import over_time
 from spikerate.models.fold import fold_batch_norm
@@ -39,6 +38,7 @@ from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.experiment import begin
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
+from spikerate.runs.trained import Card, Trained, read_trained
 from spikerate.system.files import pack_tensors, read_tensors
 from support.networks import Functional
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spikerate import BPTT, IF, LIF, RateBP, resnet18, sew_resnet18, vgg11
-from spikerate.exchange.spikingjelly import from_spikingjelly, neurobench_model, to_spikingjelly
+from spikerate.exchange.neurobench import neurobench_model
+from spikerate.exchange.spikingjelly import from_spikingjelly, to_spikingjelly
 from spikerate.gradients.temperature import adapt
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.neuron import Rectifier

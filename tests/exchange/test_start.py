@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from spikerate.exchange.start import Start
-from spikerate.exchange.trained import load
 from spikerate.models import Branched
 from spikerate.report.gather import gather
 from spikerate.runs.config import Model
 from spikerate.runs.record import RunFolder
+from spikerate.runs.start import Start
+from spikerate.runs.trained import load
 from spikerate.system.files import pack_tensors, read_tensors
 from support.commands import TINY, refused, tell
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from functools import partial
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from spikerate import BPTT, LIF, Branched, RateBP, Staged, deepconv_branches, spiking
+from spikerate.models.convert import CONTAINERS, check_layers
 from support.networks import gradients
 
 
@@ -126,6 +130,69 @@ def test_an_activation_at_several_places_of_the_tree() -> None:
     assert isinstance(snn[1], LIF) and snn[1] is snn[2][1] and snn[3] is not snn[1]
     trains(snn, torch.rand(2, 2, 3))
     assert net[1] is shared
+
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "BatchNorm": (4,),
+    "ConstantPad": (1, 2.0),
+    "Conv": (4, 5, 3),
+    "Dropout": (0.5,),
+    "Linear": (4, 3),
+    "Unflatten": (1, (2, 2)),
+    "ZeroPad": (1,),
+    "AdaptiveAvgPool": (2,),
+    "AdaptiveMaxPool": (2,),
+    "AvgPool": (2,),
+    "MaxPool": (2,),
+}
+
+
+@functools.cache
+def let_through() -> list[type[nn.Module]]:
+    """The layers of torch's that `spiking` takes, by asking it about a module that has nothing of a layer but its class."""
+    kinds = {k for k in vars(nn).values() if isinstance(k, type) and issubclass(k, nn.Module) and "Lazy" not in k.__name__}
+    found = []
+    for kind in sorted(kinds - {nn.Module, *CONTAINERS}, key=lambda k: k.__name__):
+        args = next((args for name, args in SETTINGS.items() if kind.__name__.startswith(name)), ())
+        with contextlib.suppress(TypeError):
+            check_layers(kind(*args))
+            found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", let_through(), ids=lambda kind: kind.__name__)
+def test_a_layer_that_is_let_through_gives_what_it_gives_each_step(kind: type[nn.Module]) -> None:
+    name = kind.__name__
+    layer = kind(*next((args for start, args in SETTINGS.items() if name.startswith(start)), ())).eval()
+    space = {"1d": 1, "2d": 2, "3d": 3}.get(name[-2:], 0)
+    x = torch.rand(2, 3, 4, *(6,) * space)
+    steps = BPTT()(layer, x).steps
+    assert_close(steps, torch.stack([layer(step) for step in x]))
+
+
+def test_layers_are_let_through_that_have_a_verb() -> None:
+    names = {kind.__name__ for kind in let_through()}
+    assert names >= {
+        "Conv1d",
+        "Conv2d",
+        "BatchNorm2d",
+        "MaxPool2d",
+        "Flatten",
+        "Unflatten",
+        "Identity",
+        "ZeroPad2d",
+        "Dropout",
+    }
+    assert not names & {
+        "Conv3d",
+        "ConvTranspose2d",
+        "LayerNorm",
+        "Dropout3d",
+        "ReLU",
+        "Softmax",
+        "Upsample",
+        "ReflectionPad2d",
+    }
 
 
 def test_layers_that_a_signal_can_not_go_through_are_all_named() -> None:

@@ -24,7 +24,8 @@ from spikerate.measure.evaluate import Answers, answers
 from spikerate.report import charts
 from spikerate.report.charts import Series, Stat
 from spikerate.report.folders import Finding
-from spikerate.report.gather import check_place, gather, write
+from spikerate.report.gather import gather
+from spikerate.report.page import check_place, write
 from spikerate.report.reproducibility import references, seven_questions
 from spikerate.runs.config import Model, Neuron, Rectified, Round, Run
 from spikerate.runs.examples import Examples

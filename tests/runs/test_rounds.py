@@ -258,7 +258,7 @@ def test_a_round_starts_from_the_best_weights_of_the_one_before(
     real = RunFolder.save
     monkeypatch.setattr(RunFolder, "save", save)
     asked: list[int] = []
-    monkeypatch.setattr("spikerate.cli.commands.load", lambda data, T, track: asked.append(T) or load(data, T, track))
+    monkeypatch.setattr("spikerate.runs.reopen.load", lambda data, T, track: asked.append(T) or load(data, T, track))
     assert main([*TINY, *ROUNDS, "--out", str(tmp_path / "run")]) == 0
     assert asked == [2], "images are read once"
     assert len(starts) == 3

@@ -19,12 +19,13 @@ from PIL import Image
 from spikerate.cli.console import complain, console, table
 from spikerate.cli.main import main
 from spikerate.data import Data, Units
-from spikerate.exchange.trained import Card, Trained, read_trained
-from spikerate.report.gather import gather, write
+from spikerate.report.gather import gather
+from spikerate.report.page import write
 from spikerate.rules import BPTT
 from spikerate.runs import presets
 from spikerate.runs.config import Model, Neuron, Run, encode
 from spikerate.runs.record import RunFolder
+from spikerate.runs.trained import Card, Trained, read_trained
 from spikerate.system.escape import escaped
 from spikerate.system.files import digest, pack_tensors, read_tensors
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,32 +33,28 @@ from spikerate.cli.arguments import (
     read_train,
 )
 from spikerate.cli.console import TransferBar, WaitingBar, complain, console
-from spikerate.cli.live import TrainingView, Watches
-from spikerate.data import SETS, SOURCES, DataSet, fetch, keeps_caches, load, sample_files, steps_per_epoch
+from spikerate.cli.terminal import Terminal
+from spikerate.data import SETS, SOURCES, fetch, sample_files
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
-from spikerate.exchange.start import Start
-from spikerate.exchange.trained import read_trained
 from spikerate.models import fold_batch_norm
+from spikerate.runs import rounds
 from spikerate.runs.config import Run, encode
 from spikerate.runs.experiment import (
-    begin,
-    check_fits,
-    check_shared,
     data_card,
     different_spikes,
     measure,
     measure_gradients,
-    perform,
-    use_threads_of,
 )
-from spikerate.runs.presets import headline, preset
-from spikerate.runs.record import RunFolder, check_free, check_name, sole_writer
+from spikerate.runs.presets import preset
+from spikerate.runs.record import RunFolder, check_free
+from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
+from spikerate.runs.start import Start
 from spikerate.runs.train import build_network, pick_device
+from spikerate.runs.trained import Trained, read_trained
 from spikerate.system import environment
-from spikerate.system.dist import Ranks, process_group, ranks_from_environment, restarted
+from spikerate.system.dist import ranks_from_environment, restarted
 from spikerate.system.files import inside, is_there, write_json
-from spikerate.system.interrupt import Interrupt, Interrupted
 
 
 @dataclass(frozen=True)
@@ -86,269 +79,51 @@ def _train(asked: tuple[str, Train] | Resume, line: str) -> int:
     if isinstance(asked, Resume):
         return _resume(asked)
     name, command = asked
-    about: dict[str, Any] = {"preset": name, "command": line}
+    about = {"preset": name, "command": line}
     start = Start.read(command.init) if command.init else None
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")
     if command.seeds > 1:
         return _train_seeds(name, command, about, start)
     path = command.out or _free_folder(Path("runs") / f"{name}-seed{command.run.seed}")
-    _check_free(path)
-    with _joined(command.run) as ranks:
-        data = _load(command.run, ranks)
-        check_fits(command.run, data, ranks)
-        about |= _init(start, command.run, data, ranks)
-        with _writing(path, ranks):
-            folder = begin(path, command.run, data, about, ranks)
-            _log(folder, command.tensorboard, ranks)
-            _perform(name, command.run, data, folder, command.save_minutes, ranks, start=start)
+    rounds.train(command.run, path, about, start, _terminal(command.tensorboard), command.save_minutes)
     return 0
 
 
-def _init(start: Start | None, run: Run, data: DataSet, ranks: Ranks = Ranks()) -> dict[str, Any]:
-    """The entry of `run.json` on the weights to start from; says what of the network stays fresh."""
-    if start is None:
-        return {}
-    with torch.device("meta"):
-        network = run.rounds[0].build(len(data.classes), data.shape)
-    record = start.onto(data.classes).record(network)
-    fresh = f"; fresh: {', '.join(record['fresh'])}" if record["fresh"] else ""
-    console(quiet=not ranks.first).print(f"starting from the weights of {start.path}{fresh}")
-    return {"init": record}
-
-
-def _train_seeds(name: str, command: Train, about: dict[str, Any], start: Start | None) -> int:
-    """One run for each seed, in turn; each process that torchrun has started takes its share of them."""
-    ranks, first = ranks_from_environment(), command.run.seed
+def _train_seeds(name: str, command: Train, about: dict[str, str], start: Start | None) -> int:
+    first = command.run.seed
     seeds = range(first, first + command.seeds)
     base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
-    check_name(base)
-    for seed in seeds[ranks.rank :: ranks.n]:
-        run, path = replace(command.run, seed=seed), inside(base, f"seed{seed}")
-        then = RunFolder(path).about().get("init") if RunFolder(path).stands else None
-        if RunFolder(path).stands and (
-            RunFolder(path).config() != run or (then or {}).get("sha256") != (start.sha256 if start else None)
-        ):
-            raise ValueError(f"{path} holds a run of other settings: choose another folder by --out")
-        if RunFolder(path).result():
-            continue
-        data, alone = _load(run), Ranks(local=ranks.local)
-        check_fits(run, data)
-        about |= _init(start, run, data)
-        with _writing(path):
-            folder = RunFolder(path) if RunFolder(path).stands else begin(path, run, data, about)
-            _log(folder, command.tensorboard)
-            _perform(f"{name}, seed {seed}", run, data, folder, command.save_minutes, alone, about["command"], start)
-    results = {seed: RunFolder(base / f"seed{seed}").result() for seed in seeds}
+    shown = Terminal(console(needed=False), first=True, logs=command.tensorboard)  # each process trains seeds of its own
+    folders = rounds.train_seeds(command.run, seeds, base, about, start, shown, command.save_minutes)
+    results = {seed: folder.result() for seed, folder in folders.items()}
     if all(results.values()):
         views.show_seeds(console(needed=False), results, base)
     return 0
 
 
 def _resume(command: Resume) -> int:
-    folder = _whole(RunFolder.open(command.resume))
-    folder.check_settings()
-    run = _run_of(folder, command.data, command.device)
+    folder = rounds.whole(RunFolder.open(command.resume))
     log = inside(folder.path, tensorboard.FOLDER)
     if command.tensorboard or log.is_dir():
         tensorboard.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
-    with _joined(run) as ranks:
-        use_threads_of(folder)
-        data = _load_again(run, folder, ranks)
-        with _writing(folder.path, ranks):
-            about = folder.about()
-            with ranks.barrier():
-                if ranks.first:
-                    now = {"at": environment.now(), "environment": environment.card()}
-                    folder.amend(resumed=[*(about.get("resumed") or []), now])
-            check_shared(folder.path, ranks)
-            _log(folder, command.tensorboard, ranks)
-            begun = folder.rounds(run)[0][1].has_state
-            start = Start.again(about["init"]) if about.get("init") and not begun else None
-            _perform(str(about.get("preset", folder.path)), run, data, folder, command.save_minutes, ranks, start=start)
+    rounds.resume(folder, command.data, command.device, _terminal(command.tensorboard), command.save_minutes)
     return 0
 
 
 def _reproduce(command: Reproduce, line: str) -> int:
     original = RunFolder.open(command.run)
-    if _whole(original) != original:
-        raise ValueError(f"{command.run} is one round of a run: give the folder of the run, {_whole(original).path}")
-    if not original.result():
-        raise ValueError(f"{command.run} is not finished: spikerate train --resume {shlex.quote(str(command.run))} first")
-    original.check_settings()
-    run = _run_of(original, command.data, None)
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
-    _check_free(path)
-    then = original.about()
-    start = Start.again(then["init"], command.init) if then.get("init") else None
-    about = {"preset": then.get("preset"), "command": line}
-    about["repeats"] = then.get("repeats") or then.get("command")
-    with _joined(run) as ranks:
-        use_threads_of(original)
-        data = _load_again(run, original, ranks)
-        check_fits(run, data, ranks)
-        about |= _init(start, run, data, ranks)
-        with _writing(path, ranks):
-            again = begin(path, run, data, about, ranks)
-            _perform(f"{command.run} again", run, data, again, 10, ranks, start=start)
-        if not ranks.first:
-            return 0
-        pairs = zip(original.rounds(run), again.rounds(run), strict=True)
-        agree = [views.show_comparison(console(needed=False), then, now) for (_, then), (_, now) in pairs]
-        return int(not all(agree))
+    repetitions = rounds.reproduce(original, path, line, command.data, command.init, _terminal())
+    for repetition in repetitions:
+        views.show_repetition(console(needed=False), repetition)
+    return int(not all(repetition.agrees for repetition in repetitions))
 
 
-def _log(folder: RunFolder, wanted: bool, ranks: Ranks = Ranks()) -> None:
-    """Have a run log for TensorBoard: one that has the folder for it does, in all of its rounds."""
-    if wanted and ranks.first:
-        inside(folder.path, tensorboard.FOLDER).mkdir(exist_ok=True)
-
-
-def _whole(folder: RunFolder) -> RunFolder:
-    """The folder of the whole run, given that or one of its rounds'."""
-    return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
-
-
-@contextlib.contextmanager
-def _joined(run: Run) -> Iterator[Ranks]:
-    """The ranks, connected, which have the same settings and the same code."""
-    launched_here = ranks_from_environment()
-    if run.batch // run.accumulate < 2 * launched_here.n:
-        raise ValueError(
-            f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
-            "batch norm needs two images at least in each part on each rank"
-        )
-    gpu = pick_device(run.device, launched_here.local).type == "cuda"
-    with process_group(gpu, slow_start=run.compile) as ranks:
-        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
-        ranks.check_same({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
-        yield ranks
-
-
-def _load(run: Run, ranks: Ranks = Ranks()) -> DataSet:
-    """Rank 0 reads first: it makes the cache that the others find. All have read the same."""
-    out = console(quiet=not ranks.first, needed=False)
-    with ranks.barrier():
-        found = load(run.data, run.T, WaitingBar(out)) if ranks.first else None
-    with ranks.barrier():
-        data = found or load(run.data, run.T, WaitingBar(out))
-    ranks.check_same(
-        {"data": data_card(data) | {"skipped": len(data.skipped), "notes": len(data.notes)}}
-    )  # these name places
-    for note in data.notes:
-        out.print(note)
-    for reason in data.skipped[:3]:
-        out.print(f"left out: {reason}")
-    if data.skipped:
-        out.print(f"{len(data.skipped)} broken files in all were left out")
-    return data
-
-
-def _load_again(run: Run, folder: RunFolder, ranks: Ranks = Ranks()) -> DataSet:
-    """The data of a run that there is already: the same files, or the parts would be others."""
-    data, then = _load(run, ranks), folder.about()["data"].get("sha256")
-    now = data_card(data)["sha256"]
-    then = then if isinstance(then, dict) else {}
-    differing = [name for name in (then or now) if then.get(name) != now.get(name)]
-    if differing:
-        raise ValueError(
-            f"the data set is not the one that {folder.path} was begun with: its checksums differ ({', '.join(differing)})"
-        )
-    for name in now.keys() - then.keys():
-        told = f"note: the record of {folder.path} has no checksum of the data's {name}: they may be others"
-        console(quiet=not ranks.first).print(told)
-    return data
-
-
-def _writing(path: Path, ranks: Ranks = Ranks()) -> AbstractContextManager[None]:
-    """Only one command at a time writes into a run folder; rank 0 holds it for all."""
-    return sole_writer(path, console().print) if ranks.first else nullcontext()
-
-
-def _note_doubt(folder: RunFolder) -> None:
-    if folder.doubt:
-        console(quiet=not ranks_from_environment().first).print(f"note: {folder.doubt}")
-
-
-def _run_of(folder: RunFolder, data: Path | None, device: str | None) -> Run:
-    """The settings of a run that there is already, with its data or the device in another place."""
-    run, out = folder.config(), console(quiet=not ranks_from_environment().first)
-    _note_doubt(folder)
-    if run.data.cache and not keeps_caches(run.data.cache):
-        # The record may be a stranger's, who could have named any folder of the user's.
-        out.print(f"there is no cache in {run.data.cache}, which the run names: one is kept in the user's cache folder")
-        run = replace(run, data=replace(run.data, cache=None))
-    run = replace(run, data=replace(run.data, path=data)) if data else run
-    return replace(run, device=device) if device else run
-
-
-def _perform(
-    name: str,
-    run: Run,
-    data: DataSet,
-    folder: RunFolder,
-    save_minutes: float,
-    ranks: Ranks,
-    again: str | None = None,
-    start: Start | None = None,
-) -> None:
-    """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
-    out = console(quiet=not ranks.first, needed=False)
-    out.print(": ".join(filter(None, (name, headline(name, run)))), style="bold")
-    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
-    about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
-    rounds, frames = folder.rounds(run), run.T
-    before: Start | RunFolder | None = start.onto(data.classes) if start else None
-    logged = inside(folder.path, tensorboard.FOLDER).is_dir() and ranks.first
-    try:
-        for k, (own, place) in enumerate(rounds, 1):
-            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.broadcast(place.stands)
-            over = stands == "finished" and place != folder
-            if stands:
-                place.check_settings()
-            if title:
-                out.print(f"{title}: {own.in_words}{', finished' if over else ''}", style="bold")
-            if not over:
-                if SETS[run.data.name].kind == "events" and frames != own.T:
-                    data, frames = _load(own, ranks), own.T
-                if not stands:
-                    begin(place.path, own, data, about | {"round": title}, ranks)
-                stop = _perform_round(own, data, place, save_minutes, ranks, before, title, logged, place == folder)
-                if place != folder and ranks.all_max(int(stop.asked)):
-                    raise Interrupted(stop.signal)
-            before = place
-    except Interrupted as stopped:
-        out.print(f"stopped ({stopped}), and saved; go on by: {again}")
-        raise
-    if run.before and ranks.first:
-        views.show_rounds(out, rounds)
-
-
-def _perform_round(
-    run: Run,
-    data: DataSet,
-    folder: RunFolder,
-    save_minutes: float,
-    ranks: Ranks,
-    start: Start | RunFolder | None,
-    title: str,
-    logged: bool,
-    last: bool,
-) -> Interrupt:
-    """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
-    out = console(quiet=not ranks.first, needed=False)
-    out.print(
-        f"{len(data.train):,} samples to train on, {len(data.validation):,} for validation, {len(data.test):,} to test; "
-        f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
-        + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
-    )
-    steps, rows = steps_per_epoch(data.train, run.batch), folder.rows() if ranks.first else []
-    view = TrainingView(out, run, steps, title, rows)
-    with Interrupt() as stop, view, ExitStack() as files:
-        log = [files.enter_context(tensorboard.Board(folder.path / tensorboard.FOLDER, steps, rows))] if logged else []
-        state, measured = perform(run, data, folder, Watches([view, *log]), ranks, stop, save_minutes, view.wait, start)
-    views.show_result(out, run, folder, state, measured, last)
-    return stop
+def _terminal(logs: bool = False) -> Terminal:
+    """Shows a run of several processes once, and goes on where the output can't be written."""
+    first = ranks_from_environment().first
+    return Terminal(console(quiet=not first, needed=False), first, logs)
 
 
 def _free_folder(path: Path) -> Path:
@@ -360,36 +135,31 @@ def _free_folder(path: Path) -> Path:
     return taken if restarted() else free
 
 
-def _check_free(path: Path) -> None:
-    """Before the data is read; the other ranks may come when rank 0 has made the folder."""
-    if ranks_from_environment().first and not restarted():
-        check_free(path)
-
-
 # eval, report, gradient, predict, export, bench, fetch -----------------------------------------------------------------
 
 
 def _eval(command: Eval, line: str) -> int:
-    folder = RunFolder.open(command.run)
-    run, T = _run_of(folder, command.data, None), command.T
+    record, out = RunFolder.open(command.run).record(), console()
+    audience = Terminal(out)
+    run, T = settings_again(record, audience, command.data), command.T
     device = pick_device(command.device)
-    data = _load_again(run, folder)
+    data = load_data_again(run, record, audience)
     _check_steps(run, T)
     network = build_network(run, len(data.classes), data.shape, device)
-    folder.load_weights(command.weights, network)
-    out = console()
+    record.folder.load_weights(command.weights, network)
     if command.fold:
         whole, network = network.eval(), fold_batch_norm(network)
         differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
         out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
     measured = measure(network, data, run, T=T, track=WaitingBar(out), check_finite=command.check_finite)
-    out.print(f"{folder.path}, {command.weights}.safetensors, {data.name}")
+    out.print(f"{record.folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)
     return 0
 
 
 def _report(command: Report, line: str) -> int:
-    from spikerate.report.gather import check_place, gather, write  # here, since matplotlib takes half a second to import
+    from spikerate.report.gather import gather  # here, since matplotlib takes half a second to import
+    from spikerate.report.page import check_place, write
 
     file = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "report.html"
     check_place(file)
@@ -413,23 +183,24 @@ def _gradient(command: Gradient, line: str) -> int:
     from spikerate.cli.plots import draw_gradients  # here, since matplotlib takes half a second to import
 
     name, place = command.network, Path(command.network)
-    folder = RunFolder.open(place) if place.is_dir() else None
-    run = _run_of(folder, command.data, None) if folder else _fresh(command)
+    record = RunFolder.open(place).record() if place.is_dir() else None
+    out = console()
+    audience = Terminal(out)
+    run = settings_again(record, audience, command.data) if record else _fresh(command)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
     _check_steps(run, command.T)
-    path = command.out or _free_folder(place / "gradient" if folder else Path("runs") / f"{name}-gradient")
-    _check_free(path)
+    path = command.out or _free_folder(place / "gradient" if record else Path("runs") / f"{name}-gradient")
+    check_free(path)
     device, T = pick_device(command.device), command.T or run.T
-    data = _load_again(run, folder) if folder else _load(run)
+    data = load_data_again(run, record, audience) if record else load_data(run, audience)
     torch.manual_seed(run.seed)
     network = build_network(run, len(data.classes), data.shape, device)
-    if folder:
-        folder.load_weights(command.weights, network)
-    out = console()
+    if record:
+        record.folder.load_weights(command.weights, network)
     found = measure_gradients(network, data, run, command.how, T, WaitingBar(out))
-    weights = command.weights if folder else "fresh"
-    record = {
+    weights = command.weights if record else "fresh"
+    told = {
         "network": name,
         "weights": weights,
         "T": T,
@@ -445,7 +216,7 @@ def _gradient(command: Gradient, line: str) -> int:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "gradient.json", record)
+        write_json(path / "gradient.json", told)
         draw_gradients(found, path / "gradient.svg")
     finally:
         out.print(f"{name}, {weights} weights, {command.how.samples} samples of {data.name}, T = {T}")
@@ -464,13 +235,12 @@ def _fresh(command: Gradient) -> Run:
 
 
 def _predict(command: Predict, line: str) -> int:
-    folder = RunFolder.open(command.run)
-    _note_doubt(folder)
-    files, notes = sample_files(command.files, folder.config().data)
-    out = console()
+    record, out = RunFolder.open(command.run).record(), console()
+    note_doubt(record, Terminal(out))
+    files, notes = sample_files(command.files, record.run.data)
     for note in notes:
         out.print(note)
-    answers = predict(folder, files, command.weights, pick_device(command.device), command.check_finite)
+    answers = predict(record, files, command.weights, pick_device(command.device), command.check_finite)
     done: list[Prediction] = []
     try:
         for answer in WaitingBar(out)(answers, "looking at files", len(files)):
@@ -481,12 +251,14 @@ def _predict(command: Predict, line: str) -> int:
 
 
 def _export(command: Export, line: str) -> int:
+    out = console()
     check_target(command.file)
-    trained = read_trained(command.run, command.weights)
-    if command.run.is_dir():
-        _note_doubt(RunFolder(command.run))
+    record = RunFolder.open(command.run).record() if command.run.is_dir() else None
+    trained = Trained.of_run(record, command.weights) if record else read_trained(command.run, command.weights)
+    if record:
+        note_doubt(record, Terminal(out))
     export(trained, command.file)
-    views.show_export(console(), trained, command.file)
+    views.show_export(out, trained, command.file)
     return 0
 
 
@@ -496,7 +268,7 @@ def _bench(command: Bench, line: str) -> int:
     setting = command.of
     commands = cells(command.methods, command.T, setting) | peer_cells(command.peers, command.T, setting)
     path = command.out or _free_folder(Path("runs") / f"bench-{environment.now()[:10]}-{platform.node()}")
-    _check_free(path)
+    check_free(path)
     device = pick_device(setting.device)
     if setting.threads:
         torch.set_num_threads(setting.threads)

@@ -183,9 +183,18 @@ class TrainingView:
 
 @dataclass(frozen=True)
 class Watches:
-    """Several that look on, as one."""
+    """Several that look on at a training, as one; the view is told first."""
 
-    watches: Sequence[Watch]
+    view: TrainingView
+    others: Sequence[Watch] = ()
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """All of them."""
+        return (self.view, *self.others)
+
+    def wait(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
+        return self.view.wait(items, what, total)
 
     def say(self, line: str) -> None:
         for watch in self.watches:

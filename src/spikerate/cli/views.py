@@ -19,17 +19,18 @@ from spikerate.bench.roofline import Roofline
 from spikerate.cli.console import table
 from spikerate.data import SETS, input_shape
 from spikerate.exchange.predict import Prediction
-from spikerate.exchange.trained import Trained
 from spikerate.gradients.agreement import Fidelity
 from spikerate.measure.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_words
 from spikerate.measure.evaluate import Accuracy
-from spikerate.models import Branched, Staged, branch_macs, macs, short_path, stage_shapes
+from spikerate.models import Branched, Staged, body_of, branch_macs, macs, short_path, stage_shapes
 from spikerate.runs.config import Run, encode, flat
 from spikerate.runs.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.runs.experiment import Measured
 from spikerate.runs.presets import PRESETS, Preset
-from spikerate.runs.record import RunFolder, compare
+from spikerate.runs.record import RunFolder
+from spikerate.runs.rounds import Repetition
 from spikerate.runs.state import State
+from spikerate.runs.trained import Trained
 from spikerate.system import environment
 
 _LIKELY = 3
@@ -183,17 +184,15 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
     console.print(f"runs in {base}; next: spikerate report {shlex.quote(str(base))}")
 
 
-def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> bool:
+def show_repetition(console: Console, repetition: Repetition) -> None:
     """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
-    kept = ([*folder.metrics(), folder.result() | {"epoch": "test"}] for folder in (original, again))
-    rows = compare(*([dict(flat(row)) for row in rows] for rows in kept))
-    rows.pop("test_interval_95", None)
+    original, again = repetition.original, repetition.again
     console.print(f"{again.path} against {original.path}:")
-    if not rows:
+    if repetition.agrees:
         console.print("every metric of every epoch agrees, and the test result too")
-        return True
+        return
     shown = table("Metrics that differ", "metric", "first in epoch", "then", "now")
-    for name, (epoch, then, now) in rows.items():
+    for name, (epoch, then, now) in repetition.differing.items():
         shown.add_row(
             name,
             str(epoch),
@@ -207,7 +206,6 @@ def show_comparison(console: Console, original: RunFolder, again: RunFolder) -> 
         if then.get(name) != now.get(name) and not name.startswith(times):
             cards.add_row(name, str(then.get(name)), str(now.get(name)))
     console.print(cards if cards.row_count else "the two cards do not differ: something here is not deterministic")
-    return False
 
 
 def show_presets(console: Console) -> None:
@@ -236,7 +234,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     num_classes = entry.num_classes or _CLASSES
     with torch.device("meta"):
         network = run.build(num_classes, shape)
-    body = network.body if isinstance(network, Branched) else network
+    body = body_of(network)
     console.print(_network(network, body, shape, num_classes))
     if entry.samples is None:
         console.print(f"with {_CLASSES} classes; yours are the class folders")

@@ -8,7 +8,7 @@ from spikerate.data.download import SOURCES, fetch
 from spikerate.data.sample_files import read_sample, sample_files
 from spikerate.data.samples import Block, DataSet, Samples, Units
 from spikerate.data.settings import Data
-from spikerate.data.streams import stream
+from spikerate.data.streams import Stream, stream
 
 __all__ = [
     "LARGEST_SIDE",
@@ -20,6 +20,7 @@ __all__ = [
     "DataSet",
     "Part",
     "Samples",
+    "Stream",
     "Units",
     "check",
     "epoch_batches",

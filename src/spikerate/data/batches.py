@@ -12,10 +12,8 @@ from torch import Tensor
 
 from spikerate.data.augment import Augment
 from spikerate.data.samples import Block, DataSet, Samples
-from spikerate.data.streams import stream
+from spikerate.data.streams import Stream, stream
 
-_AUGMENT, _CROP = 0, 2
-"""The random streams that this file uses; 1 belongs to the layers (dropout), 3 to the temperature search."""
 _BLOCK = 32
 """Samples that are augmented together. Blocks follow from the batch and not from the ranks, whose number changes nothing."""
 
@@ -101,10 +99,12 @@ def _plans(
         own = range(*slice(a + (mine.start or 0), a + mine.stop).indices(len(chosen)))
         first, last = own.start // _BLOCK, -(-own.stop // _BLOCK)
         blocks = [
-            Block(chosen[k * _BLOCK : (k + 1) * _BLOCK], stream(seed, _CROP, *rest, k) if augment.resized_crop else None)
+            Block(
+                chosen[k * _BLOCK : (k + 1) * _BLOCK], stream(seed, Stream.CROP, *rest, k) if augment.resized_crop else None
+            )
             for k in range(first, last)
         ]
-        seeds = [stream(seed, _AUGMENT, *rest, k) for k in range(first, last)]
+        seeds = [stream(seed, Stream.AUGMENT, *rest, k) for k in range(first, last)]
         plans.append(_Plan(chosen[a:b], blocks, seeds, slice(own.start - first * _BLOCK, own.stop - first * _BLOCK)))
     return plans
 

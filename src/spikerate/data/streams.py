@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 
 
+class Stream(IntEnum):
+    """What the random numbers of a run are for. The numbers are part of its bits: another one would be another run."""
+
+    AUGMENT = 0
+    """the augmentation of a block of samples"""
+    LAYERS = 1
+    """layers that draw, as dropout, in one step"""
+    CROP = 2
+    """the crops that are decoded from image files"""
+    SEARCH = 3
+    """the directions in which a search for a temperature moves weights"""
+
+
 def stream(*key: int) -> int:
-    """The seed of the random stream with that key."""
+    """The seed of the stream of that key: the seed of a run, a `Stream`, and of what: epoch, step, ..."""
     return int(np.random.default_rng(np.random.SeedSequence(key[0], spawn_key=key[1:])).integers(2**63))

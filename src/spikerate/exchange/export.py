@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.data import Units
-from spikerate.exchange.trained import Trained
 from spikerate.measure.evaluate import over_time
 from spikerate.rules import BPTT
+from spikerate.runs.trained import Trained
 from spikerate.system.files import write_whole
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from spikerate.data import read_sample
-from spikerate.exchange.trained import read_trained
 from spikerate.measure.evaluate import over_time
 from spikerate.measure.health import CheckFinite, NotFinite
 from spikerate.rules import BPTT
-from spikerate.runs.record import RunFolder
+from spikerate.runs.record import Record
 from spikerate.runs.train import place
+from spikerate.runs.trained import Trained
+from spikerate.system.modes import autocast
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Prediction:
 
 
 def predict(
-    folder: RunFolder, files: Sequence[Path], weights: str, device: torch.device, check_finite: bool = False
+    record: Record, files: Sequence[Path], weights: str, device: torch.device, check_finite: bool = False
 ) -> Iterator[Prediction]:
     """Classify files of the kind that the network of a run was trained on, one after the other.
 
@@ -37,12 +38,11 @@ def predict(
         NotFinite: with `check_finite`, a value in the network or a file is infinite or not a number.
     """
     rule = CheckFinite(BPTT()) if check_finite else BPTT()
-    run = folder.config()
-    trained = read_trained(folder.path, weights)
+    run, trained = record.run, Trained.of_run(record, weights)
     network, classes, units = place(trained.network, device), trained.card.classes, trained.card.units
     for file in files:
         x = units.normalize(units.scale(read_sample(file, run.data, run.T).unsqueeze(0).to(device)))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        with torch.no_grad(), autocast(device, run.precision):
             try:
                 logits = rule(network, over_time(x, run.T)).rate[0]
             except NotFinite as error:

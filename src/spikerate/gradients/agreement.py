@@ -17,8 +17,9 @@ from spikerate.gradients.finite_difference import (
     untouched,
     weights,
 )
-from spikerate.models import Branched
+from spikerate.models import body_of
 from spikerate.rules import BPTT, RateBP
+from spikerate.system.modes import autocast, mode
 from spikerate.system.progress import Track, untracked
 from spikerate.system.ranges import MOST_SAMPLES, check_count, check_positive, check_seed
 
@@ -121,37 +122,30 @@ class Comparison:
         Raises:
             ValueError: a gradient is not finite.
         """
-        body = network.body if isinstance(network, Branched) else network
+        body = body_of(network)
         layers = weights(body)
         generator = torch.Generator().manual_seed(self.seed)
-        # Entered anew each time, since autocast caches the weights that it has cast, even those cast without a graph.
-        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
-
         loss = rate_loss(labels)
 
         def gradients(rule: BPTT | RateBP) -> tuple[Tensor, ...]:
             with untouched(body) as again, torch.enable_grad():
                 again()
-                with autocast:
+                with autocast(x.device, precision):  # anew each time: it caches the weights that it has cast
                     value = loss(rule(body, x).rate)
                 return torch.autograd.grad(value, list(layers.values()), allow_unused=True, materialize_grads=True)
 
         found = []
-        was_training = body.training
-        body.train()
-        try:
+        with mode(body, training=True):
             rule_gradients = dict(zip(layers, zip(gradients(BPTT()), gradients(RateBP()), strict=True), strict=True))
             for layer, weight in track(iter(layers.items()), "finite differences", len(layers)):
                 directions = self._directions(weight, generator)
-                with autocast:
+                with autocast(x.device, precision):
                     fdg = derivatives(body, weight, x, loss, directions, self.epsilon)
                 bptt, rate = rule_gradients[layer]
                 if not all(bool(gradient.isfinite().all()) for gradient in (bptt, rate, fdg)):
                     raise ValueError(f"a gradient of layer {layer} is not finite: a smaller epsilon may help")
                 pairs = ((rate, bptt), (directions.along(bptt), fdg), (directions.along(rate), fdg))
                 found.append(Fidelity(layer, weight.numel(), len(directions), *(Agreement.between(*p) for p in pairs)))
-        finally:
-            body.train(was_training)
         return found
 
     def _directions(self, weight: nn.Parameter, generator: torch.Generator) -> Directions:

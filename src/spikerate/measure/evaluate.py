@@ -15,6 +15,7 @@ from spikerate.data import DataSet, Samples, plain_batches
 from spikerate.measure.health import CheckFinite
 from spikerate.rules import BPTT
 from spikerate.signal import Signal
+from spikerate.system.modes import autocast, mode
 from spikerate.system.progress import Track, untracked
 
 
@@ -111,17 +112,12 @@ def answers(
         NotFinite: with `check_finite`, a value in the network or the samples is infinite or not a number.
     """
     rule = CheckFinite(rule) if check_finite else rule
-    was_training = network.training
-    network.eval()
     device = device or samples.labels.device
     found: list[Tensor] = []
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            batches = plain_batches(data, samples, batch, device)
-            for x, _ in track(batches, "testing", -(-len(samples) // batch)):
-                steps = rule(network, over_time(x, T)).steps.double()
-                # Not `cumsum`, which on a GPU may give other bits each time and is refused in a deterministic run.
-                found.append(torch.stack([logits.argmax(-1) for logits in itertools.accumulate(steps)], 1))
-    finally:
-        network.train(was_training)
+    with mode(network, training=False), torch.no_grad(), autocast(device, precision):
+        batches = plain_batches(data, samples, batch, device)
+        for x, _ in track(batches, "testing", -(-len(samples) // batch)):
+            steps = rule(network, over_time(x, T)).steps.double()
+            # Not `cumsum`, which on a GPU may give other bits each time and is refused in a deterministic run.
+            found.append(torch.stack([logits.argmax(-1) for logits in itertools.accumulate(steps)], 1))
     return Answers(torch.cat(found), samples.labels.to(device), len(data.classes))

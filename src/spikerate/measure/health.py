@@ -14,6 +14,7 @@ from spikerate.losses import Terms
 from spikerate.measure.meter import OUTSIDE, Ledger, Meter, watched
 from spikerate.rules import BPTT
 from spikerate.signal import Neuron, Signal
+from spikerate.system.modes import mode
 
 
 class NotFinite(Exception):
@@ -121,13 +122,8 @@ def names_not_finite(terms: Mapping[str, Tensor]) -> list[str]:
 def firing(network: nn.Module, x: Tensor) -> Ledger:
     """How often the neurons of a network fire in evaluation mode, for the input x [T, B, ...]."""
     ledger = Ledger()
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            Meter(ledger)(network, x)
-    finally:
-        network.train(was_training)
+    with mode(network, training=False), torch.no_grad():
+        Meter(ledger)(network, x)
     return ledger
 
 

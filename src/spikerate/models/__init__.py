@@ -1,6 +1,6 @@
 """Networks in plain `torch.nn`: spiking with `activation=LIF`, ordinary ANNs with `activation="relu"`."""
 
-from spikerate.models.branches import Branched, DeepConv, deepconv_branches
+from spikerate.models.branches import Branched, DeepConv, body_of, deepconv_branches
 from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs
 from spikerate.models.fold import fold_batch_norm
@@ -16,6 +16,7 @@ __all__ = [
     "DeepConv",
     "Staged",
     "Synchronized",
+    "body_of",
     "branch_macs",
     "check_layers",
     "deepconv_branches",

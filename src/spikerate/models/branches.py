@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,19 @@ class Branched(nn.Module):
         if not x.complete:
             return x
         return replace(x, exits=tuple(self.branches[name](rate) for name, rate in taps.items()))
+
+
+@overload
+def body_of(network: Staged | Branched) -> Staged: ...
+
+
+@overload
+def body_of(network: nn.Module) -> nn.Module: ...
+
+
+def body_of(network: nn.Module) -> nn.Module:
+    """The network without branches: the body of a `Branched` network, and every other network itself."""
+    return network.body if isinstance(network, Branched) else network
 
 
 def deepconv_branches(

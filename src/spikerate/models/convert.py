@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn import functional as F
 
 from spikerate.neuron import LIF
+from spikerate.signal import METHODS, VERBS
 
 # The elementwise activations, which a neuron can replace.
 ACTIVATIONS = (
@@ -35,27 +38,8 @@ ACTIVATIONS = (
     nn.Threshold,
 )
 
-# The layers that a signal supports: those of the table in `spikerate.signal`.
-LAYERS = (
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Linear,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-)
+# Those whose name is not that of the function they call.
+_OTHERS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.Identity)
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, nn.Sequential)
 
@@ -111,7 +95,9 @@ def check_layers(module: nn.Module, others: tuple[type[nn.Module], ...] = ()) ->
 def _refusal(layer: nn.Module, others: tuple[type[nn.Module], ...]) -> str | None:
     """Why a signal can't go through a layer, not counting the layers inside it; None if it can."""
     kind = _kind(layer)
-    if kind is not nn.Module and not issubclass(kind, LAYERS + CONTAINERS + others):
+    if kind is not nn.Module and not (
+        any(map(_goes_through, kind.__mro__)) or issubclass(kind, _OTHERS + CONTAINERS + others)
+    ):
         return type(layer).__name__
     if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode != "zeros":
         return f"{type(layer).__name__} with padding_mode={layer.padding_mode!r}"
@@ -120,6 +106,18 @@ def _refusal(layer: nn.Module, others: tuple[type[nn.Module], ...]) -> str | Non
     if layer._backward_hooks or layer._backward_pre_hooks:
         return f"{type(layer).__name__} with a backward hook, which would never be called: hook the tensors instead"
     return None
+
+
+def _goes_through(kind: type) -> bool:
+    """Whether signals have a rule for the function that a layer of torch's calls: `conv2d` for `Conv2d`.
+
+    A batch norm is the same function for every number of axes; other layers have a function for each.
+    """
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    functions = vars(F)
+    if name not in functions:
+        name = re.sub(r"[123]d$", "", name)
+    return name in METHODS or (name in functions and functions[name] in VERBS)
 
 
 def _kind(layer: nn.Module) -> type:

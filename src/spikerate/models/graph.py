@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from spikerate.neuron import LIF, Rectifier
+from spikerate.system.modes import mode
 
 
 class _Layers(fx.Tracer):
@@ -22,14 +23,12 @@ def layer_graph(network: nn.Module) -> fx.Graph:
     Raises:
         ValueError: the layers that it calls depend on the values that flow through it.
     """
-    was_training = network.training
     try:
-        return _Layers().trace(network.eval())
+        with mode(network, training=False):
+            return _Layers().trace(network)
     except (fx.proxy.TraceError, TypeError) as error:
         problem: Any = str(error).split("\n")[0]
         raise ValueError(
             f"the layers of {type(network).__name__} can't be listed ({problem}): in its forward, call the same layers for "
             "every input"
         ) from error
-    finally:
-        network.train(was_training)

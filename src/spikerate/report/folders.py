@@ -84,12 +84,13 @@ class Finding:
             ValueError: it holds no run, or a file of it is broken.
         """
         folder = RunFolder.open(path)
-        about, run = folder.about(), folder.config()
+        record = folder.record()
+        run = record.run
         before = folder.rounds(run)[:-1]
         return cls(
             path,
             run,
-            about,
+            record.about,
             [_finite(row, path) for row in folder.metrics()] if folder.has_epochs else [],
             _result(folder, run.T),
             Examples.read(path),
@@ -108,16 +109,14 @@ def _result(folder: RunFolder, T: int) -> Result | None:
     try:
         return Result.parse(record, T) if record else None
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
-        raise ValueError(
-            f"{folder.path / 'result.json'} is no result ({error!r}): it is altered, or of another version"
-        ) from error
+        raise ValueError(f"{folder.result_file} is no result ({error!r}): it is altered, or of another version") from error
 
 
 def _finite(row: Row, path: Path) -> Row:
     """The numbers of a line of `metrics.jsonl` that can be drawn."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     if "epoch" not in kept:
-        raise ValueError(f"{path / 'metrics.jsonl'} has the epoch {row['epoch']}: it is altered")
+        raise ValueError(f"{RunFolder(path).metrics_file} has the epoch {row['epoch']}: it is altered")
     return kept
 
 

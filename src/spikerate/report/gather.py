@@ -1,46 +1,28 @@
-"""A report of runs as one HTML file: gathered from their folders alone, compared where there are several."""
+"""What a report tells of runs: gathered from their folders alone, compared where there are several."""
 
 from __future__ import annotations
 
-import base64
-import io
 import os
-import shlex
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from PIL import Image
-from torch import Tensor
 
-from spikerate.measure.energy import AC_PJ, MAC_PJ, Energy
+from spikerate.measure.energy import Energy
 from spikerate.measure.health import stuck
 from spikerate.models import short_path
 from spikerate.report import charts
 from spikerate.report.charts import Chart, Form, Series, Stat, Strips
 from spikerate.report.folders import Finding, Result
 from spikerate.report.reproducibility import Question, settings, seven_questions
+from spikerate.report.samples import Confusion, Example, confusion, confusion_of_pairs, examples
 from spikerate.runs.config import Run
-from spikerate.runs.examples import Examples
 from spikerate.runs.experiment import LARGEST_CONFUSION
 from spikerate.runs.presets import headline
-from spikerate.runs.record import doubt
+from spikerate.runs.record import RUN_FILE, doubt
 from spikerate.system import environment
-from spikerate.system.escape import escaped
-from spikerate.system.files import is_there, open_plain, write_whole
-
-_MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
-"""How a report begins: a file that begins so may be written anew."""
-_LARGEST_MATRIX = 20
-"""With more classes, the most frequent confusions are listed instead."""
-_MOST_CONFUSIONS = 20
-_LIKELIEST = 3
 
 
 @dataclass(frozen=True)
@@ -77,43 +59,6 @@ class Layer:
     rate: Stat
     at_step: list[float]
     stuck: str
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Test samples of all runs together by their class and by what they were taken for.
-
-    Attributes:
-        rows: class, and for each class the count and a shade in [0, 1]; empty where there are many classes.
-        often: class, what it was taken for, count, share of the class; the most frequent confusions first.
-    """
-
-    classes: list[str]
-    rows: list[tuple[str, list[tuple[int, float]]]]
-    often: list[tuple[str, str, int, float]]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A test sample, what the network answers, and which of its units fire when.
-
-    Attributes:
-        picture: as a data URI.
-        confidences: of the likeliest classes at the end, after each step.
-        spikes: SVG path in a box of T x (layers x units).
-        rates: of each layer, over all steps.
-    """
-
-    picture: str
-    place: int
-    label: str
-    answer: str
-    right: bool
-    confidences: list[tuple[str, list[float]]]
-    spikes: str
-    rates: list[tuple[str, float]]
-    T: int
-    units: int
 
 
 @dataclass(frozen=True)
@@ -217,10 +162,10 @@ class Group:
         """None where no result has it."""
         listed = [row for result in self.results for row in result.confusions]
         if listed:
-            return _of_many_classes(listed, self._classes(1 + max(max(row[:2]) for row in listed)))
+            return confusion_of_pairs(listed, self._classes(1 + max(max(row[:2]) for row in listed)))
         counts = [torch.tensor(result.confusion) for result in self.results if result.confusion]
         total = sum((c for c in counts[1:] if c.shape == counts[0].shape), start=counts[0]) if counts else None
-        return None if total is None else _confusion(total, self._classes(len(total)))
+        return None if total is None else confusion(total, self._classes(len(total)))
 
     @property
     def shown(self) -> Finding | None:
@@ -230,7 +175,7 @@ class Group:
     @property
     def examples(self) -> list[Example]:
         kept = self.shown.examples if self.shown else None
-        return list(_examples(kept, self._classes(kept.logits.shape[2]))) if kept else []
+        return list(examples(kept, self._classes(kept.logits.shape[2]))) if kept else []
 
     def _classes(self, num_classes: int) -> list[str]:
         named = [str(name) for name in self.runs[0].about["data"].get("classes") or ()]
@@ -291,59 +236,6 @@ def gather(paths: Sequence[Path]) -> Report:
     )
 
 
-def write(report: Report, file: Path) -> None:
-    """Write a report as one HTML file that needs nothing else.
-
-    Raises:
-        ValueError: there is something else in its place, or it can't be written.
-    """
-    check_place(file)
-    engine = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_plain,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {
-        "share": lambda value: charts.in_words(value, "share").replace(" %", "\N{NO-BREAK SPACE}%"),
-        "number": lambda value: charts.in_words(value, "number"),
-        "count": lambda value: charts.in_words(value, "count"),
-        "joules": lambda value: charts.in_words(value, "joules"),
-        "quoted": lambda path: shlex.quote(str(path)),
-        "short": short_path,
-        "breakable": lambda name: Markup(".\u200b").join(name.split(".")),
-    }
-    about = {"made": environment.now(), "version": version("spikerate"), "mac_pj": MAC_PJ, "ac_pj": AC_PJ}
-    page = engine.get_template("page.html.jinja").render(report=report, box=charts, len=len, **about)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, _MARK + page.encode())
-    except OSError as error:
-        raise ValueError(f"{file} can't be written ({error.strerror}): choose another by --out") from error
-
-
-def _plain(value: Any) -> Any:
-    """What a page shows of a value: of a text from a file, nothing that could turn the page's words around."""
-    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def check_place(file: Path) -> None:
-    """Raise `ValueError` where a report can't be put: in the place of a folder or device, or of another file."""
-    if not is_there(file):
-        return
-    try:
-        there = open_plain(file)
-    except OSError as error:
-        raise ValueError(f"{file} can't be read ({error.strerror}): choose another by --out") from error
-    except ValueError as error:
-        raise ValueError(f"{error}; or choose another by --out") from error
-    with there:
-        if there.read(len(_MARK)) != _MARK:
-            raise ValueError(f"{file} is there already and is no report: choose another by --out")
-
-
 # groups -----------------------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +263,7 @@ def _look(folder: Path, unseen: list[str]) -> tuple[bool, list[Path]]:
     try:
         with os.scandir(folder) as found:
             entries = list(found)
-        return any(entry.name == "run.json" for entry in entries), [Path(e.path) for e in entries if e.is_dir()]
+        return any(entry.name == RUN_FILE for entry in entries), [Path(e.path) for e in entries if e.is_dir()]
     except OSError as error:
         unseen.append(f"{folder} can't be read ({error.strerror}): a run in it is left out")
         return False, []
@@ -496,58 +388,3 @@ def _series(name: str, key: str, group: Group) -> Series:
                 values.setdefault(row["epoch"], []).append(row[key])
     result = group.runs[0].result
     return Series(name, values, result.epoch if result and len(group.runs) == 1 and key == "validation" else None)
-
-
-# what the network does --------------------------------------------------------------------------------------------------
-
-
-def _confusion(counts: Tensor, classes: list[str]) -> Confusion:
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    wrong = counts.clone().fill_diagonal_(0).flatten()
-    order = wrong.argsort(descending=True, stable=True)[:_MOST_CONFUSIONS].tolist()
-    places = [(*divmod(k, len(classes)), int(wrong[k])) for k in order if wrong[k]]
-    often = [(classes[i], classes[j], n, float(shares[i, j])) for i, j, n in places]
-    if len(classes) > _LARGEST_MATRIX:
-        return Confusion(classes, [], often)
-    shades = shares.sqrt()  # or a confusion of a few per cent could not be seen
-    rows = [list(zip(n, s, strict=True)) for n, s in zip(counts.tolist(), shades.tolist(), strict=True)]
-    return Confusion(classes, list(zip(classes, rows, strict=True)), often)
-
-
-def _of_many_classes(listed: Sequence[Sequence[int]], classes: list[str]) -> Confusion:
-    """Of rows of class, what it was taken for, and how often."""
-    pairs, samples = Counter[tuple[int, int]](), Counter[int]()
-    for label, found, count in listed:
-        pairs[label, found] += count
-        samples[label] += count
-    wrong = Counter({pair: count for pair, count in pairs.items() if pair[0] != pair[1]}).most_common(_MOST_CONFUSIONS)
-    often = [(classes[i], classes[j], n, n / samples[i]) for (i, j), n in wrong if n]
-    return Confusion(classes, [], often)
-
-
-def _examples(kept: Examples, classes: list[str]) -> Iterator[Example]:
-    steps = torch.arange(1, kept.logits.shape[1] + 1).view(-1, 1)
-    for k, logits in enumerate(kept.logits):
-        confidences = (logits.cumsum(0) / steps).softmax(1)
-        likely = confidences[-1].argsort(descending=True, stable=True)[:_LIKELIEST].tolist()
-        _, units, T = kept.spikes[k].shape
-        fired = kept.spikes[k].flatten(0, 1).nonzero().tolist()
-        yield Example(
-            _data_uri(kept.pictures[k]),
-            int(kept.index[k]),
-            classes[int(kept.labels[k])],
-            classes[likely[0]],
-            likely[0] == int(kept.labels[k]),
-            [(classes[c], confidences[:, c].tolist()) for c in likely],
-            "".join(f"M{t + 0.06:.2f} {unit + 0.5}h.88" for unit, t in fired),
-            list(zip(map(short_path, kept.layers), kept.rates[k].mean(1).tolist(), strict=True)),
-            T,
-            units,
-        )
-
-
-def _data_uri(picture: Tensor) -> str:
-    """A picture [3, H, W] uint8 as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spikerate.models import Synchronized
 from spikerate.rules import BPTT
+from spikerate.system.modes import autocast
 
 
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
@@ -39,7 +40,7 @@ def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterabl
             for norm in norms:
                 norm.train()
                 norm.momentum = 1 / (k + 1)  # which makes the running statistics the mean over all batches so far
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(x.device, precision):
                 BPTT()(average, x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

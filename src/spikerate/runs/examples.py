@@ -13,9 +13,10 @@ from spikerate.data import Block, DataSet
 from spikerate.measure.evaluate import over_time
 from spikerate.measure.meter import Meter, Trains
 from spikerate.runs.config import Run
+from spikerate.runs.record import RunFolder
 from spikerate.system.files import is_there, pack_tensors, read_tensors, write_whole
+from spikerate.system.modes import autocast, mode
 
-_FILE = "examples.safetensors"
 _SIDE = 96
 """Larger pictures are made so small."""
 _UNITS, _FEWEST = 128, 6
@@ -52,7 +53,7 @@ class Examples:
         device, own = next(network.parameters()).device, data.test[index.cpu()]
         (samples,) = own.read([Block(torch.arange(len(own)))], device)
         x = data.units.scale(samples)
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        with autocast(device, run.precision):
             logits, layers, trains = _fire(network, over_time(data.units.normalize(x), run.T))
         units = min(max(_FEWEST, _UNITS // len(trains)), *(train[0, 0].numel() for train in trains))
         return cls(
@@ -71,7 +72,7 @@ class Examples:
         Raises:
             OSError: it can't be written.
         """
-        write_whole(folder / _FILE, pack_tensors(self._tensors(), {"layers": list(self.layers)}))
+        write_whole(RunFolder(folder).examples_file, pack_tensors(self._tensors(), {"layers": list(self.layers)}))
 
     @classmethod
     def read(cls, folder: Path) -> Examples | None:
@@ -80,7 +81,7 @@ class Examples:
         Raises:
             ValueError: the file is broken.
         """
-        file = folder / _FILE
+        file = RunFolder(folder).examples_file
         if not is_there(file):
             return None
         tensors, facts = read_tensors(file)
@@ -116,13 +117,9 @@ class Examples:
 
 def _fire(network: nn.Module, x: Tensor) -> tuple[Tensor, tuple[str, ...], list[Tensor]]:
     """Logits [T, B, K], the layers of neurons, and what they give [T, B, ...], of a network in evaluation mode."""
-    trains, was_training = Trains(), network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            logits = Meter(trains)(network, x).steps
-    finally:
-        network.train(was_training)
+    trains = Trains()
+    with mode(network, training=False), torch.no_grad():
+        logits = Meter(trains)(network, x).steps
     names = {module: name for name, module in network.named_modules()}
     return logits, tuple(names[neuron] for neuron, _ in trains.kept), [train for _, train in trains.kept]
 

@@ -27,6 +27,7 @@ from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
+from spikerate.system.modes import autocast
 from spikerate.system.progress import Track, untracked
 
 _SEEN_SECONDS = 5
@@ -107,7 +108,7 @@ def different_spikes(
     device = next(one.parameters()).device
     batches = plain_batches(data, data.test, run.batch, device)
     differ = places = 0
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with torch.no_grad(), autocast(device, run.precision):
         for x, _ in track(batches, "comparing spikes", -(-len(data.test) // run.batch)):
             both = Trains(), Trains()
             for network, trains in zip((one, other), both, strict=True):
@@ -184,7 +185,7 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
 
 def check_shared(path: Path, ranks: Ranks) -> None:
     """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
-    end, record = time.monotonic() + _SEEN_SECONDS, path / "run.json"
+    end, record = time.monotonic() + _SEEN_SECONDS, RunFolder(path).run_file
     with ranks.barrier():
         while not record.is_file() and time.monotonic() < end:
             time.sleep(0.1)  # a file system over the network may show a new file a little later

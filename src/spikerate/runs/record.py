@@ -33,6 +33,8 @@ from spikerate.system.files import (
 
 FORMAT = 2
 """2: what was called held out is called validation, and optimisers are kinds of their own."""
+RUN_FILE = "run.json"
+"""By which a folder is that of a run."""
 LOCK = ".lock"
 """The empty file that the one process that writes into a run folder holds locked."""
 _LEFT = re.compile(r"\.(run\.json|result\.json|metrics\.jsonl|[\w-]+\.safetensors)(\.[0-9a-f]{16})?\.tmp")
@@ -67,7 +69,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             settings = encode(run)
             card = {"format": FORMAT, "run": settings, "fingerprint": fingerprint(settings)}
-            write_json(path / "run.json", card | dict(about))
+            write_json(folder.run_file, card | dict(about))
         except OSError as error:
             raise ValueError(f"the run folder {path} can't be written: {error.strerror}; choose another by --out") from error
         return folder
@@ -80,16 +82,41 @@ class RunFolder:
             ValueError: it holds none, or its name is not UTF-8.
         """
         check_name(path)
-        if not is_there(path / "run.json"):
+        if not is_there(path / RUN_FILE):
             raise ValueError(f"{path} holds no run (no run.json): give the folder that spikerate train has printed")
         return cls(path)
 
     @property
+    def run_file(self) -> Path:
+        """Configuration and reproducibility card."""
+        return self.path / RUN_FILE
+
+    @property
+    def metrics_file(self) -> Path:
+        """A line for each epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        """What the evaluation gave."""
+        return self.path / "result.json"
+
+    @property
+    def state_file(self) -> Path:
+        """The checkpoint."""
+        return self.path / "last.safetensors"
+
+    @property
+    def examples_file(self) -> Path:
+        """A few test samples and their spikes."""
+        return self.path / "examples.safetensors"
+
+    @property
     def stands(self) -> Literal["", "begun", "finished"]:
         """How far the run is; "" where there is none yet."""
-        if is_there(self.path / "result.json"):
+        if is_there(self.result_file):
             return "finished"
-        return "begun" if is_there(self.path / "run.json") else ""
+        return "begun" if is_there(self.run_file) else ""
 
     def rounds(self, run: Run) -> list[tuple[Run, RunFolder]]:
         """The rounds of `run` in order, each with its folder: one inside this, and for the last this one itself.
@@ -106,7 +133,7 @@ class RunFolder:
         Raises:
             ValueError: it is broken, or of another format.
         """
-        file = self.path / "run.json"
+        file = self.run_file
         (record,) = _records(file)
         if record.get("format") != FORMAT:
             raise ValueError(f"{file} is not of format {FORMAT}: another version of spikerate wrote it, and reads it")
@@ -116,36 +143,35 @@ class RunFolder:
         _check_about(record, file)
         return record
 
+    def record(self) -> Record:
+        """The content of `run.json` and the settings in it, read once.
+
+        Raises:
+            ValueError: it is broken, or of another format.
+        """
+        about = self.about()
+        try:
+            return Record(self, about, decode(Run, about.get("run")))
+        except ValueError as error:
+            raise ValueError(f"{self.run_file}: {error}") from error
+
     def config(self) -> Run:
         """The configuration.
 
         Raises:
             ValueError: `run.json` is broken, or of another format.
         """
-        record = self.about()
-        try:
-            return decode(Run, record.get("run"))
-        except ValueError as error:
-            raise ValueError(f"{self.path / 'run.json'}: {error}") from error
-
-    @property
-    def doubt(self) -> str:
-        """Why the settings in `run.json` are not to be trusted; "" where they are those that the run was begun with.
-
-        Raises:
-            ValueError: as `about`.
-        """
-        return doubt(self.path, self.about())
+        return self.record().run
 
     def check_settings(self) -> None:
         """Raise `ValueError` unless the settings in `run.json` are those that the run was begun with."""
-        if self.doubt:
+        if why := doubt(self.path, self.about()):
             again = f"spikerate train PRESET --init {shlex.quote(str(self.path))}"
-            raise ValueError(f"{self.doubt}; put those back, or train on with others by {again}")
+            raise ValueError(f"{why}; put those back, or train on with others by {again}")
 
     def amend(self, **entries: Any) -> None:
         """Add entries to `run.json`, as JSON types."""
-        write_json(self.path / "run.json", self.about() | entries)
+        write_json(self.run_file, self.about() | entries)
 
     def metrics(self) -> list[Row]:
         """The lines of `metrics.jsonl`.
@@ -153,7 +179,7 @@ class RunFolder:
         Raises:
             ValueError: it is missing or broken.
         """
-        file = self.path / "metrics.jsonl"
+        file = self.metrics_file
         rows = _records(file, lines=True)
         if not all(type(row.get("epoch")) is int for row in rows):
             raise ValueError(f"{file} has a line without an epoch: it is altered, or of another version")
@@ -165,7 +191,7 @@ class RunFolder:
         Raises:
             ValueError: it is broken.
         """
-        file = self.path / "last.safetensors"
+        file = self.state_file
         if not self.has_state:
             return []
         tensors, facts = read_tensors(file)
@@ -178,7 +204,7 @@ class RunFolder:
         Raises:
             ValueError: it is broken, or lacks a figure that every result has.
         """
-        file = self.path / "result.json"
+        file = self.result_file
         if not is_there(file):
             return {}
         (record,) = _records(file)
@@ -191,12 +217,12 @@ class RunFolder:
     @property
     def has_state(self) -> bool:
         """Whether there is a checkpoint."""
-        return is_there(self.path / "last.safetensors")
+        return is_there(self.state_file)
 
     @property
     def has_epochs(self) -> bool:
         """Whether an epoch is finished, so that there are metrics."""
-        return is_there(self.path / "metrics.jsonl")
+        return is_there(self.metrics_file)
 
     def save(self, state: State) -> None:
         """Write the checkpoint; after an epoch, also the metrics, and the weights where they are the best so far.
@@ -207,7 +233,7 @@ class RunFolder:
         """
         content = pack_tensors(state.tensors(), state.facts())
         try:
-            write_whole(self.path / "last.safetensors", content)
+            write_whole(self.state_file, content)
         except OSError as error:
             raise SaveError(f"{self._unwritable(error)}; {self._rescue(content)}") from error
         try:
@@ -222,7 +248,7 @@ class RunFolder:
         """Write what follows from a state; after a resume again, the run may have died before."""
         if not state.rows:
             return
-        write_whole(self.path / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
+        write_whole(self.metrics_file, b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
         if not state.step and state.best is state.rows[-1]:
             self.save_weights("best", state.trained, state.best)
 
@@ -232,8 +258,8 @@ class RunFolder:
         Raises:
             ValueError: it is broken, or of another network.
         """
-        tensors, facts = read_tensors(self.path / "last.safetensors")
-        state.restore(tensors, facts, str(self.path / "last.safetensors"))
+        tensors, facts = read_tensors(self.state_file)
+        state.restore(tensors, facts, str(self.state_file))
 
     def save_state(self, name: str, state: State) -> Path:
         """Write a state for inspection to `NAME.safetensors`."""
@@ -264,7 +290,7 @@ class RunFolder:
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
-        write_json(self.path / "result.json", result)
+        write_json(self.result_file, result)
 
     def weights(self, name: str) -> tuple[dict[str, Tensor], str]:
         """Parameters and buffers in `NAME.safetensors`, and what to call the file in an error.
@@ -294,6 +320,25 @@ class RunFolder:
             return f"the checkpoint before is whole: make room, and {self._resume()}"
         move = f"mv {shlex.quote(str(file))} {shlex.quote(str(self.path))}"
         return f"the state of the run is saved in {file}: make room, {move}, and {self._resume()}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `run.json` says of a run, as it was read: commands hand it on instead of reading the file again.
+
+    Attributes:
+        about: its entries, as JSON types.
+        run: the settings.
+    """
+
+    folder: RunFolder
+    about: Mapping[str, Any]
+    run: Run
+
+    @property
+    def doubt(self) -> str:
+        """Why the settings are not to be trusted; "" where they are those that the run was begun with."""
+        return doubt(self.folder.path, self.about)
 
 
 @contextmanager
@@ -327,7 +372,7 @@ def doubt(path: Path, about: Mapping[str, Any]) -> str:
     """Why the settings in a `run.json` of this content, in the folder `path`, are not to be trusted; "" where they are."""
     if about.get("fingerprint") == fingerprint(about.get("run")):
         return ""
-    return f"{path / 'run.json'} was edited: it tells other settings than those that the run was begun with"
+    return f"{path / RUN_FILE} was edited: it tells other settings than those that the run was begun with"
 
 
 class SaveError(Exception):
@@ -387,7 +432,7 @@ def check_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder by --out")
     if path.is_dir() and not all(file.name == LOCK or is_leftover(file) for file in path.iterdir()):
-        if is_there(path / "run.json"):
+        if is_there(path / RUN_FILE):
             raise ValueError(
                 f"the folder {path} holds another run already: choose another by --out, "
                 f"or continue that one by spikerate train --resume {shlex.quote(str(path))}"

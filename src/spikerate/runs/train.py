@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spikerate.data import DataSet, Part, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.data import DataSet, Part, Stream, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.gradients.finite_difference import variant_rates
 from spikerate.gradients.temperature import Search
 from spikerate.losses import Terms, accuracies
 from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
 from spikerate.measure.meter import FiringRates
-from spikerate.models import Branched, short_path, synchronize_batch_norm
+from spikerate.models import body_of, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
 from spikerate.runs.average import estimate_statistics, update_average
 from spikerate.runs.config import Run
@@ -31,9 +31,8 @@ from spikerate.runs.state import Row, State
 from spikerate.system.dist import Ranks
 from spikerate.system.environment import compiler_problem
 from spikerate.system.interrupt import Interrupt, Interrupted
+from spikerate.system.modes import autocast
 
-_LAYERS, _SEARCH = 1, 3
-"""The streams of random numbers of this file, the first of the layers, as dropout; those of the batches are 0 and 2."""
 _SAVE, _STOP = 1, 2
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
@@ -130,7 +129,7 @@ class Outputs(nn.Module):
 
 def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
     """`forward` of samples [B, ...], in the precision of the run and for its time steps."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with autocast(x.device, run.precision):
         return forward(over_time(x, run.T))
 
 
@@ -232,7 +231,7 @@ class Trainer:
         )
         for parts in batches:
             done = state.epoch * steps + state.step
-            torch.manual_seed(stream(run.seed, _LAYERS, state.epoch, state.step, ranks.rank))
+            torch.manual_seed(stream(run.seed, Stream.LAYERS, state.epoch, state.step, ranks.rank))
             state.set_lr(run.optim.schedule(done, run.epochs * steps))
             begun = time.perf_counter()
             terms = self._step(state, ready.forward, parts, careful)
@@ -339,9 +338,9 @@ class Trainer:
     ) -> Row:
         """Set the temperatures of the epoch to come by the first samples of its order, which every rank has all."""
         run, start = self.run, time.perf_counter()
-        body = state.network.body if isinstance(state.network, Branched) else state.network
+        body = body_of(state.network)
         (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
-        seed = stream(run.seed, _SEARCH, state.epoch)
+        seed = stream(run.seed, Stream.SEARCH, state.epoch)
         torch.manual_seed(seed)
         found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}

@@ -12,9 +12,9 @@ import torch
 
 from spikerate.data import LARGEST_SIDE, SETS, Units
 from spikerate.gradients.temperature import adapt
-from spikerate.models import Branched, Staged
+from spikerate.models import Staged, body_of
 from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
-from spikerate.runs.record import RunFolder
+from spikerate.runs.record import Record, RunFolder
 from spikerate.runs.state import load_weights
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.ranges import MOST_STEPS
@@ -54,23 +54,23 @@ class Card:
             raise ValueError("its numbers are impossible or contradict each other")
 
     @classmethod
-    def of_run(cls, folder: RunFolder) -> Card:
+    def of_run(cls, record: Record) -> Card:
         """The card of a run, from its record.
 
         Raises:
             ValueError: the record is broken, of another version, or does not describe the samples.
         """
-        run = folder.config()
+        run = record.run
         try:
-            data = folder.about()["data"]
+            data = record.about["data"]
             c, h, w = map(int, data["shape"])
             units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
             recorded, classes = SETS[run.data.name].kind == "events", tuple(map(str, data["classes"]))
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            file = folder.path / "run.json"
             raise ValueError(
-                f"{file} does not describe the samples ({error!r}): it was altered, or is of another version"
+                f"{record.folder.run_file} does not describe the samples ({error!r}): it was altered, or is of "
+                "another version"
             ) from error
 
     @property
@@ -91,6 +91,19 @@ class Trained:
 
     network: Staged
     card: Card
+
+    @classmethod
+    def of_run(cls, record: Record, weights: str = "best") -> Trained:
+        """The network of a run, with its "best" or "last" weights.
+
+        Raises:
+            ValueError: as `Card.of_run`, or the weights are missing or broken.
+        """
+        card = Card.of_run(record)
+        with torch.random.fork_rng(devices=[]):
+            whole = record.run.build(len(card.classes), card.shape)
+        record.folder.load_weights(weights, whole)
+        return cls(body_of(whole).eval(), card)
 
     def facts(self) -> dict[str, Any]:
         """The card with its format and version as JSON types, which is part of every exported file."""
@@ -127,15 +140,7 @@ def read_trained(path: Path, weights: str = "best") -> Trained:
         raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
     if not path.is_dir() and weights != "best":
         raise ValueError(f"{path} is a file, which has only one set of weights: the {weights} ones are in the run folder")
-    return _of_run(RunFolder.open(path), weights) if path.is_dir() else _of_file(path)
-
-
-def _of_run(folder: RunFolder, weights: str) -> Trained:
-    card, run = Card.of_run(folder), folder.config()
-    with torch.random.fork_rng(devices=[]):
-        whole = run.build(len(card.classes), card.shape)
-    folder.load_weights(weights, whole)
-    return Trained((whole.body if isinstance(whole, Branched) else whole).eval(), card)
+    return Trained.of_run(RunFolder.open(path).record(), weights) if path.is_dir() else _of_file(path)
 
 
 def _of_file(path: Path) -> Trained:

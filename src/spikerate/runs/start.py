@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikerate.exchange.trained import Card, read_trained
-from spikerate.models import Branched
+from spikerate.models import Branched, body_of
 from spikerate.runs.record import RunFolder
+from spikerate.runs.trained import Card, read_trained
 from spikerate.system.files import digest
 
 
@@ -44,7 +44,7 @@ class Start:
         """
         if path.is_dir():
             folder = RunFolder.open(path)
-            card, (found, _) = Card.of_run(folder), folder.weights("best")
+            card, (found, _) = Card.of_run(folder.record()), folder.weights("best")
         else:
             trained = read_trained(path)
             card, found = trained.card, trained.network.state_dict()
@@ -106,7 +106,7 @@ class Start:
 
     def _parted(self, network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """The weights that the network takes, by its own names, and the parts that keep their initialisation."""
-        body, branches = (network.body, network.branches) if isinstance(network, Branched) else (network, nn.ModuleDict())
+        body, branches = body_of(network), network.branches if isinstance(network, Branched) else nn.ModuleDict()
         prefix = "body." if isinstance(network, Branched) else ""
         known = {name: value for name, value in self.weights.items() if not name.startswith("branches.")}
         drawn = self._drawn(body, [body.get_submodule("head")])

@@ -1,0 +1,344 @@
+"""Whole runs, from Python as from the command line: trained with all their rounds, for many seeds, resumed, reproduced.
+
+    run = preset("digits-esd").run
+    folder = train(run, Path("runs/mine"))
+    folder.result()["test_accuracy"]
+
+Where torchrun has started several processes, each of them calls the same function. A signal that asks to stop, as
+Control-C, ends a run after its step with everything saved, by raising `Interrupted`; `resume` goes on from there.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikerate.data import SETS, DataSet, steps_per_epoch
+from spikerate.runs.audience import Audience, Nobody
+from spikerate.runs.config import Run, encode, flat
+from spikerate.runs.experiment import begin, check_fits, check_shared, perform, use_threads_of
+from spikerate.runs.presets import headline
+from spikerate.runs.record import RunFolder, check_free, check_name, compare, sole_writer
+from spikerate.runs.reopen import load_data, load_data_again, settings_again
+from spikerate.runs.start import Start
+from spikerate.runs.train import pick_device
+from spikerate.system import environment
+from spikerate.system.dist import Ranks, process_group, ranks_from_environment, restarted
+from spikerate.system.files import inside
+from spikerate.system.interrupt import Interrupt, Interrupted
+
+_MINUTES = 10.0
+"""Between two checkpoints at most."""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A round of a run, the same round of another one, and where they differ.
+
+    Attributes:
+        differing: metric -> the first epoch in which it differs, or "test", and both values.
+    """
+
+    original: RunFolder
+    again: RunFolder
+    differing: Mapping[str, tuple[Any, Any, Any]]
+
+    @classmethod
+    def of(cls, original: RunFolder, again: RunFolder) -> Repetition:
+        """Compare two finished runs.
+
+        Raises:
+            ValueError: a file of one is missing or broken.
+        """
+        kept = ([*folder.metrics(), folder.result() | {"epoch": "test"}] for folder in (original, again))
+        differing = compare(*([dict(flat(row)) for row in rows] for rows in kept))
+        differing.pop("test_interval_95", None)  # it follows from the accuracy
+        return cls(original, again, differing)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all metrics do."""
+        return not self.differing
+
+
+def train(
+    run: Run,
+    path: Path,
+    about: Mapping[str, Any] | None = None,
+    start: Start | None = None,
+    audience: Audience = Nobody(),
+    save_minutes: float = _MINUTES,
+) -> RunFolder:
+    """Train a run with all its rounds, and keep it in a folder.
+
+    Args:
+        path: of the folder, which is made; there may be an empty one.
+        about: further entries of `run.json`: `preset` and `command`, as texts.
+        start: the weights that the first round starts from; None for fresh ones.
+        save_minutes: a checkpoint is written at least so often, and after every epoch.
+
+    Raises:
+        ValueError: settings, data and network do not go together, or the folder is taken.
+        Interrupted, NotFinite, SaveError: as `Trainer.train`.
+        LostRank: another process has ended, or does not answer.
+    """
+    about = dict(about or {})
+    _check_free(path)
+    with _joined(run) as ranks:
+        data = load_data(run, audience, ranks)
+        check_fits(run, data, ranks)
+        about |= _init(start, run, data, audience)
+        with _writing(path, ranks, audience):
+            folder = begin(path, run, data, about, ranks)
+            audience.begun(folder)
+            _perform(str(about.get("preset", "")), run, data, folder, audience, save_minutes, ranks, start=start)
+    return folder
+
+
+def train_seeds(
+    run: Run,
+    seeds: Sequence[int],
+    base: Path,
+    about: Mapping[str, Any] | None = None,
+    start: Start | None = None,
+    audience: Audience = Nobody(),
+    save_minutes: float = _MINUTES,
+) -> dict[int, RunFolder]:
+    """One run for each seed, in turn: seed -> its folder in `base`. The same call again goes on where it stopped.
+
+    Each process that torchrun has started takes its share of the seeds, so that other folders may not be finished yet.
+
+    Args:
+        about, start, audience, save_minutes: as for `train`.
+
+    Raises:
+        ValueError: as `train`, or a folder holds a run of other settings.
+        Interrupted, NotFinite, SaveError: as `train`.
+    """
+    ranks, about = ranks_from_environment(), dict(about or {})
+    check_name(base)
+    folders = {seed: RunFolder(inside(base, f"seed{seed}")) for seed in seeds}
+    for seed in list(seeds)[ranks.rank :: ranks.n]:
+        own, folder = replace(run, seed=seed), folders[seed]
+        if folder.stands:
+            init = folder.about().get("init") or {}
+            if folder.config() != own or init.get("sha256") != (start.sha256 if start else None):
+                raise ValueError(f"{folder.path} holds a run of other settings: choose another folder by --out")
+        if folder.result():
+            continue
+        data, alone = load_data(own, audience), Ranks(local=ranks.local)
+        check_fits(own, data)
+        about |= _init(start, own, data, audience)
+        with _writing(folder.path, alone, audience):
+            folder = folder if folder.stands else begin(folder.path, own, data, about)
+            audience.begun(folder)
+            name = ", ".join(filter(None, (about.get("preset"), f"seed {seed}")))
+            _perform(name, own, data, folder, audience, save_minutes, alone, about.get("command"), start)
+    return folders
+
+
+def resume(
+    folder: RunFolder,
+    data: Path | None = None,
+    device: str | None = None,
+    audience: Audience = Nobody(),
+    save_minutes: float = _MINUTES,
+) -> RunFolder:
+    """Go on with a run that was stopped, from its last checkpoint; a folder of a round stands for its whole run.
+
+    The result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
+
+    Args:
+        data: folder of the data set, where it has moved.
+        device: another than before.
+        audience, save_minutes: as for `train`.
+
+    Raises:
+        ValueError: the run, its settings or its data are not those of then.
+        Interrupted, NotFinite, SaveError, LostRank: as `train`.
+    """
+    folder = whole(folder)
+    folder.check_settings()
+    record = folder.record()
+    run = settings_again(record, audience, data, device)
+    with _joined(run) as ranks:
+        use_threads_of(folder)
+        found = load_data_again(run, record, audience, ranks)
+        with _writing(folder.path, ranks, audience):
+            about = record.about
+            with ranks.barrier():
+                if ranks.first:
+                    now = {"at": environment.now(), "environment": environment.card()}
+                    folder.amend(resumed=[*(about.get("resumed") or []), now])
+            check_shared(folder.path, ranks)
+            audience.begun(folder)
+            begun = folder.rounds(run)[0][1].has_state
+            start = Start.again(about["init"]) if about.get("init") and not begun else None
+            name = str(about.get("preset", folder.path))
+            _perform(name, run, found, folder, audience, save_minutes, ranks, start=start)
+    return folder
+
+
+def reproduce(
+    original: RunFolder,
+    path: Path,
+    command: str | None = None,
+    data: Path | None = None,
+    init: Path | None = None,
+    audience: Audience = Nobody(),
+) -> list[Repetition]:
+    """Run a finished run again, and compare every metric: a `Repetition` for each round.
+
+    Args:
+        path: of the folder of the new run.
+        command: the command line that asked for it, for `run.json`.
+        data: folder of the data set, where it has moved.
+        init: the weights that the run started from, where they have moved.
+
+    Returns:
+        On other ranks than the first, nothing.
+
+    Raises:
+        ValueError: the run is not finished or a round of another, or its settings, data or weights are not those of then.
+        Interrupted, NotFinite, SaveError, LostRank: as `train`.
+    """
+    if whole(original) != original:
+        raise ValueError(f"{original.path} is one round of a run: give the folder of the run, {whole(original).path}")
+    if not original.result():
+        raise ValueError(
+            f"{original.path} is not finished: spikerate train --resume {shlex.quote(str(original.path))} first"
+        )
+    original.check_settings()
+    record = original.record()
+    run, then = settings_again(record, audience, data), record.about
+    _check_free(path)
+    start = Start.again(then["init"], init) if then.get("init") else None
+    about = {"preset": then.get("preset"), "command": command, "repeats": then.get("repeats") or then.get("command")}
+    with _joined(run) as ranks:
+        use_threads_of(original)
+        found = load_data_again(run, record, audience, ranks)
+        check_fits(run, found, ranks)
+        about |= _init(start, run, found, audience)
+        with _writing(path, ranks, audience):
+            again = begin(path, run, found, about, ranks)
+            audience.begun(again)
+            _perform(f"{original.path} again", run, found, again, audience, _MINUTES, ranks, start=start)
+        if not ranks.first:
+            return []
+        pairs = zip(original.rounds(run), again.rounds(run), strict=True)
+        return [Repetition.of(one, other) for (_, one), (_, other) in pairs]
+
+
+def whole(folder: RunFolder) -> RunFolder:
+    """The folder of the whole run, given that or one of its rounds'."""
+    return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
+
+
+def _init(start: Start | None, run: Run, data: DataSet, audience: Audience) -> dict[str, Any]:
+    """The entry of `run.json` on the weights to start from; says what of the network stays fresh."""
+    if start is None:
+        return {}
+    with torch.device("meta"):
+        network = run.rounds[0].build(len(data.classes), data.shape)
+    record = start.onto(data.classes).record(network)
+    fresh = f"; fresh: {', '.join(record['fresh'])}" if record["fresh"] else ""
+    audience.say(f"starting from the weights of {start.path}{fresh}")
+    return {"init": record}
+
+
+@contextmanager
+def _joined(run: Run) -> Iterator[Ranks]:
+    """The ranks, connected, which have the same settings and the same code."""
+    launched_here = ranks_from_environment()
+    if run.batch // run.accumulate < 2 * launched_here.n:
+        raise ValueError(
+            f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
+            "batch norm needs two images at least in each part on each rank"
+        )
+    gpu = pick_device(run.device, launched_here.local).type == "cuda"
+    with process_group(gpu, slow_start=run.compile) as ranks:
+        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
+        ranks.check_same({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
+        yield ranks
+
+
+def _writing(path: Path, ranks: Ranks, audience: Audience) -> AbstractContextManager[None]:
+    """Only one process at a time writes into a run folder; rank 0 holds it for all."""
+    return sole_writer(path, audience.say) if ranks.first else nullcontext()
+
+
+def _check_free(path: Path) -> None:
+    """Before the data are read; the other ranks may come when rank 0 has made the folder."""
+    if ranks_from_environment().first and not restarted():
+        check_free(path)
+
+
+def _perform(
+    name: str,
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    audience: Audience,
+    save_minutes: float,
+    ranks: Ranks,
+    again: str | None = None,
+    start: Start | None = None,
+) -> None:
+    """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
+    audience.title(": ".join(filter(None, (name, headline(name, run)))))
+    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
+    about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
+    rounds, frames = folder.rounds(run), run.T
+    before: Start | RunFolder | None = start.onto(data.classes) if start else None
+    try:
+        for k, (own, place) in enumerate(rounds, 1):
+            title, stands = f"round {k} of {len(rounds)}" if run.before else "", ranks.broadcast(place.stands)
+            over = stands == "finished" and place != folder
+            if stands:
+                place.check_settings()
+            if title:
+                audience.title(f"{title}: {own.in_words}{', finished' if over else ''}")
+            if not over:
+                if SETS[run.data.name].kind == "events" and frames != own.T:
+                    data, frames = load_data(own, audience, ranks), own.T
+                if not stands:
+                    begin(place.path, own, data, about | {"round": title}, ranks)
+                stop = _perform_round(own, data, place, audience, save_minutes, ranks, before, title, place == folder)
+                if place != folder and ranks.all_max(int(stop.asked)):
+                    raise Interrupted(stop.signal)
+            before = place
+    except Interrupted as stopped:
+        audience.say(f"stopped ({stopped}), and saved; go on by: {again}")
+        raise
+    if run.before and ranks.first:
+        audience.finished(rounds)
+
+
+def _perform_round(
+    run: Run,
+    data: DataSet,
+    folder: RunFolder,
+    audience: Audience,
+    save_minutes: float,
+    ranks: Ranks,
+    start: Start | RunFolder | None,
+    title: str,
+    last: bool,
+) -> Interrupt:
+    """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
+    audience.say(
+        f"{len(data.train):,} samples to train on, {len(data.validation):,} for validation, {len(data.test):,} to test; "
+        f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"
+        + (f", {ranks.n} ranks" if ranks.n > 1 else ""),
+    )
+    steps, rows = steps_per_epoch(data.train, run.batch), folder.rows() if ranks.first else []
+    with Interrupt() as stop, audience.training(run, folder, steps, title, rows) as onlooker:
+        state, measured = perform(run, data, folder, onlooker, ranks, stop, save_minutes, onlooker.wait, start)
+    audience.trained(run, folder, state, measured, last)
+    return stop

@@ -231,8 +231,8 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
             LIF(),
             r"inner.1 \(LIF\) can't be exported: NIR resets .* \(soft reset\): train with --neuron.v-reset 0, as .* digits",
         ),
-        (Rectifier(), r"inner.1 \(Rectifier\) can't be exported, NIR has no node for it: the network is an ANN"),
-        (nn.MaxPool2d(2), r"inner.1 \(MaxPool2d\) can't be exported, NIR has no node"),
+        (Rectifier(), r"inner.1 \(Rectifier\) can't be exported, since NIR has no node for it: the network is an ANN"),
+        (nn.MaxPool2d(2), r"inner.1 \(MaxPool2d\) can't be exported, since NIR has no node"),
         (nn.BatchNorm2d(2), r"inner.1 \(BatchNorm2d\) can't be exported, .*: put it right after a convolution"),
         (nn.AvgPool2d(3, ceil_mode=True), r"inner.1 \(AvgPool2d\) .*: its last windows at \[8, 8\] are incomplete"),
         (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad=True"),
@@ -244,9 +244,9 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
         ),
         (
             nn.Conv2d(2, 2, 3, groups=2),
-            r"inner.1 \(Conv2d\) can't be exported: NIR takes its shape for \[1, 8, 8\].* no groups",
+            r"inner.1 \(Conv2d\) can't be exported: NIR computes the shape \[1, 8, 8\].* groups",
         ),
-        (nn.Conv2d(2, 2, (1, 3)), r"NIR takes its shape for \[2, 8, 8\], and it is \[2, 8, 6\]"),
+        (nn.Conv2d(2, 2, (1, 3)), r"NIR computes the shape \[2, 8, 8\] for it instead of \[2, 8, 6\]"),
         (nn.Conv2d(3, 2, 3), r"inner.1 can't be run on the samples: [Ii]nvalid channel"),
         (
             Functional(lambda x: F.avg_pool2d(x, 2)),
@@ -300,7 +300,7 @@ def neuron(n: int = 2, **changed: Any) -> Any:
         (neuron(tau=np.array([2e-4, 3e-4])), r"the node lif \(LIF\) .*: its neurons differ in tau"),
         (neuron(v_leak=np.ones(2)), "v_leak is not 0"),
         (neuron(tau=np.full(2, 1e-4)), "LIF.decay is 0.0: give a number"),
-        (neuron(tau=np.zeros(2)), "its tau is 0: the time constant is seconds > 0"),
+        (neuron(tau=np.zeros(2)), "its tau is 0: the time constant must be > 0 seconds"),
         (neuron(r=np.full(2, -1.0)), "its input is scaled by -0.5"),
         (neuron(v_threshold=-np.ones(2)), "LIF.threshold is -0.99"),
         (nir.Linear(np.ones((2, 2, 2))), r"the node linear \(Linear\) .* can't be imported: too many values"),
@@ -356,7 +356,7 @@ def test_files_that_are_no_nir_graph(tmp_path: Path) -> None:
     whole = pack_nir(to_nir(nn.Sequential(nn.Linear(2, 2), HARD()), (2,)))
     file = tmp_path / "net.nir"
     for content, words in (
-        (None, "net.nir is no NIR graph: there is no such file"),
+        (None, "net.nir is no NIR graph: the file does not exist"),
         (b"", "is no NIR graph, or truncated"),
         (whole[: len(whole) // 2], "is no NIR graph, or truncated"),
     ):
@@ -401,7 +401,7 @@ def test_what_a_nir_file_has_elsewhere_or_twice_is_not_read(tmp_path: Path) -> N
         ),
         "weight in it are in another file": lambda f: f.create_virtual_dataset(place, virtual),
         "also has another name": lambda f: f.__setitem__("node/nodes/_0/again", f["node"]),
-        "larger than the file": lambda f: f.create_dataset(place, (10**6, 10**6), np.float32, chunks=(1000, 1000)),
+        "unpacks to more than": lambda f: f.create_dataset(place, (10**6, 10**6), np.float32, chunks=(1000, 1000)),
     }
     for words, change in spoil.items():
         file.write_bytes(whole)

@@ -322,7 +322,7 @@ def test_the_command_when_a_cell_has_too_little_memory(spikerate: Spikerate, tmp
         (["--model", "vggsnn", "--side", "24"], "wants a side of 16"),
         (["--precision", "fp8"], "fp8"),
         (["--device", "cuda:77"], "device is 'cuda:77'"),
-        (["--out", "occupied"], "holds something else already"),
+        (["--out", "occupied"], "is not empty: choose another"),
         (["--peers", "python", "gone.py"], "gone.py does not exist"),
     ],
 )

@@ -211,7 +211,7 @@ def test_control_c_in_a_real_terminal(processes: Processes, tmp_path: Path) -> N
     os.close(ours)
     assert processes.wait() == 130
     assert screen.rindex(b"\x1b[?25l") < screen.rindex(b"\x1b[?25h"), "the cursor is there again"
-    assert b"stopped (SIGINT), and saved; go on by: spikerate train --resume run" in screen[screen.rindex(b"\x1b[?25h") :]
+    assert b"stopped (SIGINT), and saved; continue by: spikerate train --resume run" in screen[screen.rindex(b"\x1b[?25h") :]
 
 
 # a pipe -----------------------------------------------------------------------------------------------------------------

@@ -659,7 +659,7 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     refused("net.tar does not end in .nir, .pt2, .onnx, .safetensors", file="net.tar")
     refused("the folder gone does not exist", file="gone/net.nir")
     refused("nothing does not exist: give the folder of a run", run="nothing")
-    refused("holds no run (no run.json)", run=".")
+    refused("contains no run (no run.json)", run=".")
     refused("here.nir can't be read", run="here.nir")
     assert main(["export", "here.nir", "net.onnx", "--weights", "last"]) == 2
     assert "here.nir is a file, which has only one set of weights" in capsys.readouterr().err
@@ -681,7 +681,7 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     best.write_bytes(best.read_bytes()[:-100])
     refused("best.safetensors can't be read")
     best.unlink()
-    refused("best.safetensors is not there: the run has not finished its first epoch, or it was removed")
+    refused("best.safetensors does not exist: the run has not finished its first epoch, or the file was removed")
 
 
 def test_files_of_weights_that_are_no_network(run_folder: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_rounds_and_seeds_start_from_a_run_too(trained: Path, tmp_path: Path, mo
     assert status == 0 and len(seen) == 1, err
     seeds = ["train", *TINY, "--seeds", "2", "--out", str(tmp_path / "seeds")]
     assert tell(*seeds, "--init", str(trained))[0] == 0 and len(seen) == 3
-    assert "holds a run of other settings" in refused(*seeds)
+    assert "contains a run with other settings" in refused(*seeds)
 
 
 def test_a_resume_says_what_can_be_changed(trained: Path) -> None:

@@ -22,8 +22,8 @@ class Part:
     """A part of a run of which there are several kinds.
 
     Attributes:
-        field: of the run; with a dot, of one of its parts.
-        kinds: name -> class; each can be made without arguments.
+        field: name of the field of the run, or "part.field" for a field of one of its parts.
+        kinds: name -> class, which needs no arguments.
     """
 
     field: str
@@ -33,7 +33,7 @@ class Part:
         """The class of that name.
 
         Raises:
-            ValueError: there is none; the sentence has the near match and all names.
+            ValueError: the name is unknown; the message lists all names.
         """
         if name in self.kinds:
             return self.kinds[name]
@@ -67,15 +67,15 @@ PARTS = {
 
 
 def in_words() -> str:
-    """The options and their kinds, in a sentence."""
+    """The options and their kinds as one sentence."""
     return "Kinds of parts: " + "; ".join(f"{option} {'|'.join(part.kinds)}" for option, part in PARTS.items()) + "."
 
 
 def take_kinds(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The kinds that a command line chooses, option -> name, and the rest of its words.
+    """The kinds that a command line chooses, option -> name, and its other words.
 
     Raises:
-        ValueError: an option has no value, or one that names no kind.
+        ValueError: an option has no value, or its value is unknown.
     """
     options = {option: option for option in PARTS} | {f"--{part.field}": option for option, part in PARTS.items()}
     chosen: dict[str, str] = {}

@@ -68,7 +68,7 @@ class Start:
         try:
             path, sha256 = given or Path(record["path"]), str(record["sha256"])
         except (KeyError, TypeError) as error:
-            raise ValueError("the entry init of run.json does not say which weights the run started from") from error
+            raise ValueError("the entry init of run.json does not name the weights that the run started from") from error
         wanted = f"give the weights of sha256 {sha256[:16]}, which the run started from, by --init"
         if not path.exists():
             raise ValueError(f"{path} does not exist any more: {wanted}")

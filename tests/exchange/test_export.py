@@ -586,7 +586,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_weights_alone_give_the_network_back(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "run", "net.safetensors"]) == 0
-    assert "spikerate.load('net.safetensors') gives the network" in capsys.readouterr().out
+    assert "spikerate.load('net.safetensors') returns the network" in capsys.readouterr().out
     state = torch.random.get_rng_state()
     network, of_run = library.load("net.safetensors"), library.load(Path("run"))
     assert torch.equal(state, torch.random.get_rng_state()), "the generator is left alone"
@@ -614,7 +614,7 @@ def test_a_run_becomes_a_nir_graph_and_a_program(run_folder: Path, capsys: pytes
     trained = read_trained(run_folder)
     units, images = trained.card.units, torch.randint(0, 17, (3, 1, 8, 8)).float()
     assert main(["export", "run", "net.nir"]) == 0
-    assert "takes [1, 8, 8] at each of 1 steps" in capsys.readouterr().out
+    assert "input: [1, 8, 8] at each of 1 time steps" in capsys.readouterr().out
     graph = read_nir("net.nir")
     assert json.loads(graph.metadata["spikerate"])["network"]["units"]["std"] == list(units.std)
     x = over_time(units.normalize(units.scale(images)), 4)
@@ -622,7 +622,7 @@ def test_a_run_becomes_a_nir_graph_and_a_program(run_folder: Path, capsys: pytes
         assert torch.equal(BPTT()(from_nir(graph), x).rate, BPTT()(fold_batch_norm(trained.network), x).rate)
     plain = begun(Path("plain"), replace(preset("digits-rate").run, model=Model("vgg11", 2), T=1))
     assert main(["export", "plain", "net.pt2"]) == 0
-    assert "takes [B, 1, 8, 8] in float32" in capsys.readouterr().out
+    assert "input: [B, 1, 8, 8] in float32" in capsys.readouterr().out
     program = torch.export.load("net.pt2").module()
     assert torch.allclose(program(images), logits_of(read_trained(plain.path), images), rtol=0, atol=1e-6)
 

@@ -143,7 +143,7 @@ def test_rounds_and_seeds_start_from_a_run_too(trained: Path, tmp_path: Path, mo
 def test_a_resume_says_what_can_be_changed(trained: Path) -> None:
     said = refused("train", "--resume", str(trained), "--epochs", "3")
     assert (
-        "a run goes on with its own settings, and only --data, --device, --save-minutes and --tensorboard can be given"
+        "a run is resumed with its own settings, and only --data, --device, --save-minutes and --tensorboard can be given"
         in said
     )
-    assert "to train on with others: spikerate train PRESET --init RUN" in said
+    assert "to change others: spikerate train PRESET --init RUN" in said

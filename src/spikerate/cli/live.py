@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: a view as large as the terminal, or a line for each epoch."""
+"""The progress of a training: a live view in a terminal, or else a line for each epoch."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _ABOVE = 4
 _COURSE = 16
 """Columns of a course over the epochs."""
 _SHARES = ("accuracy", "validation", "reliable")
-"""How the names of those figures start that are shares, in the order in which they are shown."""
+"""Prefixes of the metrics that are fractions, in the order in which they are shown."""
 _ASIDE = ("epoch", "lr", "firing_rate", "firing_rates", "seconds", "search_seconds")
-"""Entries of a row that are not shown as figures."""
+"""Entries of a row that are not shown as numbers."""
 
 
 class TrainingView:
-    """Loss terms, accuracies, firing rates, speed and time left; a line for each epoch where there is no terminal.
+    """Loss terms, accuracies, firing rates, speed and time left; a line for each epoch if there is no terminal.
 
     Args:
         run: without rounds before.
@@ -87,7 +87,7 @@ class TrainingView:
         self.console.print(line)
 
     def wait(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-        """Hand items on in this view's place: the training is done."""
+        """Progress of the evaluation, which replaces this view."""
         self.live.stop()
         yield from WaitingBar(self.console)(items, what, total)
 
@@ -173,7 +173,7 @@ class TrainingView:
         return "  ".join([*figures, self._speed()]).rstrip()
 
     def _speed(self) -> str:
-        """Of the last half minute; "" where there were no two steps."""
+        """The speed over the last half minute; "" before the second step."""
         speed = self.progress.tasks[0].speed
         return f"{speed * self.run.batch:,.0f} images/s" if speed else ""
 
@@ -183,7 +183,7 @@ class TrainingView:
 
 @dataclass(frozen=True)
 class Watches:
-    """Several that look on at a training, as one; the view is told first."""
+    """Passes the progress of a training on to a live view and to logs, in this order."""
 
     view: TrainingView
     others: Sequence[Watch] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,3 +65,16 @@ def processes() -> Iterator[Processes]:
 def spikerate(processes: Processes, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in an empty folder, as a user does."""
     return functools.partial(processes.run, cwd=tmp_path)
+
+
+@pytest.fixture
+def run_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Run an example in an empty folder; here, since a process of its own would take seconds to import torch."""
+
+    def run(code: str) -> None:
+        file = tmp_path / "example.py"
+        file.write_text(code)
+        monkeypatch.chdir(tmp_path)
+        runpy.run_path(str(file))
+
+    return run

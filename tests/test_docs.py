@@ -32,19 +32,6 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in BLOCK.finditer((DOCS / page).read_text())]
 
 
-@pytest.fixture
-def run_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Run an example in an empty folder; here, since a process of its own would take seconds to import torch."""
-
-    def run(code: str) -> None:
-        file = tmp_path / "example.py"
-        file.write_text(code)
-        monkeypatch.chdir(tmp_path)
-        runpy.run_path(str(file))
-
-    return run
-
-
 def test_the_tutorial_runs_as_it_stands(spikerate: Command, run_python: Callable[[str], None], tmp_path: Path) -> None:
     shown = ""
     for language, code in blocks("tutorial.md"):

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -128,12 +129,9 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("method", "data", "energy", "export"))])
-def test_the_documents_examples_run(document: str, tmp_path: Path) -> None:
-    for k, block in enumerate(blocks(document, "python")):
-        file = tmp_path / f"example{k}.py"
-        file.write_text(block)
-        done = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, block + done.stderr
+def test_the_documents_examples_run(document: str, run_python: Callable[[str], None]) -> None:
+    for block in blocks(document, "python"):
+        run_python(block)
 
 
 def test_the_documents_links_lead_somewhere() -> None:

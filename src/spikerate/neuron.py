@@ -142,28 +142,29 @@ class LIF(nn.Module):
 
         Args:
             inputs: input currents [T, B, ...].
-            state: (membrane potential u, carried reach, summed gain) after the previous steps, each [B, ...]; the reach is
-                a number if it is the same for all neurons. None at the start.
+            state: (membrane potential u, carried reach, summed spikes, summed gain) after the previous steps, each [B, ...];
+                the reach is a number if it is the same for all neurons. None at the start.
 
         Returns:
-            spikes [T, B, ...] and the state after the last step; `state[-1]` is the sum over all steps so far of
-            `slope * reach`.
+            spikes [T, B, ...] and the state after the last step. Its last two are sums over all steps so far: of the spikes,
+            and of `slope * reach`.
         """
         return _in_blocks(self._trace, inputs, state)
 
     def _trace(self, inputs: Tensor, state: State | None) -> tuple[list[Tensor], State]:
         spikes: list[Tensor] = []
-        u, carried, total = state or (None, 0.0, None)
+        u, carried, count, total = state or (None, 0.0, None, None)
         for current in inputs.unbind(0):
             v = self._charge(u, current)
             s = (v >= self.threshold).to(v.dtype)
             slope = self.surrogate.slope(v - self.threshold)
             reach = 1 + carried
+            count = s if count is None else count + s
             total = slope * reach if total is None else _plus(total, slope, reach)
             spikes.append(s.to(current.dtype))
             carried = self._passed_on(v, s, slope) * reach
             u = self._reset(v, s)
-        return spikes, (u, carried, total)
+        return spikes, (u, carried, count, total)
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,10 +224,11 @@ class Rectifier(nn.Module):
         return _rectified(inputs), state
 
     @torch.no_grad()
-    def trace(self, inputs: Tensor, state: tuple[Tensor] | None) -> tuple[Tensor, tuple[Tensor]]:
-        """The rectified inputs [T, B, ...] without a graph, and how often each unit was active so far ([B, ...],)."""
-        active = (inputs > 0).sum(0)
-        return _rectified(inputs), (active if state is None else state[0] + active,)
+    def trace(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The rectified inputs [T, B, ...] without a graph; so far their sum, and how often each unit was active."""
+        outputs = _rectified(inputs)
+        total, active = outputs.sum(0, dtype=torch.promote_types(inputs.dtype, torch.float32)), (inputs > 0).sum(0)
+        return outputs, (total, active) if state is None else (state[0] + total, state[1] + active)
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: None) -> tuple[Tensor, Tensor, None]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spikerate import autograd
+from spikerate import autograd, fused
 
 PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
@@ -418,10 +418,10 @@ class Stepwise(Signal):
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
-        inputs = self.expanded()
-        spikes, slopes, state = neuron.slopes(inputs, self.tape.recall())
+        with torch.no_grad():
+            spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=autograd.scale(spikes, inputs, slopes), constant=False)
+        return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,9 +433,9 @@ class Unrolled(Stepwise):
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
-            return replace(self, train=neuron.spikes(self.expanded()), constant=False)
+            return replace(self, train=fused.run(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = neuron.unroll(self.expanded(), self.tape.recall())
+        spikes, state = fused.run(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
@@ -513,24 +513,25 @@ class RateCoded(Signal):
         if at_rate is None:
             average = f(*(s.average for s in signals))
         else:
-            with torch.no_grad():
-                value = self.tape.mean(train.mean(0), self.T)
-            average = at_rate(value, self.average)
+            average = at_rate(self.tape.mean(_mean(train, self.T), self.T), self.average)
         return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-            value = self.tape.mean(train.mean(0), self.T)
+        value = self.tape.mean(_mean(train, self.T), self.T)
         return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
-            value = self.tape.mean(train.mean(0), self.T)
-            if not self.tape.whole:
+            if self.tape.whole:
+                # Normalisation is affine once its statistics are known, so the mean follows from that of the input.
+                value = F.batch_norm(self.average, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+            else:
+                value = self.tape.mean(_mean(train, self.T), self.T)
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
@@ -539,10 +540,13 @@ class RateCoded(Signal):
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
-        spikes, state = neuron.trace(self.expanded(), self.tape.recall())
-        self.tape.keep(state)
-        gain = (state[-1] / self.tape.T).to(spikes.dtype)
-        value = self.tape.mean(spikes.mean(0), self.T)
+        with torch.no_grad():
+            if self.tape.whole:
+                spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
+            else:
+                spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
+                self.tape.keep(state)
+                value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
         return replace(
             self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
         )
@@ -652,6 +656,40 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
         train = _per_step(f, *(s.train for s in signals))
     tape.keep(train)
     return train
+
+
+@torch.no_grad()
+def _mean(train: Tensor, T: int) -> Tensor:
+    """The mean of a train over time, [B, ...]."""
+    return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
+
+
+# What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------
+
+
+def _mean_of_steps(_: None, steps: Tensor, state: None) -> Tensor:
+    return steps.mean(0)
+
+
+def _rate_and_gain(neuron: Neuron, steps: Tensor, state: None) -> tuple[Tensor, Tensor, Tensor]:
+    spikes, (*_, total, gain) = neuron.trace(steps, None)
+    return spikes, (total / len(steps)).to(spikes.dtype), (gain / len(steps)).to(spikes.dtype)
+
+
+def _trace(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return neuron.trace(steps, state)
+
+
+def _spikes(neuron: Neuron, steps: Tensor, state: None) -> Tensor:
+    return neuron.spikes(steps)
+
+
+def _unroll(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return neuron.unroll(steps, state)
+
+
+def _slopes(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+    return neuron.slopes(steps, state)
 
 
 def _anchor(value: Tensor, path: Tensor) -> Tensor:

@@ -1,28 +1,27 @@
 """Hosts of a cluster as network namespaces: each runs torchrun's agent, in a process forked from one that has imported all.
 
-Standard input: lines of JSON, [host, hosts, folder, arguments of spikerate, "", "step" or "checkpoint", number]. The last
-two say when this host's cable is pulled: in a step, or in a checkpoint as rank 0 writes it, of that number.
+Standard input: lines of JSON, [host, hosts of a run, folder, arguments of spikerate, "", "step" or "checkpoint", number,
+log]. The words before the log say when this host's cable is pulled: in a step, or in a checkpoint as rank 0 writes it, of
+that number.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from spikerate.cli.live import TrainingView
 from spikerate.cli.main import main
 from spikerate.runs.record import RunFolder
 from spikerate.system import dist
+from support.agents import serve
 
 PORT, CLONE_NEWNET = 29500, 0x40000000
 SILENT_SECONDS = 4
@@ -73,14 +72,15 @@ def be_a_host(host: int, hosts: int, folder: str, arguments: list[str], where: s
             raise OSError(ctypes.get_errno(), "setns")
     os.chdir(folder)
     os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
+    first = host - host % hosts
     config = LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
         nproc_per_node=1,
         run_id="test",
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{address(0)}:{PORT}",
-        rdzv_configs={"is_host": host == 0, "read_timeout": SILENT_SECONDS},
+        rdzv_endpoint=f"{address(first)}:{PORT}",
+        rdzv_configs={"is_host": host == first, "read_timeout": SILENT_SECONDS},
         max_restarts=0,
         start_method="fork",
         local_addr=address(host),
@@ -89,28 +89,5 @@ def be_a_host(host: int, hosts: int, folder: str, arguments: list[str], where: s
     elastic_launch(config, work)(arguments, host, where, number)
 
 
-def serve() -> None:
-    for line in sys.stdin:
-        host, hosts, folder, arguments, where, number, log = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1), os.dup2(out, 2)
-            status = 0
-            try:
-                be_a_host(host, hosts, folder, arguments, where, number)
-            except ChildFailedError:
-                status = 1
-            except BaseException:
-                traceback.print_exc()
-                status = 3
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-        print(pid, flush=True)
-
-
 if __name__ == "__main__":
-    import kornia.augmentation.auto  # noqa: F401
-
-    serve()
+    serve(be_a_host)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from spikerate import BPTT, Dspike, RateBP, Search, SelfDistillation, adapt
+from spikerate.cli.main import main as spikerate
 from spikerate.data import Data, Part, load
 from spikerate.models import synchronize_batch_norm
 from spikerate.runs.config import Model, Neuron, Run
@@ -20,6 +23,7 @@ from spikerate.runs.record import RunFolder
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs, Trainer, build_network
 from spikerate.system.dist import process_group
+from support.agents import serve
 from support.runs import Silent
 
 CPU = torch.device("cpu")
@@ -82,5 +86,30 @@ def main(out: str) -> None:
             torch.save(found, out)
 
 
+def work(arguments: list[str]) -> None:
+    """`spikerate ARGUMENTS`, or the comparison where the only argument is the file for it."""
+    if len(arguments) == 1:
+        main(arguments[0])
+    else:
+        sys.exit(spikerate(arguments))
+
+
+def launch(ranks: int, restarts: int, folder: str, arguments: list[str]) -> None:
+    os.chdir(folder)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+    elastic_launch(config, work)(arguments)
+    print("all ranks have ended well", flush=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(launch)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support import ROOT
+from support.agents import Server, alive, finished, state
 from support.hosts_worker import address, namespace
 from support.images import write_cifar
 from support.runs import assert_same
 
-HOSTS, SWITCH = 2, -1
+HOSTS, PAIRS, SWITCH = 2, 4, -1
 ARGUMENTS = ["train", "digits-esd", "--width", "2", "--T", "2", "--subset", "300", "--batch", "50", "--epochs", "3"]
 STEPS = 6
 """Of an epoch."""
@@ -36,79 +34,58 @@ def plug(host: int) -> None:
     ip("-n", namespace(SWITCH), "link", "set", f"port{host}", "master", "bridge0", "up")
 
 
-class Cluster:
-    """Hosts with cables to one switch; what is started on them ends with them."""
+class Pair:
+    """Two hosts on which one run trains."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, server: Server, first: int, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.hosts = range(first, first + HOSTS)
         self.pids: list[int] = []
-        worker = ROOT / "tests" / "support" / "hosts_worker.py"
-        self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
-    def start(self, host: int, *arguments: str, cut: tuple[str, int] = ("", 0), folder: Path | None = None) -> None:
-        """torchrun's agent with `spikerate ARGUMENTS` on a host; `cut` is where its cable is pulled."""
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.log(host).write_text("")
-        task = [host, HOSTS, str(folder or self.folder), arguments, *cut, str(self.log(host))]
-        print(json.dumps(task), file=self.server.stdin, flush=True)
-        self.pids.append(int(self.server.stdout.readline()))
+    def begin(self, *arguments: str, cut: tuple[int, str, int] | None = None) -> None:
+        """torchrun's agent with `spikerate ARGUMENTS` on both; `cut` is the rank whose cable is pulled, and where."""
+        for rank in range(HOSTS):
+            self.start(rank, *arguments, cut=cut[1:] if cut and cut[0] == rank else ("", 0))
 
-    def log(self, host: int) -> Path:
-        return self.folder / f"host{host}.log"
+    def start(self, rank: int, *arguments: str, cut: tuple[str, int] = ("", 0), folder: Path | None = None) -> None:
+        plug(self.hosts[rank])
+        self.log(rank).write_text("")
+        task = [self.hosts[rank], HOSTS, str(folder or self.folder), arguments, *cut]
+        self.pids.append(self.server.start(*task, log=self.log(rank)))
+
+    def log(self, rank: int) -> Path:
+        return self.folder / f"host{self.hosts[rank]}.log"
 
     def said(self) -> list[str]:
-        """What was said on each host, once all have ended, which they do within a minute."""
-        end = time.monotonic() + 60
-        while any(alive(pid) for pid in self.pids):
-            said = "\n".join(self.log(host).read_text() for host in range(HOSTS))
-            assert time.monotonic() < end, said
-            time.sleep(0.05)
+        """What was said on each host, once both have ended, which they do within a minute."""
+        texts = [finished(pid, self.log(rank), 60) for rank, pid in enumerate(self.pids)]
         self.pids.clear()
-        return [self.log(host).read_text() for host in range(HOSTS)]
+        return texts
 
-    def run(self, *arguments: str) -> list[str]:
-        for host in range(HOSTS):
-            plug(host)
-            self.start(host, *arguments)
-        return self.said()
-
-    def kill(self, pid: int) -> None:
+    def kill(self, rank: int) -> None:
         """All processes of a host."""
-        for process in members(pid):
+        for process in members(self.pids[rank]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
     def close(self) -> None:
-        for pid in self.pids:
-            self.kill(pid)
-        self.server.kill()
-        self.server.communicate()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        for rank in range(len(self.pids)):
+            self.kill(rank)
 
 
 def members(session: int) -> list[int]:
     """The processes of a session, as those of a host are."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                found.append(int(folder.name))
-    return found
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if state(pid)[3:4] == [str(session)]]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Pair]]:
+    """Hosts with cables to one switch; what is started on them ends with them."""
     if not shutil.which("ip"):
         pytest.skip("iproute2 is not installed")
-    names = [namespace(host) for host in (SWITCH, *range(HOSTS))]
+    hosts = range(HOSTS * PAIRS)
+    names = [namespace(host) for host in (SWITCH, *hosts)]
     with contextlib.ExitStack() as down:
         try:
             for name in names:
@@ -117,7 +94,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 ip("-n", name, "link", "set", "lo", "up")
             ip("-n", names[0], "link", "add", "name", "bridge0", "type", "bridge")
             ip("-n", names[0], "link", "set", "bridge0", "up")
-            for host in range(HOSTS):
+            for host in hosts:
                 cable = ["type", "veth", "peer", "name", "eth0", "netns", namespace(host)]
                 ip("-n", names[0], "link", "add", "name", f"port{host}", *cable)
                 ip("-n", namespace(host), "addr", "add", f"{address(host)}/24", "dev", "eth0")
@@ -126,90 +103,94 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 ip("netns", "exec", namespace(host), "sh", "-c", "echo 3 > /proc/sys/net/ipv4/tcp_retries2")
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no right to make network namespaces here: {error.stderr}")
-        made = Cluster(tmp_path_factory.mktemp("cluster"))
-        down.callback(made.close)
+        server, folder = Server("hosts_worker.py"), tmp_path_factory.mktemp("cluster")
+        down.callback(server.close)
+        made = [Pair(server, first, folder) for first in hosts[::HOSTS]]
+        for pair in made:
+            down.callback(pair.close)
         yield made
 
 
+LOST = {
+    "in an epoch": (0, "step", STEPS + 2),
+    "in a checkpoint": (0, "checkpoint", 3),
+    "without power": (1, "step", STEPS + 2),
+}
+"""A run -> the rank whose cable is pulled, and where."""
+
+
 @pytest.fixture(scope="module")
-def unbroken(cluster: Cluster) -> Path:
-    """Over a slow link, which changes nothing."""
+def said(pairs: list[Pair]) -> dict[str, list[list[str]]]:
+    """Of each run that is lost, what was said on its hosts, then and after it was resumed: all at once, most of it waits.
+
+    Beside them one that is not lost, over a slow link, which changes nothing.
+    """
     slow = ["root", "tbf", "rate", "4mbit", "burst", "32kbit", "latency", "2s"]
-    for host in range(HOSTS):
+    whole, *others = pairs
+    for host in whole.hosts:
         if subprocess.run(["tc", "-n", namespace(SWITCH), "qdisc", "add", "dev", f"port{host}", *slow]).returncode:
             pytest.skip("this kernel makes no link slow")
-    said = cluster.run(*ARGUMENTS, "--out", "unbroken")
-    assert all("status 0" in text for text in said), said
-    for host in range(HOSTS):
-        subprocess.run(["tc", "-n", namespace(SWITCH), "qdisc", "del", "dev", f"port{host}", "root"], check=True)
-    return cluster.folder / "unbroken"
-
-
-@pytest.mark.parametrize("cut", [("step", STEPS + 2), ("checkpoint", 3)], ids=["in an epoch", "in a checkpoint"])
-def test_a_cut_link_ends_all_within_a_minute_and_changes_nothing(
-    cluster: Cluster, unbroken: Path, cut: tuple[str, int]
-) -> None:
-    name = cut[0]
-    for host in range(HOSTS):
-        plug(host)
-        cluster.start(host, *ARGUMENTS, "--out", name, cut=cut if host == 0 else ("", 0))
-    for rank, said in enumerate(cluster.said()):
-        assert f"spikerate: rank {rank} of {HOSTS} stops, since another rank is gone or silent: " in said
-        assert "status 1" in said
-    assert "finished" not in (cluster.folder / name / "run.json").read_text()
-    said = cluster.run("train", "--resume", name)
-    assert all("status 0" in text for text in said), said
-    assert_same(unbroken, cluster.folder / name)
-
-
-def test_a_lost_host_ends_the_others_and_changes_nothing(cluster: Cluster, unbroken: Path) -> None:
-    """Without power it sends nothing more, not even that its connections are closed."""
-    for host in range(HOSTS):
-        plug(host)
-        cluster.start(host, *ARGUMENTS, "--out", "lost", cut=("step", STEPS + 2) if host == 1 else ("", 0))
-    while "is pulled" not in cluster.log(1).read_text():
+    whole.begin(*ARGUMENTS, "--out", "unbroken")
+    for pair, (name, cut) in zip(others, LOST.items(), strict=True):
+        pair.begin(*ARGUMENTS, "--out", name, cut=cut)
+    # Without power a host sends nothing more, not even that its connections are closed.
+    rank = LOST["without power"][0]
+    while "is pulled" not in pair.log(rank).read_text():
+        assert alive(pair.pids[rank]), pair.log(rank).read_text()
         time.sleep(0.05)
-    cluster.kill(cluster.pids[1])
-    assert "spikerate: rank 0 of 2 stops, since another rank is gone or silent: " in cluster.said()[0]
-    assert all("status 0" in text for text in cluster.run("train", "--resume", "lost"))
-    assert_same(unbroken, cluster.folder / "lost")
+    pair.kill(rank)
+    found = {name: [pair.said()] for pair, name in zip(others, LOST, strict=True)}
+    for pair, name in zip(others, LOST, strict=True):
+        pair.begin("train", "--resume", name)
+    for pair, name in zip(others, LOST, strict=True):
+        found[name].append(pair.said())
+    assert all("status 0" in text for text in whole.said())
+    for host in whole.hosts:
+        subprocess.run(["tc", "-n", namespace(SWITCH), "qdisc", "del", "dev", f"port{host}", "root"], check=True)
+    return found
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_a_folder_that_is_not_shared_is_said_at_the_start(cluster: Cluster, unbroken: Path, resumed: bool) -> None:
+@pytest.mark.parametrize("name", LOST)
+def test_a_lost_host_ends_all_within_a_minute_and_changes_nothing(
+    name: str, pairs: list[Pair], said: dict[str, list[list[str]]]
+) -> None:
+    lost, resumed = said[name]
+    for rank, text in enumerate(lost[:1] if name == "without power" else lost):
+        assert f"spikerate: rank {rank} of {HOSTS} stops, since another rank is gone or silent: " in text
+        assert "status 1" in text
+    assert all("status 0" in text for text in resumed), resumed
+    assert_same(pairs[0].folder / "unbroken", pairs[0].folder / name)
+
+
+def test_a_folder_that_is_not_shared_is_said_at_the_start(pairs: list[Pair], said: dict[str, list[list[str]]]) -> None:
     """A copy of it is none, either."""
-    own = cluster.folder / f"own disk {resumed}"
-    own.mkdir()
-    if resumed:
-        shutil.copytree(unbroken, own / "unbroken")
-    arguments = ["train", "--resume", "unbroken"] if resumed else [*ARGUMENTS, "--out", "apart"]
-    for host, folder in enumerate((cluster.folder, own)):
-        plug(host)
-        cluster.start(host, *arguments, folder=folder)
-    for said in cluster.said():
-        assert re.search(r"spikerate: rank 1 on \S+ does not see the run folder (apart|unbroken) as rank 0 on \S+ has", said)
-        assert "status 2" in said
+    shared = pairs[0].folder
+    (shared / "own disk").mkdir()
+    shutil.copytree(shared / "unbroken", shared / "own disk" / "unbroken")
+    for pair, arguments in zip(pairs, ([*ARGUMENTS, "--out", "apart"], ["train", "--resume", "unbroken"]), strict=False):
+        for rank, folder in enumerate((shared, shared / "own disk")):
+            pair.start(rank, *arguments, folder=folder)
+    for pair, name in zip(pairs, ("apart", "unbroken"), strict=False):
+        for text in pair.said():
+            assert re.search(rf"spikerate: rank 1 on \S+ does not see the run folder {name} as rank 0 on \S+ has", text)
+            assert "status 2" in text
 
 
-@pytest.mark.parametrize("other", ["a setting", "labels"])
-def test_ranks_that_differ_are_named_at_the_start(cluster: Cluster, tmp_path: Path, other: str) -> None:
+def test_ranks_that_differ_are_named_at_the_start(pairs: list[Pair], tmp_path: Path) -> None:
     """One may have another setting, or shuffled labels on its own disk."""
     small = ["train", "cifar10-small-rate", "--no-compile", "--data.validation", "4", "--width", "2", "--batch", "4"]
-    for host in range(HOSTS):
-        data = tmp_path / str(host)
-        data.mkdir()
-        file = write_cifar(data) / "data_batch_2"
-        if other == "labels" and host == 1:
+    for rank, folder in enumerate((tmp_path / "ours", tmp_path / "shuffled")):
+        folder.mkdir()
+        file = write_cifar(folder) / "data_batch_2"
+        if rank == 1:
             batch = pickle.loads(file.read_bytes())
             file.write_bytes(pickle.dumps(batch | {b"labels": batch[b"labels"][::-1]}, protocol=2))
-        setting = ["--optim.lr", "0.3"] if other == "a setting" and host == 1 else []
-        plug(host)
-        cluster.start(host, *small, "--data", str(data), *setting, "--out", "differs")
-    names = {
-        "a setting": r"run\.optim\.lr is 0\.3, and not 0\.1;",
-        "labels": r"data\.sha256\.data_batch_2 is \w+, and not \w+;",
-    }
-    for said in cluster.said():
-        assert re.search(rf"spikerate: rank 1 on \S+ differs from rank 0 on \S+: its {names[other]}", said), said
-        assert "status 2" in said
-    assert not (cluster.folder / "differs").exists()
+        setting = ["--optim.lr", "0.3"] if rank == 1 else []
+        pairs[0].start(rank, *small, "--data", str(tmp_path / "ours"), *setting, "--out", "differs")
+        pairs[1].start(rank, *small, "--data", str(folder), "--out", "differs")
+    names = (r"run\.optim\.lr is 0\.3, and not 0\.1;", r"data\.sha256\.data_batch_2 is \w+, and not \w+;")
+    for pair, name in zip(pairs, names, strict=False):
+        for text in pair.said():
+            assert re.search(rf"spikerate: rank 1 on \S+ differs from rank 0 on \S+: its {name}", text), text
+            assert "status 2" in text
+    assert not (pairs[0].folder / "differs").exists()

@@ -8,25 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from spikerate.system.dist import process_group
-from support import ROOT, ranks_worker
+from support import ranks_worker
+from support.agents import Server, alive, finished, state
 from support.processes import wait_for
 from support.runs import ARGUMENTS, assert_same
 
+ENDED_WELL = "all ranks have ended well"
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
 
 
-def results(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
-    out = folder / f"{ranks}.pt"
-    command = [*TORCHRUN, f"--nproc-per-node={ranks}", ROOT / "tests" / "support" / "ranks_worker.py", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return dict(torch.load(out))
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    started = Server("ranks_worker.py")
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_many_ranks_are_one_process(alone: dict[str, torch.Tensor], tmp_path: Path, ranks: int) -> None:
+def test_many_ranks_are_one_process(alone: dict[str, torch.Tensor], server: Server, tmp_path: Path, ranks: int) -> None:
     """With synchronised statistics: weights and buffers after a step, terms and metrics, for every rule, even and uneven."""
-    found = results(tmp_path, ranks)
+    pid = server.start(ranks, 0, str(tmp_path), ["found.pt"], log=tmp_path / "log")
+    assert ENDED_WELL in finished(pid, tmp_path / "log", 300)
+    found = dict(torch.load(tmp_path / "found.pt"))
     assert found.keys() == alone.keys()
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
@@ -59,44 +63,37 @@ def train(out: Path, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
     )
 
 
-def workers(parent: int) -> list[int]:
-    """The processes that a torchrun has started, by rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
-                continue
-            variables = dict(v.partition("=")[::2] for v in (folder / "environ").read_text().split("\0"))
-        except (OSError, ValueError):
-            continue
-        if "RANK" in variables:
-            found[int(variables["RANK"])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
+def workers(agent: int) -> list[int]:
+    """The processes that an agent has started, by rank."""
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return sorted(pid for pid in pids if state(pid)[1:2] == [str(agent)])
 
 
-def test_a_killed_rank_is_restarted_and_changes_nothing(tmp_path: Path) -> None:
-    plain = train(tmp_path / "unbroken")
-    assert plain.wait(200) == 0, plain.stdout and plain.stdout.read()
-    broken = train(tmp_path / "killed", restarts=3)
-    wait_for(tmp_path / "killed" / "last.safetensors")
-    wait_for(tmp_path / "killed" / "last.safetensors", (tmp_path / "killed" / "last.safetensors").stat().st_mtime)
-    os.kill(workers(broken.pid)[1], signal.SIGKILL)
-    said, _ = broken.communicate(timeout=200)
-    assert broken.returncode == 0, said
-    assert "another rank is gone or silent" in said
+def test_a_killed_rank_is_restarted_and_changes_nothing(server: Server, tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "--save-minutes", "0", "--out"]
+    plain = server.start(2, 0, str(tmp_path), [*arguments, "unbroken"], log=tmp_path / "log")
+    assert ENDED_WELL in finished(plain, tmp_path / "log", 200)
+    broken = server.start(2, 3, str(tmp_path), [*arguments, "killed"], log=tmp_path / "log")
+    last = tmp_path / "killed" / "last.safetensors"
+    wait_for(last)
+    wait_for(last, last.stat().st_mtime)
+    os.kill(workers(broken)[1], signal.SIGKILL)
+    said = finished(broken, tmp_path / "log", 200)
+    assert ENDED_WELL in said and "another rank is gone or silent" in said
     assert_same(tmp_path / "unbroken", tmp_path / "killed")
 
 
-def test_a_lost_rank_ends_all_within_a_minute_with_the_reason(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "--epochs", "2000", "--batch", "32", "--save-minutes", "10")
+def test_a_lost_rank_ends_all_within_a_minute_with_the_reason(server: Server, tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "--epochs", "2000", "--batch", "32", "--save-minutes", "10", "--out", "run"]
+    agent = server.start(2, 0, str(tmp_path), arguments, log=tmp_path / "log")
     wait_for(tmp_path / "run" / "last.safetensors")
     time.sleep(1)
-    first, second = workers(run.pid)
+    first, second = workers(agent)
     os.kill(second, signal.SIGSTOP)  # it does not end, and does not answer
-    said, _ = run.communicate(timeout=150)
-    assert run.returncode != 0
+    said = finished(agent, tmp_path / "log", 150)
+    assert ENDED_WELL not in said
     assert re.search(r"spikerate: rank 0 of 2 stops, since another rank is gone or silent: .*[Tt]imed? ?out", said), said
-    assert not Path(f"/proc/{first}").exists()
+    assert not alive(first)
 
 
 def test_one_signal_stops_all_ranks_at_one_step(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""Passes over memory made one: elementwise work on trains, compiled once for each number of steps and used by eager code.
+
+Between two convolutions a spiking network does nothing but small elementwise steps over [T, B, ...]: charge, compare, slope,
+reset, sums over time. Run one by one, each is a pass over memory, and together they cost more than the convolutions. Here a
+function of flat trains [T, N] is compiled by `torch.compile` for any N, so that a handful of kernels serve all layers, all
+batch sizes, training and evaluation. Eager code is its oracle, and the way where no compiler is.
+
+`TORCH_COMPILE_DISABLE=1` in the environment turns it off, as it turns off all of `torch.compile`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from spikerate.system.environment import compiler_problem
+
+_WORTH = 2**19
+"""Elements of a train from which on a compiled kernel is worth its compilation; smaller ones stay in the cache."""
+_LONGEST = 16
+"""Steps that one kernel unrolls."""
+_VARIANTS = 256
+"""Kernels of one function: numbers of steps, types, neurons, with and without a state before."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which a train [T, B, ...] lies in memory: its axes, and their sizes in that order."""
+
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, train: Tensor) -> Order | None:
+        """That of a train that is dense from its second axis on; None of another."""
+        strides = train.stride()
+        axes = tuple(sorted(range(1, train.dim()), key=lambda axis: (-strides[axis], axis)))
+        dense = 1
+        for axis in reversed(axes):
+            if train.shape[axis] != 1 and strides[axis] != dense:
+                return None
+            dense *= train.shape[axis]
+        return cls((0, *axes)) if len(train) == 1 or strides[0] == dense else None
+
+    def flat(self, train: Tensor) -> Tensor:
+        """[T, B, ...] -> [T, N], a view."""
+        return train.permute(self.axes).flatten(1)
+
+    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
+        """[T, N] -> [T, B, ...] of the shape of `like` but for T, a view."""
+        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return flat.unflatten(1, [like.shape[axis] for axis in self.axes[1:]]).permute(inverse)
+
+
+def run(f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: int, state: Any = None) -> Any:
+    """`f(subject, steps, state)` of the steps of a train, as one pass over memory where that is possible and pays.
+
+    Args:
+        f: elementwise over all axes but the first: neither their number nor their order means anything to it.
+        subject: what `f` works with, a neuron for instance.
+        train: [T, B, ...], or [1, B, ...] where it is constant.
+        T: the number of steps.
+        state: a tuple of tensors [B, ...] and numbers, or None.
+
+    Returns:
+        what `f` returns, tensors [T, B, ...] and [B, ...] in (nested) tuples.
+    """
+    order = Order.of(train) if _pays(train, T, type(subject)) else None
+    if order is None:
+        return f(subject, train.expand(T, *train.shape[1:]), state)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order))
+    except Exception as error:  # whatever the compiler stumbles over; what is wrong with `f` itself, eager code says
+        _give_up(train.device.type, type(subject), error)
+        return f(subject, train.expand(T, *train.shape[1:]), state)
+    return _restored(flat, order, train)
+
+
+def _pays(train: Tensor, T: int, kind: type) -> bool:
+    if torch.compiler.is_compiling() or T > _LONGEST or T * train[0].numel() < _WORTH:
+        return False
+    device = train.device.type
+    if device not in ("cpu", "cuda") or (device, kind) in _given_up or not _works(device):
+        return False
+    return _get_current_dispatch_mode() is None  # what looks at each operation, to count it for instance, wants them all
+
+
+_given_up: set[tuple[str, type]] = set()
+"""Devices and kinds of subjects for which the compiler has failed."""
+
+
+def _give_up(device: str, kind: type, error: Exception) -> None:
+    _given_up.add((device, kind))
+    _log.warning("%s is not compiled, so that its steps take longer: %s", kind.__name__, str(error).split("\n")[0])
+
+
+@functools.cache
+def _works(device: str) -> bool:
+    if compiler_problem(torch.device(device)) or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return False
+    _log.warning("compiling the passes between the layers: seconds, once")
+    return True
+
+
+@functools.cache
+def _compiled(f: Callable[[Any, Tensor, Any], Any]) -> Callable[..., Any]:
+    # Sizes are marked by hand: once the compiler has seen two numbers of steps, it would take them for a size like others.
+    return torch.compile(_on_flat(f), fullgraph=True, dynamic=False)
+
+
+def _on_flat(f: Callable[[Any, Tensor, Any], Any]) -> Callable[..., Any]:
+    """`f` of the steps of a flat train [T, N] or [1, N]."""
+
+    def on_flat(subject: Any, train: Tensor, T: int, state: Any) -> Any:
+        return f(subject, train.expand(T, -1), state)
+
+    return on_flat
+
+
+def _any_size(flat: Tensor) -> Tensor:
+    torch._dynamo.mark_dynamic(flat, flat.dim() - 1)
+    return flat
+
+
+def _flattened(state: Any, order: Order) -> Any:
+    """Tensors [B, ...] of a state as [N]."""
+    if isinstance(state, tuple):
+        return tuple(_flattened(one, order) for one in state)
+    return _any_size(order.flat(state.unsqueeze(0))[0]) if isinstance(state, Tensor) else state
+
+
+def _restored(flat: Any, order: Order, like: Tensor) -> Any:
+    """Tensors [T, N] as [T, B, ...], and [N] as [B, ...]."""
+    if isinstance(flat, tuple):
+        return tuple(_restored(one, order, like) for one in flat)
+    if not isinstance(flat, Tensor):
+        return flat
+    return order.unflat(flat, like) if flat.dim() == 2 else order.unflat(flat.unsqueeze(0), like)[0]

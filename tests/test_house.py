@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
     {"system"},
-    {"data", "autograd", "losses"},
+    {"data", "autograd", "losses", "fused"},
     {"surrogate", "signal"},
     {"neuron"},
     {"rules"},

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spikerate.cli.commands import COMMANDS
+from spikerate.cli.arguments import Show, parse
+from spikerate.cli.commands import COMMANDS, Command
 from spikerate.cli.main import main
 from spikerate.runs.presets import PRESETS
 from spikerate.system.files import pack_tensors, read_tensors
@@ -230,6 +232,23 @@ def test_doctor_and_help(spikerate: Spikerate, capsys: pytest.CaptureFixture[str
     helped = spikerate("train", "--help")
     assert helped.returncode == 0
     assert "--rule.chunk" in helped.stdout
+
+
+def test_a_command_is_one_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+
+    def perform(options: Show, line: str) -> int:
+        lines.append(f"{options.preset} {line}")
+        return 7
+
+    greet = Command(partial(parse, Show), perform, {"NAME": "says hello"})
+    monkeypatch.setitem(COMMANDS, "greet", greet)
+    assert (main(["gret"]), main(["greet"]), main(["greet", "you there"])) == (2, 2, 7)
+    assert lines == ["you there spikerate greet 'you there'"]
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert "did you mean greet?" in err
+    assert re.search("\n  greet NAME +says hello\n", out)
 
 
 BAD: list[tuple[list[str], str]] = [

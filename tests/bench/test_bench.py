@@ -193,7 +193,7 @@ def test_the_cells_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("if n == 1: sys.exit('Error: it is\\nall over')", "all over"),
         ("if n == 1: os.close(2), os._exit(3)", "not an error"),
         ("if n == 1: os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL, perhaps for lack of memory"),
-        ("if n == 1: print('[1, 2]', flush=True)", "it says '[1, 2]', which is no answer"),
+        ("if n == 1: print('[1, 2]', flush=True)", "it wrote '[1, 2]', which is not an answer"),
         ("if n == 1: answer('died', died='there is not enough memory')", "there is not enough memory"),
     ],
 )

@@ -110,7 +110,7 @@ class Examples:
             if (tuple(tensor.shape), tensor.dtype) != wanted[name] or not tensor.numel():
                 raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
         if not 0 <= float(self.rates.min()) <= float(self.rates.max()) <= 1:
-            raise ValueError("a rate is no share")
+            raise ValueError("a rate is not between 0 and 1")
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
             raise ValueError(f"a label is not one of {K} classes")
 

@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "spikerate"
 
 FLOORS = [
     {"system"},
-    {"data", "autograd", "losses", "fused"},
+    {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
     {"neuron"},
     {"rules"},

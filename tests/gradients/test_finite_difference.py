@@ -143,7 +143,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="epsilon is 0: give a positive number"):
         derivatives(network, weight, images(), loss, Elements(weight.shape), epsilon=0)
     stranger = nn.Parameter(torch.ones(3, 2))
-    with pytest.raises(ValueError, match="of no convolution or linear layer of the network"):
+    with pytest.raises(ValueError, match="belongs to no convolution or linear layer of the network"):
         derivatives(network, stranger, images(), loss, Elements(stranger.shape))
     with pytest.raises(ValueError, match="no convolution or linear layer that the signal goes through"):
         variant_rates(network, images(), stranger, torch.zeros(2, 3, 2))

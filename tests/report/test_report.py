@@ -420,7 +420,7 @@ def test_rounds_before_are_told(tmp_path: Path) -> None:
     make(path / "round1-ann", run.rounds[0], result=RESULT | {"test_accuracy": 0.9})
     page = page_of(tmp_path, to=tmp_path / "page.html")
     assert "ANN, 2 epochs (90.00 %) → T = 4, 3 epochs (not finished) → T = 2, 3 epochs (60.00 %)" in page.text
-    assert "training time 12.0 s T = 2, 3 epochs, and the rounds before" in page.text
+    assert "training time 12.0 s T = 2, 3 epochs, including earlier rounds" in page.text
     assert gather([path / "round1-ann"]).groups[0].headline == "", "that of the preset is of the whole run"
 
 
@@ -439,7 +439,7 @@ def test_many_classes_are_listed_by_their_confusions(K: int, tmp_path: Path) -> 
 
 def test_no_confusion_is_a_sentence(tmp_path: Path) -> None:
     path = make(tmp_path / "run", result=RESULT | {"confusion": [[7, 0, 0], [0, 6, 0], [0, 0, 0]]})
-    assert "No sample was taken for one of another class" in page_of(path, to=tmp_path / "page.html").text
+    assert "No sample was classified wrongly" in page_of(path, to=tmp_path / "page.html").text
 
 
 def test_whatever_a_person_has_given_is_escaped(tmp_path: Path) -> None:

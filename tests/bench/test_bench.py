@@ -319,7 +319,7 @@ def test_the_command_when_a_cell_has_too_little_memory(spikerate: Spikerate, tmp
         (["--steps", "0"], "steps is 0"),
         (["--width", "0"], "model.width is 0"),
         (["--model", "resnet21"], "resnet18"),
-        (["--model", "vggsnn", "--side", "24"], "wants a side of 16"),
+        (["--model", "vggsnn", "--side", "24"], "needs a side of 16"),
         (["--precision", "fp8"], "fp8"),
         (["--device", "cuda:77"], "device is 'cuda:77'"),
         (["--out", "occupied"], "is not empty: choose another"),

@@ -163,9 +163,9 @@ def test_eval_takes_the_data_of_the_run_only(spikerate: Spikerate, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["cifar10-vggsnn-rate", "--data.size", "24"], "wants a side of 16, 32, ..., and the samples are 24 x 24"),
+        (["cifar10-vggsnn-rate", "--data.size", "24"], "needs a side of 16, 32, ..., and the samples are 24 x 24"),
         (["cifar10-rate", "--subset", "1"], "1 training samples with accumulate=1 on 1 ranks give parts of 1"),
-        (["cifar10-rate", "--subset", "3", "--accumulate", "4"], "give parts of 0: batch norm needs two samples"),
+        (["cifar10-rate", "--subset", "3", "--accumulate", "4"], "give parts of 0: batch norm needs at least two samples"),
         (["cifar10-rate", "--data.size", "5000"], "data.size is 5000: give a number from 8 to 4096"),
     ],
 )

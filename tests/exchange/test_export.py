@@ -669,7 +669,7 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     altered(lambda r: r["run"]["model"].update(width=3))
     refused("best.safetensors is of another network")
     altered(lambda r: r.update(format=1))
-    refused("is not of format 2: another version of spikerate wrote it")
+    refused("is not of format 2: use the version of spikerate that wrote it")
     for forged in ({"std": [0]}, {"mean": [math.nan]}, {"unit": math.inf}, {"shape": [math.inf, 8, 8]}):
         altered(lambda r: r["data"].update(forged))  # noqa: B023
         refused("does not describe the samples")

@@ -274,7 +274,7 @@ def test_outputs_that_differ_from_chunk_to_chunk_are_refused() -> None:
 def test_a_rate_inside_of_a_network_in_chunks_is_refused(rule: Any) -> None:
     """It would be that of some of the steps, or of no steps at all."""
     with pytest.raises(
-        RuntimeError, match=r"after \d of 3 steps: .* use signal.tap\(\), which is final where signal.complete"
+        RuntimeError, match=r"after \d of 3 steps: .* use signal.tap\(\), which is final when signal.complete"
     ):
         rule(nn.Sequential(LIF(), Functional(lambda x: [x.rate, x][1])), torch.rand(3, 4, 2))
 

@@ -199,7 +199,7 @@ def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], unbroken: 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "No space left on device" in done.stderr
-    found = re.search(r"the state of the run is saved in (\S+): make room, mv (\S+) (\S+), and go on by", done.stderr)
+    found = re.search(r"the state of the run is saved in (\S+): make room, mv (\S+) (\S+), and continue by", done.stderr)
     assert found, done.stderr
     kept, rescued = (read_tensors(file)[1]["epoch"] for file in (run / "last.safetensors", Path(found[1])))
     assert rescued == kept + 1

@@ -137,18 +137,18 @@ class TrainingView:
         return made
 
     def _rates(self, most: int) -> Table:
-        """How often the layers fired at the end of the last epoch: so many bars at most, on the scale of the longest."""
+        """Firing rates of the layers at the end of the last epoch, as at most `most` bars relative to the longest."""
         rates = self.rows[-1].get("firing_rates", {}) if self.rows else {}
         stuck = health.stuck(rates, self.run.spiking)
-        parts = {part: statistics.fmean(rates[layer] for layer in of) for part, of in grouped(rates, most).items()}
+        parts = {part: statistics.fmean(rates[layer] for layer in layers) for part, layers in grouped(rates, most).items()}
         longest = max(parts.values(), default=0.0) or 1.0
         made = _bare(expand=True)
         made.show_header = len(parts) > 0
         made.add_column("firing rate" if self.run.spiking else "active units", no_wrap=True)
         made.add_column("", ratio=1)
         made.add_column("", justify="right", no_wrap=True)
-        for part, of in grouped(rates, most).items():
-            style = "red" if stuck.keys() & of else "cyan"
+        for part, layers in grouped(rates, most).items():
+            style = "red" if stuck.keys() & layers else "cyan"
             bar = ProgressBar(longest, parts[part], complete_style=style, finished_style=style)
             made.add_row(Text(part, style), bar, f"{parts[part]:.3f}")
         return made
@@ -223,7 +223,7 @@ def grouped(layers: Iterable[str], most: int) -> dict[str, list[str]]:
             parts.setdefault(".".join(path[:depth]), []).append(layer)
         if len(parts) <= most:
             break
-    named = {f"{part} ({len(of)})" if len(of) > 1 else part: of for part, of in parts.items()}
+    named = {f"{part} ({len(members)})" if len(members) > 1 else part: members for part, members in parts.items()}
     return dict(list(named.items())[: max(0, most)])
 
 

@@ -178,8 +178,10 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
     for seed, result in results.items():
         shown.add_row(str(seed), *(_number(name, result[name]) for name in _RESULTS))
     columns = [[result[name] for result in results.values()] for name in _RESULTS]
-    for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
-        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(_RESULTS, columns, strict=True)))
+    for what, statistic in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
+        shown.add_row(
+            what, *(_number(n, statistic(c) if None not in c else None) for n, c in zip(_RESULTS, columns, strict=True))
+        )
     console.print(shown)
     console.print(f"runs in {base}; next: spikerate report {shlex.quote(str(base))}")
 

@@ -55,7 +55,7 @@ class Result:
             rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
             confusions=[_confusion(row) for row in record.get("confusions", [])],
-            energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
+            energy=Energy({layer: _operations(entry) for layer, entry in operations.items()}, T) if operations else None,
         )
 
 
@@ -150,6 +150,6 @@ def _confusion(row: Sequence[Any]) -> list[int]:
     return [label, found, count]
 
 
-def _operations(of: Mapping[str, Any]) -> Operations:
-    binary = {"real": False, "binary": True}[of["input"]]
-    return Operations(_number(of["acs" if binary else "macs"]), int(_number(of["dense_macs"])), binary)
+def _operations(entry: Mapping[str, Any]) -> Operations:
+    binary = {"real": False, "binary": True}[entry["input"]]
+    return Operations(_number(entry["acs" if binary else "macs"]), int(_number(entry["dense_macs"])), binary)

@@ -296,7 +296,10 @@ def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
 def _notes(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         for found in group.runs:
-            for place, about in ((found.path, found.about), *((of.path, of.about) for _, of in found.rounds if of)):
+            for place, about in (
+                (found.path, found.about),
+                *((earlier.path, earlier.about) for _, earlier in found.rounds if earlier),
+            ):
                 if why := doubt(place, about):
                     yield why
             if not found.result:
@@ -360,7 +363,7 @@ def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
         names = {key: says for pattern, start in family.names.items() for key, says in _matching(pattern, start, known)}
         new = [key for key in names if key not in seen]
         seen |= names.keys()
-        common = [key for key in new if sum(key in of for of in keys.values()) > 1]
+        common = [key for key in new if sum(key in own for own in keys.values()) > 1]
         drawn = []
         for key in common:
             title = f"{family.title}: {names[key]}" if len(family.names) > 1 else family.title

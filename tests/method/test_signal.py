@@ -340,7 +340,7 @@ def test_bf16_rates_over_many_chunks_are_the_mean_of_the_steps() -> None:
 @pytest.mark.parametrize("rule", [BPTT(), RateBP()], ids=str)
 def test_a_forgotten_time_axis_is_named(rule: Any) -> None:
     images = torch.rand(4, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"without time: .*x.expand\(T, \*x.shape\)"):
+    with pytest.raises(ValueError, match=r"\(without time\): .*x.expand\(T, \*x.shape\)"):
         rule(nn.Conv2d(3, 3, 3, padding=1), images)
     with pytest.raises(ValueError, match="the input is a ndarray"):
         rule(nn.Conv2d(3, 3, 3, padding=1), images.numpy())

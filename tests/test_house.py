@@ -21,7 +21,7 @@ FLOORS = [
     {"system"},
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
-    {"neuron"},
+    {"neuron", "recompute"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

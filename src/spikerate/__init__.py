@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spikerate.gradients.temperature import Search, adapt
-    from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
+    from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.health import CheckFinite, NotFinite
     from spikerate.measure.meter import FiringRates
     from spikerate.models import (
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
         vgg16,
         vggsnn,
     )
-    from spikerate.neuron import IF, LIF
-    from spikerate.rules import BPTT, OTTT, SLTT, RateBP
+    from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
+    from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
-    from spikerate.signal import RateCoded, Signal, Spatial, Traced, Unrolled
+    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled, operation
     from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
@@ -56,17 +56,22 @@ __all__ = [
     "Dspike",
     "FastSigmoid",
     "FiringRates",
+    "Loss",
+    "Neuron",
+    "NeuronSettings",
     "NotFinite",
     "RateBP",
     "RateCoded",
     "RatePenalty",
     "Rectangular",
+    "Rule",
     "Search",
     "SelfDistillation",
     "Sigmoid",
     "Signal",
     "Spatial",
     "Staged",
+    "StepNeuron",
     "Surrogate",
     "Traced",
     "Triangular",
@@ -75,6 +80,7 @@ __all__ = [
     "deepconv_branches",
     "load",
     "macs",
+    "operation",
     "preact_resnet18",
     "preact_resnet34",
     "resnet18",
@@ -92,17 +98,17 @@ __all__ = [
 
 _MODULES = {
     "gradients.temperature": "Search adapt",
-    "losses": "TET CrossEntropy RatePenalty SelfDistillation",
+    "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
     "models": (
         "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
         "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
     ),
-    "neuron": "IF LIF",
-    "rules": "BPTT OTTT SLTT RateBP",
+    "neuron": "IF LIF NeuronSettings StepNeuron",
+    "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",
-    "signal": "RateCoded Signal Spatial Traced Unrolled",
+    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled operation",
     "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
 }
 """Where each name is at home, as the imports above say for those who check types."""

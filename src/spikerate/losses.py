@@ -7,6 +7,7 @@ terms. A loss with `per_step` takes the final head's logits of every time step, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -20,18 +21,37 @@ from spikerate.system.ranges import check_number, check_positive, check_share
 Terms = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Cross-entropy of the final head: `{"loss"}`."""
+class Loss(ABC):
+    """What is minimised. One of your own is a frozen dataclass that inherits from this.
+
+    Attributes:
+        per_step: whether it takes the final head's logits of every step, [B, T, K], instead of their mean.
+        branches: whether the network gets branches in training, whose logits come before the final head's.
+    """
 
     per_step: ClassVar[bool] = False
+    branches: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
+        """Scalars by name: `loss`, which is minimised, and the terms that the metrics show beside it.
+
+        Args:
+            outputs: logits [B, K] of the branches, in their order, and of the final head, which is the last.
+            labels: [B] int64.
+        """
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Cross-entropy of the final head: `{"loss"}`."""
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
         return {"loss": F.cross_entropy(outputs[-1].float(), labels)}
 
 
 @dataclass(frozen=True)
-class TET:
+class TET(Loss):
     """Temporal efficient training: cross-entropy at every step, and optionally a squared distance to a constant.
 
         L = (1 - pull) mean_t CE(logits[t]) + pull mean_t MSE(logits[t], target)
@@ -66,7 +86,7 @@ class TET:
 
 
 @dataclass(frozen=True)
-class SelfDistillation:
+class SelfDistillation(Loss):
     """Enhanced self-distillation: cross-entropy on every output, and distillation from the outputs that are correct.
 
         L = alpha CE(branches) + final_alpha CE(final) + beta KL
@@ -99,7 +119,7 @@ class SelfDistillation:
     tau: float = 3.0
     final_alpha: float | None = None
     teacher: Literal["reliable", "all"] | None = "reliable"
-    per_step: ClassVar[bool] = False
+    branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         weights = {"alpha": self.alpha, "beta": self.beta, "final_alpha": self.final_alpha}
@@ -159,9 +179,6 @@ class RatePenalty:
             raise ValueError("RatePenalty got no firing rates: give those of at least one layer")
         means = torch.stack([rate.to(torch.promote_types(rate.dtype, torch.float32)).mean() for rate in rates.values()])
         return {"loss": self.weight * (means - self.target).square().mean(), "firing_rate": means.mean()}
-
-
-Loss = CrossEntropy | SelfDistillation | TET
 
 
 def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class LIF(nn.Module):
 
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
     """
+
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -211,6 +214,8 @@ class Rectifier(nn.Module):
     On a tensor instead of a `Signal` it is `F.relu`.
     """
 
+    elementwise: ClassVar[bool] = True
+
     def forward(self, x: Any) -> Any:
         return F.relu(x) if isinstance(x, Tensor) else x.fire(self)
 
@@ -234,6 +239,87 @@ class Rectifier(nn.Module):
     def slopes(self, inputs: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
         """The rectified inputs without a graph, and the slope of each, both [T, B, ...]; there is no state."""
         return _rectified(inputs), (inputs > 0).to(inputs.dtype), state
+
+
+class NeuronSettings(ABC):
+    """The neuron of all layers of a run. One of your own is a frozen dataclass that inherits from this.
+
+    Attributes:
+        spiking: whether the network spikes; else it is an ANN, at T = 1.
+    """
+
+    spiking: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """A new layer of such neurons, which has the methods of `spikerate.signal.Neuron`."""
+
+
+class StepNeuron(nn.Module, ABC):
+    """A layer of neurons that is written as one time step; what the rules ask for follows from that by autograd.
+
+    Neurons must not depend on each other, and have no parameters that are learned. It costs more than `LIF`, which has its
+    equations by hand, and is not for `torch.compile`.
+    """
+
+    elementwise: ClassVar[bool] = False
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise `ValueError`: a parameter would get no gradient."""
+        check_plain(f"{type(self).__name__}.{name}", param)
+
+    @abstractmethod
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+        """One step, of operations that autograd knows; the spike by `Surrogate.spike`, which has a slope.
+
+        Args:
+            current: input [B, ...].
+            state: [B, ...], that of the step before; None at the start.
+
+        Returns:
+            spikes and state [B, ...].
+        """
+
+    def forward(self, x: Any) -> Any:
+        return x.fire(self)
+
+    @torch.no_grad()
+    def spikes(self, inputs: Tensor) -> Tensor:
+        """Spikes [T, B, ...] without a graph, of the input currents [T, B, ...] from the start."""
+        return self.unroll(inputs, None)[0]
+
+    def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Spikes [T, B, ...] with the gradient through every step, and the state after the last one."""
+        spikes = []
+        for current in inputs.unbind(0):
+            s, state = self.step(current, state)
+            spikes.append(s)
+        return _stack(spikes), state
+
+    def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Spikes without a graph, and (state, its derivative, summed spikes, theirs), by the current of all steps."""
+        u, moved, count, total = state or (None, None, 0, 0)
+        with torch.enable_grad():
+            more = torch.zeros_like(inputs[0]).requires_grad_()
+            spikes, after = self.unroll(inputs.detach() + more, None if u is None else u + moved * more)
+            assert after is not None
+            (gained,) = torch.autograd.grad(spikes.sum(), more, retain_graph=True)
+            (moved,) = torch.autograd.grad(after.sum(), more)
+        count = count + spikes.detach().sum(0, dtype=torch.promote_types(spikes.dtype, torch.float32))
+        return spikes.detach(), (after.detach(), moved, count, total + gained)
+
+    def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Spikes without a graph and the slope of each [T, B, ...], and the state after the last step."""
+        spikes: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for current in inputs.unbind(0):
+            with torch.enable_grad():
+                own = current.detach().requires_grad_()
+                s, after = self.step(own, state)
+                slopes += torch.autograd.grad(s.sum(), own)
+            spikes.append(s.detach())
+            state = after.detach()
+        return _stack(spikes), _stack(slopes), state
 
 
 def _rectified(inputs: Tensor) -> Tensor:

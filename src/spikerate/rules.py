@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from spikerate.recompute import Recomputed
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 from spikerate.system.ranges import MOST_STEPS, check_plain
 
@@ -19,8 +21,29 @@ Network = Callable[[Signal], Any]
 """A signal -> a signal, or several in tuples, lists and dicts."""
 
 
+class Rule(ABC):
+    """How a network is run and where its gradient goes. One of your own is a frozen dataclass that inherits from this.
+
+    Attributes:
+        per_step: whether a loss on each step (`steps` of the output) has a gradient; else only one on the `rate` has.
+    """
+
+    per_step: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, network: Network, x: Tensor) -> Any:
+        """Run the network on x [T, B, ...], floating point; returns its output, a `Signal`, or several of them.
+
+        `forward` does it for a kind of signal, in chunks where wanted.
+        """
+
+    @abstractmethod
+    def passes(self, T: int) -> float:
+        """What a training step of T time steps costs, in forward passes of one time step; a backward pass counts two."""
+
+
 @dataclass(frozen=True)
-class BPTT:
+class BPTT(Rule):
     """Backpropagation through time: the gradient goes through every time step.
 
     `chunk=None` runs layer by layer, each over all T steps, with batch-norm statistics over steps, batch and space;
@@ -28,30 +51,48 @@ class BPTT:
     The gradient is exact, but time and memory of the backward pass grow with T. Use it if the timing of spikes carries
     information.
 
+    `checkpoint=True` keeps spikes only, as bits, and computes what lies between the neurons again in the backward pass: the
+    same gradients in a fraction of the memory, for one more forward pass. It is for `chunk=None`, and is not compiled.
+
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
     `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, possibly
     nested, and so does the call. Of a tensor among them, as an ordinary branch computes it from `tap`, the value of the
     last chunk is returned.
 
     Raises:
-        ValueError: `chunk` is less than 1, x is not [T, B, ...], or the network runs other layers in one chunk than in
-            another, or returns other outputs.
+        ValueError: `chunk` is less than 1, or given together with `checkpoint`, x is not [T, B, ...], or the network runs
+            other layers in one chunk than in another, or returns other outputs.
         TypeError: the network has an operation without a rule.
-        RuntimeError: a second derivative is asked for, or a part of the network is in a reentrant checkpoint.
+        RuntimeError: a second derivative is asked for, a part of the network is in a reentrant checkpoint, or the rule is
+            compiled together with `checkpoint`.
     """
 
     chunk: int | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        _check_chunk("BPTT", self.chunk)
+        check_chunk("BPTT", self.chunk)
+        if self.checkpoint and self.chunk is not None:
+            raise ValueError(
+                f"BPTT.checkpoint is True and BPTT.chunk is {self.chunk}: give chunk=None, since membranes kept between "
+                "chunks would take the memory that checkpoints save"
+            )
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
-        return _run(network, x, self.chunk, Unrolled)
+        if self.checkpoint and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "BPTT(checkpoint=True) can't be compiled, since the compiler decides itself what it computes again: use "
+                "BPTT() under torch.compile"
+            )
+        recomputed = self.checkpoint and torch.is_grad_enabled()
+        return forward(network, x, Recomputed if recomputed else Unrolled, self.chunk)
+
+    def passes(self, T: int) -> float:
+        return (4 if self.checkpoint else 3) * T
 
 
 @dataclass(frozen=True)
-class SLTT:
+class SLTT(Rule):
     """Spatial learning through time: the gradient of each step goes through the layers but not through time.
 
     The membrane potential at the beginning of a step counts as a constant, so the gradient of a step does not depend on
@@ -64,15 +105,17 @@ class SLTT:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        _check_chunk("SLTT", self.chunk)
+        check_chunk("SLTT", self.chunk)
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
-        return _run(network, x, self.chunk, Spatial)
+        return forward(network, x, Spatial, self.chunk)
+
+    def passes(self, T: int) -> float:
+        return 3 * T
 
 
 @dataclass(frozen=True)
-class OTTT:
+class OTTT(Rule):
     """Online training through time: as `SLTT`, but the gradient of the weights uses traces of the inputs.
 
     `d L / d W = sum_t g[t] a[t]^T`, `a[t] = decay a[t-1] + input[t]`, where g[t], the gradient with respect to the input
@@ -90,18 +133,20 @@ class OTTT:
     decay: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_chunk("OTTT", self.chunk)
+        check_chunk("OTTT", self.chunk)
         check_plain("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
             raise ValueError(f"OTTT.decay is {self.decay}: give the decay of the neurons, in (0, 1]")
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
-        return _run(network, x, self.chunk, partial(Traced, decay=self.decay))
+        return forward(network, x, partial(Traced, decay=self.decay), self.chunk)
+
+    def passes(self, T: int) -> float:
+        return 3 * T
 
 
 @dataclass(frozen=True)
-class RateBP:
+class RateBP(Rule):
     """Rate-based backpropagation: a forward pass of spikes without graph, and one backward pass through the firing rates.
 
     `dL/dc = dL/dr * gain`, `dL/dr' = W^T dL/dc`, `dL/dW = dL/dc r'^T` with the rates `r = E_t[s]`, the mean currents
@@ -122,23 +167,38 @@ class RateBP:
     """
 
     chunk: int | None = None
+    per_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_chunk("RateBP", self.chunk)
+        check_chunk("RateBP", self.chunk)
 
     def __call__(self, network: Network, x: Tensor) -> Any:
-        _check_input(x)
+        check_input(x)
         rate = x[0] if is_constant(x) else x.mean(0)
-        return _run(network, x, self.chunk, partial(RateCoded, average=rate), graphs="last")
+        return forward(network, x, partial(RateCoded, average=rate), self.chunk, graphs="last")
+
+    def passes(self, T: int) -> float:
+        return T + 2
 
 
-Rule = BPTT | RateBP | SLTT | OTTT
+def forward(
+    network: Network,
+    x: Tensor,
+    kind: Callable[..., Signal],
+    chunk: int | None = None,
+    graphs: Literal["all", "last"] = "all",
+) -> Any:
+    """The output of a network for x [T, B, ...] as signals of a kind: all that a rule does, but to choose the kind.
 
+    Args:
+        kind: makes a signal of (train, constant, T, tape), as a class of signals does, with what else it has by `partial`.
+        chunk: time steps that run at once through the whole network; None for all T.
+        graphs: the chunks that have an autograd graph.
 
-def _run(
-    network: Network, x: Tensor, chunk: int | None, kind: Callable[..., Signal], graphs: Literal["all", "last"] = "all"
-) -> Signal:
-    """The network's output for x [T, B, ...] as signals of a kind, of `chunk` steps each; `graphs` are of which chunks."""
+    Raises:
+        ValueError, TypeError, RuntimeError: as `BPTT`.
+    """
+    check_input(x)
     outputs = []
     watches = _watch_backward_hooks(network)
     try:
@@ -152,7 +212,7 @@ def _run(
     finally:
         for watch in watches:
             watch.remove()
-    return _join(outputs, len(x))
+    return _join(outputs)
 
 
 def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
@@ -184,7 +244,7 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
         tape.close()
 
 
-def _join(outputs: list[Any], T: int) -> Any:
+def _join(outputs: list[Any]) -> Any:
     """The output of the network over all chunks: signals with the steps of all chunks, tensors of the last one."""
     if len(outputs) == 1:
         return outputs[0]
@@ -194,27 +254,29 @@ def _join(outputs: list[Any], T: int) -> Any:
             f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
             "which can't be joined: return the same outputs in each"
         )
-    return pytree.tree_unflatten([_joined(of_chunks, T) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
+    return pytree.tree_unflatten([_joined(of_chunks) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
 
 
-def _joined(chunks: Sequence[Any], T: int) -> Any:
+def _joined(chunks: Sequence[Any]) -> Any:
     if not all(map(_is_signal, chunks)):
         return chunks[-1]
-    return replace(chunks[-1], train=torch.cat([y.expanded() for y in chunks]), constant=False, T=T)
+    return chunks[-1].process_group(chunks[:-1])
 
 
 def _is_signal(y: Any) -> bool:
     return isinstance(y, Signal)
 
 
-def _check_chunk(rule: str, chunk: int | None) -> None:
+def check_chunk(rule: str, chunk: int | None) -> None:
+    """Raise `ValueError`, naming the rule, unless `chunk` is a number of time steps, or None."""
     if chunk is not None and not 1 <= chunk <= MOST_STEPS:
         raise ValueError(
             f"{rule}.chunk is {chunk}: give a number of steps >= 1, and {MOST_STEPS:,} at most, or None for all T at once"
         )
 
 
-def _check_input(x: Tensor) -> None:
+def check_input(x: Tensor) -> None:
+    """Raise `ValueError` unless x is [T, B, ...] in floating point."""
     if not isinstance(x, Tensor):
         raise ValueError(f"the input is a {type(x).__name__}: give a tensor [T, B, ...] in floating point")
     if x.dim() < 3 or len(x) == 0 or not x.is_floating_point():

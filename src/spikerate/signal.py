@@ -8,15 +8,16 @@ methods. A function that is not in the table raises `TypeError`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import partial, wraps
 from types import FrameType, FunctionType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +30,35 @@ PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
 
 
+@runtime_checkable
 class Neuron(Protocol):
-    """The methods of a neuron that signals call; `spikerate.LIF` documents them."""
+    """The methods of a neuron layer that signals call; its `forward` is `return x.fire(self)`.
 
-    def spikes(self, inputs: Tensor) -> Tensor: ...
+    `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
+    layer that inherits from `StepNeuron` has all by one method, `step`.
 
-    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    Attributes:
+        elementwise: whether neurons know nothing of each other, and the methods are such that `torch.compile` takes them:
+            then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
+    """
 
-    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    elementwise: ClassVar[bool]
 
-    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]: ...
+    def spikes(self, inputs: Tensor) -> Tensor:
+        """Spikes [T, B, ...] from the start, without a graph: inference."""
+
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes with the gradient through every step, and the state: `Unrolled` (BPTT)."""
+
+    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
+
+        Its last two, [B, ...], are sums over all steps so far: of the spikes; and of d(spike)/d(current), where the current
+        of every step grows by the same, which divided by T is the gain of the rate.
+        """
+
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
 
 
 class Tape:
@@ -100,21 +120,26 @@ class Tape:
             raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
-        """The state that this layer kept in the previous chunk; None in the first chunk.
+        """The state that this layer kept in the previous chunk; None in the first one. In the last chunk it is released.
 
         Raises:
             RuntimeError: a layer runs again after its chunk has ended, as under activation checkpointing.
         """
         self._check_open()
-        return self.slots[self.position] if self.position < len(self.slots) else None
+        if self.position >= len(self.slots):
+            return None
+        state = self.slots[self.position]
+        if self.last:
+            self.slots[self.position] = None  # while the graph grows, what is carried shrinks
+        return state
 
     def keep(self, state: Any) -> None:
-        """Keep `state` for this layer, and move on to the next layer."""
+        """Keep `state` for this layer if another chunk follows, and move on to the next layer."""
         if self.whole:
             return
-        if self.position == len(self.slots):
+        if self.first:
             self.slots.append(state)
-        else:
+        elif not self.last:
             self.slots[self.position] = state
         self.position += 1
 
@@ -126,8 +151,8 @@ class Tape:
         if self.whole:
             return x
         past = self.recall()
-        here = x.to(torch.promote_types(x.dtype, torch.float32)) * n
-        total = here if past is None else past + here
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = x.to(wide) * n if past is None else torch.add(past, x, alpha=n)  # one pass over memory
         self.keep(total)
         return (total / self.T).to(x.dtype)
 
@@ -252,6 +277,11 @@ class Signal(ABC):
     @abstractmethod
     def tap(self) -> Tensor:
         """The rate [B, ...] over all steps of all chunks, for a branch of the network; final in the last chunk."""
+
+    def process_group(self, earlier: Sequence[Signal]) -> Signal:
+        """This signal of the last chunk with the steps of those of the chunks before too."""
+        train = torch.cat([y.expanded() for y in (*earlier, self)])
+        return replace(self, train=train, constant=False, T=len(train))
 
     @property
     def complete(self) -> bool:
@@ -419,7 +449,7 @@ class Stepwise(Signal):
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = fused.run(_slopes, neuron, self.train, self.T, self.tape.recall())
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
 
@@ -433,9 +463,9 @@ class Unrolled(Stepwise):
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
-            return replace(self, train=fused.run(_spikes, neuron, self.train, self.T), constant=False)
+            return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = fused.run(_unroll, neuron, self.train, self.T, self.tape.recall())
+        spikes, state = _fused(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return replace(self, train=spikes, constant=False)
 
@@ -474,8 +504,8 @@ class Traced(Stepwise):
                 trace = x if trace is None else self.decay * trace + x
                 traces.append(trace)
             self.tape.keep(trace)
-        inputs = _anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
-        return replace(self, train=_per_step(at_rate, value, inputs), constant=False)
+        inputs = anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
+        return replace(self, train=per_step(at_rate, value, inputs), constant=False)
 
     def fire(self, neuron: Neuron) -> Traced:
         return self._at_once(neuron)
@@ -489,9 +519,14 @@ class RateCoded(Signal):
 
     Attributes:
         average: the rate over all chunks; complete in the last chunk, and without meaning before.
+        valued: whether `average` has the value of the rate and not only its gradient. With several chunks, the value is
+            a sum that must be carried, and few layers need it: a neuron does not need that of its input.
     """
 
+    plain = (*Signal.plain, "valued")
+
     average: Tensor = field(kw_only=True)
+    valued: bool = field(default=True, kw_only=True)
 
     @property
     def rate(self) -> Tensor:
@@ -506,53 +541,78 @@ class RateCoded(Signal):
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> RateCoded:
         signals = (self, *others)
-        _check_together(signals)
+        check_together(signals)
         self.tape.meet(*_described(f, at_rate), [s.number for s in signals])
         with torch.no_grad():
             train = mapped(f, signals)
+        constant = all(s.constant for s in signals)
         if at_rate is None:
-            average = f(*(s.average for s in signals))
+            valued = all(s.valued for s in signals) or _has_weights(f, [s.average for s in signals])
+            average = f(*(s._with_value() if valued else s.average for s in signals))
         else:
-            average = at_rate(self.tape.mean(_mean(train, self.T), self.T), self.average)
-        return replace(self, train=train, constant=all(s.constant for s in signals), average=average, number=self.tape.met)
+            value, valued = self._value(train, constant)
+            average = at_rate(value, self._with_value())
+        return replace(self, train=train, constant=constant, average=average, valued=valued, number=self.tape.met)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-        value = self.tape.mean(_mean(train, self.T), self.T)
-        return replace(self, train=train, average=_anchor(value, f(self.average)), number=self.tape.met)
+        value, valued = self._value(train, self.constant)
+        average = anchor(value, f(self._with_value()))
+        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
+        input = self._with_value()
         with torch.no_grad():
             train, mean, invstd = norm(self.train, self.T)
             if self.tape.whole:
                 # Normalisation is affine once its statistics are known, so the mean follows from that of the input.
-                value = F.batch_norm(self.average, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+                value = F.batch_norm(input, mean, invstd.pow(-2) - norm.eps, norm.weight, norm.bias, eps=norm.eps)
+                valued = True
             else:
-                value = self.tape.mean(_mean(train, self.T), self.T)
+                value, valued = self._value(train, self.constant)
                 # Single-step mode: the mean and the RECIPROCAL variance are averaged over the chunks.
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
-        average = autograd.normalize(value, self.average, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average, number=self.tape.met)
+        average = autograd.normalize(value, input, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
+        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
         with torch.no_grad():
             if self.tape.whole:
-                spikes, value, gain = fused.run(_rate_and_gain, neuron, self.train, self.T)
+                spikes, value, gain = _fused(_rate_and_gain, neuron, self.train, self.T)
             else:
-                spikes, state = fused.run(_trace, neuron, self.train, self.T, self.tape.recall())
+                spikes, state = _fused(_trace, neuron, self.train, self.T, self.tape.recall())
                 self.tape.keep(state)
                 value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
-        return replace(
-            self, train=spikes, constant=False, average=autograd.scale(value, self.average, gain), number=self.tape.met
-        )
+        average = autograd.scale(value, self.average, gain)
+        return replace(self, train=spikes, constant=False, average=average, valued=True, number=self.tape.met)
 
     def tap(self) -> Tensor:
-        return self.average
+        return self._with_value()
+
+    def _with_value(self) -> Tensor:
+        """The average with its value, right in the last chunk; its sum is carried from here on."""
+        if self.valued:
+            return self.average
+        with torch.no_grad():
+            value = self.tape.mean(_mean(self.train, self.T), self.T)
+        return anchor(value, self.average)
+
+    @torch.no_grad()
+    def _value(self, train: Tensor, constant: bool) -> tuple[Tensor, bool]:
+        """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
+        if self.tape.whole or constant:
+            return _mean(train, self.T), True
+        return train.new_zeros(()).expand(train.shape[1:]), False
+
+    def process_group(self, earlier: Sequence[Signal]) -> RateCoded:
+        joined = super().process_group(earlier)
+        assert isinstance(joined, RateCoded)
+        return joined if self.valued else replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -621,7 +681,7 @@ def is_constant(x: Tensor) -> bool:
     return len(x) == 1 or (x.stride(0) == 0 and not (x.requires_grad and x.is_leaf))
 
 
-def _per_step(f: PerStep, *trains: Tensor) -> Tensor:
+def per_step(f: PerStep, *trains: Tensor) -> Tensor:
     """Apply `f` to [T, B, ...] as to a batch of T x B samples."""
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
@@ -631,7 +691,8 @@ def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
     return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
 
 
-def _check_together(signals: Sequence[Signal]) -> None:
+def check_together(signals: Sequence[Signal]) -> None:
+    """Raise `ValueError` where signals are not all of one chunk of one forward pass."""
     if any(s.tape is not signals[0].tape for s in signals):
         raise ValueError(
             "a layer got signals of two forward passes, or of two chunks of one: each has its own time steps and rule, so "
@@ -645,23 +706,36 @@ def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
     Raises:
         ValueError: the signals are not all of the same chunk of the same forward pass.
     """
-    _check_together(signals)
+    check_together(signals)
     if not all(s.constant for s in signals):
-        return _per_step(f, *(s.expanded() for s in signals))
+        return per_step(f, *(s.expanded() for s in signals))
     # Computed in the first chunk, and shared by the others.
     tape = signals[0].tape
     tape.meet("a layer", f)
     train = tape.recall()
     if train is None:
-        train = _per_step(f, *(s.train for s in signals))
+        train = per_step(f, *(s.train for s in signals))
     tape.keep(train)
     return train
+
+
+def _has_weights(f: PerStep, inputs: Sequence[Tensor]) -> bool:
+    """Whether a function has weights: their gradient depends on the value of its inputs."""
+    with torch.enable_grad():
+        return f(*(x.detach() for x in inputs)).requires_grad
 
 
 @torch.no_grad()
 def _mean(train: Tensor, T: int) -> Tensor:
     """The mean of a train over time, [B, ...]."""
     return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
+
+
+def _fused(f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None) -> Any:
+    """`f` of a neuron and the steps of a train, as one pass over memory where the neuron allows it."""
+    if neuron.elementwise:
+        return fused.run(f, neuron, train, T, state)
+    return f(neuron, train.expand(T, *train.shape[1:]), state)
 
 
 # What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------
@@ -692,9 +766,55 @@ def _slopes(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Tensor, 
     return neuron.slopes(steps, state)
 
 
-def _anchor(value: Tensor, path: Tensor) -> Tensor:
-    """The value of one tensor with the gradient of another."""
+def anchor(value: Tensor, path: Tensor) -> Tensor:
+    """The value of one tensor with the gradient of another, of the same shape."""
     return value + (path - path.detach())
+
+
+def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
+    """Make a function of tensors one of signals too, by the verb that it is: the rule of an operation of your own.
+
+        @operation("nonlinear")
+        def swish(x, beta=1.0):
+            return x * torch.sigmoid(beta * x)
+
+    The function maps [N, ...] to [N, ...], sample by sample: time is in N. The first argument is the signal; an "affine"
+    function of several takes them all first. What follows, numbers or parameters, is handed on.
+
+    "affine" is what commutes with the mean over time, f(mean(x)) = mean(f(x)): it is linear up to a constant, in all its
+    signals together. "nonlinear" is all else without memory. What happens to each kind of signal:
+
+    | signal | affine | nonlinear |
+    | --- | --- | --- |
+    | `Unrolled` (BPTT, inference), `Spatial` (SLTT), finite differences | f of every step, with its gradient | the same |
+    | `Traced` (OTTT) | as that; parameters in f see the input itself, and not its trace | the same |
+    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rate |
+
+    A constant signal is computed once. The count of operations and the energy have convolutions and linear layers only, so
+    what f multiplies is not in them. In chunks, what f has beside the signals must be the same in every chunk.
+
+    Raises:
+        ValueError: the verb is another one.
+    """
+    if verb not in ("affine", "nonlinear"):
+        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine' or 'nonlinear'")
+
+    def decorate(f: Callable[..., Tensor]) -> Callable[..., Any]:
+        @wraps(f)
+        def either(x: Any, *rest: Any, **settings: Any) -> Any:
+            if not isinstance(x, Signal):
+                return f(x, *rest, **settings)
+            others = tuple(itertools.takewhile(lambda y: isinstance(y, Signal), rest))
+            plain = rest[len(others) :]
+            if verb == "affine":
+                return x.affine(lambda *ts: f(*ts, *plain, **settings), *others)
+            if others:
+                raise TypeError(_no_rule(f"{f.__name__}, which is nonlinear, of several signals"))
+            return x.nonlinear(lambda t: f(t, *plain, **settings))
+
+        return either
+
+    return decorate
 
 
 def _no_rule(name: str) -> str:

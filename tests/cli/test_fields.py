@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import types
 import typing
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,13 +40,16 @@ from spikerate.gradients.agreement import Comparison
 from spikerate.gradients.temperature import Search
 from spikerate.rules import BPTT
 from spikerate.runs import presets, record, train
-from spikerate.runs.config import Model, Neuron, Round, Run, decode, encode
+from spikerate.runs.config import Model, Neuron, OwnNetwork, Round, Run
 from spikerate.runs.kinds import PARTS
 from spikerate.surrogate import Dspike
 from spikerate.system import environment
+from spikerate.system.codec import decode, encode, ours_of
 
 TINY = Run(Data("digits", subset=24), Model("vgg11", 1), rule=BPTT(), T=1, epochs=1, batch=8)
-FITTING = {Search: lambda run: replace(run, neuron=Neuron(surrogate=Dspike()), batch=32)}
+FITTING: dict[Any, Callable[[Run], Run]] = {
+    Search: lambda run: replace(run, neuron=Neuron(surrogate=Dspike()), batch=32),
+}
 """What a run needs besides, where it has the alternative."""
 
 WHOLE = ["-1", "0", "1", str(2**31), str(2**62), "9" * 40, "1" * 5000, "nan", "1.5"]
@@ -114,8 +118,8 @@ def with_alternatives(run: Run, value: Any = None, path: tuple[str, ...] = ()) -
         own, place = getattr(value, name), (*path, name)
         hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
         union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        for kind in typing.get_args(hint) if union else ():
-            if dataclasses.is_dataclass(kind) and not isinstance(own, typing.cast(type, kind)):
+        for kind in typing.get_args(hint) if union else ours_of(hint) if inspect.isabstract(hint) else ():
+            if dataclasses.is_dataclass(kind) and not isinstance(own, typing.cast(type, kind)) and kind is not OwnNetwork:
                 other = replaced(FITTING.get(kind, lambda run: run)(run), place, kind())
                 yield place, other
                 yield from with_alternatives(other, functools.reduce(getattr, place, other), place)

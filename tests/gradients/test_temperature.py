@@ -32,10 +32,11 @@ from spikerate import (
 from spikerate.data import Data, DataSet, load
 from spikerate.gradients.finite_difference import Elements, cosine, derivatives, weights
 from spikerate.gradients.temperature import temperatures
-from spikerate.runs.config import Model, Neuron, Run, decode, encode
+from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.presets import PRESETS, preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
+from spikerate.system.codec import decode, encode
 from spikerate.system.interrupt import Interrupt, Interrupted
 from support.networks import small_network
 from support.runs import Silent, assert_same

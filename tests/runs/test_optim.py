@@ -25,7 +25,7 @@ from spikerate.losses import Terms
 from spikerate.measure.evaluate import answers, over_time
 from spikerate.models import resnet18, resnet19
 from spikerate.rules import BPTT, OTTT
-from spikerate.runs.config import Model, Neuron, Rectified, Run, encode
+from spikerate.runs.config import Model, Neuron, Rectified, Run
 from spikerate.runs.kinds import PARTS, take_kinds, with_kinds
 from spikerate.runs.optim import SGD, AdamW, Muon, OptimizerFactory
 from spikerate.runs.presets import preset
@@ -33,6 +33,7 @@ from spikerate.runs.record import RunFolder
 from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Schedule, Step
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs, Trainer, build_network
+from spikerate.system.codec import encode
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.interrupt import Interrupt, Interrupted
 from support.processes import Processes
@@ -151,7 +152,10 @@ def test_every_schedule_is_a_share_at_every_step(steps: int, warmup: float) -> N
         (lambda: SGD(clip=0), "optim.clip is 0"),
         (lambda: SGD(ema=1), "optim.ema is 1: give a number between 0 and 1, or None"),
         (lambda: SGD(momentum=0, nesterov=True), "optim.nesterov is True"),
-        (lambda: Run(optim=3), "optim is 3: give SGD, AdamW, Muon or another OptimizerFactory"),  # type: ignore[arg-type]
+        (
+            lambda: Run(optim=3),
+            "optim is of builtins:int: give an instance of a class that inherits from spikerate's OptimizerFactory",
+        ),  # type: ignore[arg-type]
         (lambda: SGD().ema_at(0), "there is no average"),
     ],
 )

@@ -16,11 +16,12 @@ from spikerate import BPTT, OTTT, SLTT, TET, CrossEntropy, Dspike, RateBP, Searc
 from spikerate.cli import views
 from spikerate.cli.main import main
 from spikerate.data import SETS, Augment, Data, DataSet, load
-from spikerate.runs.config import Model, Neuron, Rectified, Run, decode, encode
+from spikerate.runs.config import Model, Neuron, Rectified, Run
 from spikerate.runs.estimate import in_words, least_seconds, training_flops
 from spikerate.runs.presets import ESD, PRESETS, RATE, headline, preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
+from spikerate.system.codec import decode, encode
 from support.images import write_folder, write_set
 from support.recordings import write_cifar10_dvs, write_gestures, write_n_mnist
 from support.runs import Silent

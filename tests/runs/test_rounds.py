@@ -25,13 +25,14 @@ from spikerate.losses import SelfDistillation
 from spikerate.measure.health import stuck
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.neuron import Rectifier
-from spikerate.runs.config import Model, Rectified, Round, Run, decode, encode
+from spikerate.runs.config import Model, Rectified, Round, Run
 from spikerate.runs.estimate import training_flops
 from spikerate.runs.optim import SGD
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import State
 from spikerate.runs.train import Outputs
+from spikerate.system.codec import decode, encode
 from spikerate.system.files import read_tensors
 from support.recordings import write_folder
 from support.runs import assert_same

@@ -22,7 +22,7 @@ from spikerate.measure.evaluate import Accuracy, answers, over_time
 from spikerate.measure.health import firing
 from spikerate.measure.meter import Ledger, Meter
 from spikerate.models import resnet18
-from spikerate.runs.config import Model, Neuron, Run, decode, encode
+from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.optim import SGD
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder
@@ -30,6 +30,7 @@ from spikerate.runs.state import State
 from spikerate.runs.train import Trainer, build_network, pick_device
 from spikerate.surrogate import Dspike
 from spikerate.system import environment
+from spikerate.system.codec import decode, encode
 from support.runs import Silent
 
 TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation(), optim=SGD(loss_scale="1/T"))
@@ -83,7 +84,7 @@ def changed(**entries: Any) -> dict[str, Any]:
         (changed(optim__lr=float("inf")), "optim.lr is inf"),
         (changed(epoch=3), "unknown field 'epoch': did you mean epochs"),
         (changed(zzz=3), "unknown field 'zzz'$"),
-        (changed(rule__type="Hebb"), "run.rule is of type 'Hebb': give one of BPTT, RateBP"),
+        (changed(rule__type="Hebb"), "run.rule is of type 'Hebb': give one of BPTT, SLTT"),
         (changed(rule=3), "run.rule is '3'"),
         (changed(data__name="minst"), "run.data.name is 'minst': give one of 'digits', 'cifar10'"),
         (changed(data__sensor=[1]), "run.data.sensor is"),

@@ -23,9 +23,10 @@ from spikerate.report.gather import gather
 from spikerate.report.page import write
 from spikerate.rules import BPTT
 from spikerate.runs import presets
-from spikerate.runs.config import Model, Neuron, Run, encode
+from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.record import RunFolder
 from spikerate.runs.trained import Card, Trained, read_trained
+from spikerate.system.codec import encode
 from spikerate.system.escape import escaped
 from spikerate.system.files import digest, pack_tensors, read_tensors
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from spikerate.bench.worker import PARTS, Cell, Setting
-from spikerate.runs.config import encode
+from spikerate.system.codec import encode
 from spikerate.system.progress import Track, untracked
 
 Command = Sequence[str]

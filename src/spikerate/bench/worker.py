@@ -12,24 +12,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate.data import LARGEST_SIDE
-from spikerate.models import Staged
 from spikerate.rules import BPTT, RateBP
-from spikerate.runs.config import Model, Run, decode
+from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
 from spikerate.signal import Signal, Tape, Unrolled
+from spikerate.system.codec import decode
 from spikerate.system.memory import ADVICE, is_out_of_memory
 from spikerate.system.ranges import MOST_SAMPLES, check_count
 
@@ -67,7 +65,7 @@ class Setting:
         check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
         if self.threads is not None:
             check_count("threads", self.threads, "a number", _MOST_THREADS)
-        self.model.check(self.shape)
+        self.model.check(self.classes, self.shape, Neuron())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,7 +87,7 @@ class Cell:
     @property
     def floor(self) -> float:
         """The lower bound of a rate-based step relative to an ANN: T + 2 passes through the network instead of 3."""
-        return (self.T + 2) / 3
+        return RateBP().passes(self.T) / 3
 
     def run(self) -> Run:
         """The settings of a run with the same steps as the cell.
@@ -104,10 +102,13 @@ class Cell:
             )
         s = self.setting
         run = Run(model=s.model, T=self.T, batch=s.batch, precision=s.precision, compile=s.compile, device=s.device)
-        method = {CHECKPOINTED: "bptt"}.get(self.method, "rate" if chunked else self.method)
+        checkpointed = self.method == CHECKPOINTED
+        method = "rate" if chunked else "bptt" if checkpointed else self.method
         # A tiny learning rate, so that the weights stay and all steps cost the same.
         made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
-        return replace(made, rule=RateBP(int(chunked[1]))) if chunked else made
+        if chunked:
+            return replace(made, rule=RateBP(int(chunked[1])))
+        return replace(made, rule=BPTT(checkpoint=True), compile=False) if checkpointed else made
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +140,7 @@ def training_step(cell: Cell) -> Step:
     network = build_network(run, setting.classes, setting.shape, device)
     x = torch.randn(setting.batch, *setting.shape, device=device)
     labels = torch.randint(setting.classes, (setting.batch,), device=device)
-    rules: dict[str, Callable[..., Signal]] = {"ann": ordinary, CHECKPOINTED: checkpointed_bptt}
-    rule = rules.get(cell.method, run.rule)
+    rule: Callable[..., Signal] = ordinary if cell.method == "ann" else run.rule
     said: list[str] = []
     ready = compiler(run, device, said.append)(rule)
 
@@ -156,23 +156,6 @@ def training_step(cell: Cell) -> Step:
 def ordinary(network: nn.Module, x: Tensor) -> Signal:
     """An ANN in plain torch, so that the cost of an ordinary network contains no overhead of a rule."""
     return Unrolled(network(x[0]).unsqueeze(0), False, 1, Tape(1))
-
-
-def checkpointed_bptt(network: Staged, x: Tensor) -> Signal:
-    """`BPTT()` with activation checkpointing: each stage keeps only its input, and runs again in the backward pass."""
-
-    def through(x: Signal) -> Signal:
-        x = network.stem(x)
-        for stage in network.stages.values():
-            train = checkpoint(partial(_train_of, stage, x), x.train, use_reentrant=False)
-            x = replace(x, train=train, constant=False)
-        return network.head(x)
-
-    return BPTT()(through, x)
-
-
-def _train_of(stage: Callable[[Signal], Signal], like: Signal, train: Tensor) -> Tensor:
-    return stage(replace(like, train=train)).train
 
 
 # What is measured -----------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from spikerate.bench.worker import Setting
 from spikerate.cli.console import Output
 from spikerate.gradients.agreement import Comparison
 from spikerate.runs.config import Run
-from spikerate.runs.kinds import in_words, take_kinds, with_kinds
+from spikerate.runs.kinds import in_words, own_of, take_kinds, take_own, with_kinds
 from spikerate.runs.presets import preset
+from spikerate.system.codec import Own
 from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
 
 Options = TypeVar("Options")
@@ -239,19 +240,26 @@ def parse(
         raise ValueError(_sentence(told.getvalue(), prog)) from None
 
 
-def read_train(words: list[str], prog: str) -> tuple[str, Train] | Resume:
-    """The arguments of `train`: a preset's name with options, or a run to resume; raises `ValueError` as `parse`."""
+def read_again(kind: type[Options], words: list[str], prog: str) -> tuple[Own, Options]:
+    """The user's own code that a command names again for an existing run, and the options; raises as `parse`."""
+    own, rest = take_own(words)
+    return own, parse(kind, rest, prog)
+
+
+def read_train(words: list[str], prog: str) -> tuple[str, Own, Train | Resume]:
+    """The arguments of `train`: a preset's name or "", the user's own code, and the options; raises as `parse`."""
     if any(word.partition("=")[0] == "--resume" for word in words):
-        return _read_resume(words, prog)
+        return "", *_read_resume(words, prog)
     name, rest = ("digits-esd", words) if not words or words[0].startswith("-") else (words[0], words[1:])
     chosen, rest = take_kinds(rest)
     run = with_kinds(preset(name).run, chosen)
-    return name, parse(Train, rest, f"{prog} {name}", Train(run), f"{Train.__doc__} {in_words()}")
+    options = parse(Train, rest, f"{prog} {name}", Train(run), f"{Train.__doc__} {in_words()}")
+    return name, own_of(chosen), options
 
 
-def _read_resume(words: list[str], prog: str) -> Resume:
+def _read_resume(words: list[str], prog: str) -> tuple[Own, Resume]:
     try:
-        return parse(Resume, words, f"{prog} --resume")
+        return read_again(Resume, words, f"{prog} --resume")
     except ValueError as error:
         if "Unrecognized" not in str(error):
             raise

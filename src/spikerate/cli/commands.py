@@ -30,16 +30,17 @@ from spikerate.cli.arguments import (
     Show,
     Train,
     parse,
+    read_again,
     read_train,
 )
 from spikerate.cli.console import TransferBar, WaitingBar, complain, console
 from spikerate.cli.terminal import Terminal
-from spikerate.data import SETS, SOURCES, fetch, sample_files
+from spikerate.data import SOURCES, entry_of, fetch, sample_files
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
 from spikerate.models import fold_batch_norm
 from spikerate.runs import rounds
-from spikerate.runs.config import Run, encode
+from spikerate.runs.config import Run
 from spikerate.runs.experiment import (
     data_card,
     different_spikes,
@@ -53,6 +54,7 @@ from spikerate.runs.start import Start
 from spikerate.runs.train import build_network, pick_device
 from spikerate.runs.trained import Trained, read_trained
 from spikerate.system import environment
+from spikerate.system.codec import Own, encode
 from spikerate.system.dist import ranks_from_environment, restarted
 from spikerate.system.files import inside, is_there, write_json
 
@@ -75,12 +77,12 @@ class Command(Generic[Options]):
 # train, reproduce ------------------------------------------------------------------------------------------------------
 
 
-def _train(asked: tuple[str, Train] | Resume, line: str) -> int:
-    if isinstance(asked, Resume):
-        return _resume(asked)
-    name, command = asked
+def _train(asked: tuple[str, Own, Train | Resume], line: str) -> int:
+    name, own, command = asked
+    if isinstance(command, Resume):
+        return _resume(own, command)
     about = {"preset": name, "command": line}
-    start = Start.read(command.init) if command.init else None
+    start = Start.read(command.init, own) if command.init else None
     if command.tensorboard:
         tensorboard.check_installed("leave --tensorboard out")
     if command.seeds > 1:
@@ -102,8 +104,8 @@ def _train_seeds(name: str, command: Train, about: dict[str, str], start: Start 
     return 0
 
 
-def _resume(command: Resume) -> int:
-    folder = rounds.whole(RunFolder.open(command.resume))
+def _resume(own: Own, command: Resume) -> int:
+    folder = rounds.whole(RunFolder.open(command.resume, own))
     log = inside(folder.path, tensorboard.FOLDER)
     if command.tensorboard or log.is_dir():
         tensorboard.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
@@ -111,8 +113,9 @@ def _resume(command: Resume) -> int:
     return 0
 
 
-def _reproduce(command: Reproduce, line: str) -> int:
-    original = RunFolder.open(command.run)
+def _reproduce(asked: tuple[Own, Reproduce], line: str) -> int:
+    own, command = asked
+    original = RunFolder.open(command.run, own)
     path = command.out or _free_folder(command.run.with_name(f"{command.run.name}-again"))
     repetitions = rounds.reproduce(original, path, line, command.data, command.init, _terminal())
     for repetition in repetitions:
@@ -138,8 +141,9 @@ def _free_folder(path: Path) -> Path:
 # eval, report, gradient, predict, export, bench, fetch -----------------------------------------------------------------
 
 
-def _eval(command: Eval, line: str) -> int:
-    record, out = RunFolder.open(command.run).record(), console()
+def _eval(asked: tuple[Own, Eval], line: str) -> int:
+    own, command = asked
+    record, out = RunFolder.open(command.run, own).record(), console()
     audience = Terminal(out)
     run, T = settings_again(record, audience, command.data), command.T
     device = pick_device(command.device)
@@ -175,15 +179,16 @@ def _report(command: Report, line: str) -> int:
 def _check_steps(run: Run, T: int | None) -> None:
     if T is not None and T > 1 and not run.spiking:
         raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
-    if T is not None and T > run.T and SETS[run.data.name].kind == "events":
+    if T is not None and T > run.T and entry_of(run.data).kind == "events":
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give at most {run.T}")
 
 
-def _gradient(command: Gradient, line: str) -> int:
+def _gradient(asked: tuple[Own, Gradient], line: str) -> int:
     from spikerate.cli.plots import draw_gradients  # here, since matplotlib takes half a second to import
 
+    own, command = asked
     name, place = command.network, Path(command.network)
-    record = RunFolder.open(place).record() if place.is_dir() else None
+    record = RunFolder.open(place, own).record() if place.is_dir() else None
     out = console()
     audience = Terminal(out)
     run = settings_again(record, audience, command.data) if record else _fresh(command)
@@ -234,8 +239,9 @@ def _fresh(command: Gradient) -> Run:
     return replace(run, T=command.T or run.T, data=replace(run.data, path=command.data or run.data.path))
 
 
-def _predict(command: Predict, line: str) -> int:
-    record, out = RunFolder.open(command.run).record(), console()
+def _predict(asked: tuple[Own, Predict], line: str) -> int:
+    own, command = asked
+    record, out = RunFolder.open(command.run, own).record(), console()
     note_doubt(record, Terminal(out))
     files, notes = sample_files(command.files, record.run.data)
     for note in notes:
@@ -250,11 +256,11 @@ def _predict(command: Predict, line: str) -> int:
     return 0
 
 
-def _export(command: Export, line: str) -> int:
-    out = console()
+def _export(asked: tuple[Own, Export], line: str) -> int:
+    (own, command), out = asked, console()
     check_target(command.file)
-    record = RunFolder.open(command.run).record() if command.run.is_dir() else None
-    trained = Trained.of_run(record, command.weights) if record else read_trained(command.run, command.weights)
+    record = RunFolder.open(command.run, own).record() if command.run.is_dir() else None
+    trained = Trained.of_run(record, command.weights) if record else read_trained(command.run, command.weights, own)
     if record:
         note_doubt(record, Terminal(out))
     export(trained, command.file)
@@ -341,25 +347,27 @@ _TRAIN = {
 COMMANDS: dict[str, Command[Any]] = {
     "train": Command(read_train, _train, _TRAIN),
     "eval": Command(
-        partial(parse, Eval), _eval, {"RUN": "accuracy after each time step, firing rates and energy on the test set"}
+        partial(read_again, Eval), _eval, {"RUN": "accuracy after each time step, firing rates and energy on the test set"}
     ),
     "report": Command(partial(parse, Report), _report, {"RUN ...": "one HTML page about a run, or several side by side"}),
     "predict": Command(
-        partial(parse, Predict), _predict, {"RUN FILE|FOLDER ...": "classify images or recordings by a trained network"}
+        partial(read_again, Predict),
+        _predict,
+        {"RUN FILE|FOLDER ...": "classify images or recordings by a trained network"},
     ),
     "export": Command(
-        partial(parse, Export),
+        partial(read_again, Export),
         _export,
         {"RUN FILE": "export the trained network as .nir, .pt2, .onnx, or its weights as .safetensors"},
     ),
     "gradient": Command(
-        partial(parse, Gradient),
+        partial(read_again, Gradient),
         _gradient,
         {"RUN|PRESET": "measure how well gradients agree in each layer, and draw a figure"},
     ),
     "bench": Command(partial(parse, Bench), _bench, {"": "measure the cost of a training step, by method and T"}),
     "reproduce": Command(
-        partial(parse, Reproduce), _reproduce, {"RUN": "train it again, and check whether every metric agrees"}
+        partial(read_again, Reproduce), _reproduce, {"RUN": "train it again, and check whether every metric agrees"}
     ),
     "fetch": Command(partial(parse, Fetch), _fetch, {"DATA FOLDER": "download a data set, check it, and unpack it there"}),
     "list": Command(partial(parse, Bare), _list, {"": "the presets"}),

@@ -23,7 +23,7 @@ from spikerate.gradients.agreement import Fidelity
 from spikerate.measure.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_words
 from spikerate.measure.evaluate import Accuracy
 from spikerate.models import Branched, Staged, body_of, branch_macs, macs, short_path, stage_shapes
-from spikerate.runs.config import Run, encode, flat
+from spikerate.runs.config import Run
 from spikerate.runs.estimate import MACHINE, in_words, least_seconds, training_flops
 from spikerate.runs.experiment import Measured
 from spikerate.runs.presets import PRESETS, Preset
@@ -32,6 +32,7 @@ from spikerate.runs.rounds import Repetition
 from spikerate.runs.state import State
 from spikerate.runs.trained import Trained
 from spikerate.system import environment
+from spikerate.system.codec import encode, flat, named_again
 
 _LIKELY = 3
 _CLASSES = 10
@@ -55,7 +56,7 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     result.add_row("run folder", str(folder.path))
     if last:
         result.add_row("next", f"spikerate report {shlex.quote(str(folder.path))}")
-        result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}")
+        result.add_row("", f"spikerate eval {shlex.quote(str(folder.path))}{named_again(run)}")
     console.print(result)
 
 
@@ -237,6 +238,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     with torch.device("meta"):
         network = run.build(num_classes, shape)
     body = body_of(network)
+    assert isinstance(body, Staged)
     console.print(_network(network, body, shape, num_classes))
     if entry.samples is None:
         console.print(f"with {_CLASSES} classes; yours are the class folders")
@@ -272,7 +274,7 @@ def show_machine(console: Console, device: torch.device) -> None:
     console.print(what)
 
 
-def _network(network: Staged | Branched, body: Staged, shape: tuple[int, int, int], num_classes: int) -> Any:
+def _network(network: nn.Module, body: Staged, shape: tuple[int, int, int], num_classes: int) -> Any:
     stages = table("Network", "part", "output [C, H, W]", "parameters", "MACs a step")
     parts = [("stem", body.stem), *body.stages.items(), ("head", body.head)]
     shapes = ["", *(str(list(s[1:])) for s in stage_shapes(body, shape)), f"[{num_classes}]"]

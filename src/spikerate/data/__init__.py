@@ -3,10 +3,10 @@
 from spikerate.data.augment import LARGEST_SIDE, Augment
 from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per_epoch
 from spikerate.data.cache import keeps_caches
-from spikerate.data.catalogue import SETS, check, input_shape, load
+from spikerate.data.catalogue import SETS, check, check_crop, entry_of, input_shape, load
 from spikerate.data.download import SOURCES, fetch
 from spikerate.data.sample_files import read_sample, sample_files
-from spikerate.data.samples import Block, DataSet, Samples, Units
+from spikerate.data.samples import Block, DataReader, DataSet, Samples, Stored, Units
 from spikerate.data.settings import Data
 from spikerate.data.streams import Stream, stream
 
@@ -17,12 +17,16 @@ __all__ = [
     "Augment",
     "Block",
     "Data",
+    "DataReader",
     "DataSet",
     "Part",
     "Samples",
+    "Stored",
     "Stream",
     "Units",
     "check",
+    "check_crop",
+    "entry_of",
     "epoch_batches",
     "fetch",
     "input_shape",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from spikerate.data.cifar import cifar10, cifar100
 from spikerate.data.digits import digits
@@ -15,8 +18,9 @@ from spikerate.data.idx import fashion_mnist, mnist
 from spikerate.data.image_files import image_files
 from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
 from spikerate.data.resize import Resize
-from spikerate.data.samples import DataSet, divide, fitted
+from spikerate.data.samples import DataSet, Samples, Stored, divide, fitted
 from spikerate.data.settings import Data
+from spikerate.system.files import digest
 from spikerate.system.progress import Track, untracked
 
 Loader = Callable[[Data, int, Track], DataSet]
@@ -81,6 +85,19 @@ SETS: dict[str, Entry] = {
 }
 
 
+def entry_of(data: Data) -> Entry:
+    """What is known of the data set of a run before it is read; of one of the user's own, the shape is not."""
+    if data.name != "own":
+        return SETS[data.name]
+    if data.reader.recorded:
+        return Entry("events", (0, 0, 0), None, None, lambda data, T, track: _read_own(data, T))
+    return Entry("images", (0, 0, 0), None, None, _own_images)
+
+
+def _own_images(data: Data, T: int, track: Track) -> DataSet:
+    return _images(lambda path: _read_own(data, T))(data, T, track)
+
+
 def input_shape(data: Data) -> tuple[int, int, int]:
     """(C, H, W) of a network's input."""
     channels, *sides = SETS[data.name].shape
@@ -90,26 +107,34 @@ def input_shape(data: Data) -> tuple[int, int, int]:
 
 def check(data: Data) -> None:
     """Raise `ValueError` if a setting does not fit the data set. Nothing is read yet."""
-    if data.name not in SETS:
-        raise ValueError(f"data.name is {data.name!r}: give one of {', '.join(SETS)}")
-    entry, augment = SETS[data.name], data.augment
+    if data.name not in SETS and data.name != "own":
+        raise ValueError(f"data.name is {data.name!r}: give one of {', '.join(SETS)}, own")
+    entry, augment = entry_of(data), data.augment
     if entry.built_in and (data.validation or data.path or data.test):
         raise ValueError(
             f"{data.name} is built in with its own validation samples: leave data.path, data.validation and data.test alone"
         )
-    if augment.autoaugment and (entry.kind == "events" or entry.shape[0] != 3):
+    if augment.autoaugment and (entry.kind == "events" or (data.name != "own" and entry.shape[0] != 3)):
         raise ValueError(f"data.augment.autoaugment is for colour images, and {data.name} has none: give None")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
         raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
-    side = min(input_shape(data)[1:])
-    if augment.crop > side:
-        raise ValueError(f"data.augment.crop is {augment.crop}, wider than the samples: give at most {side} pixels")
+    if data.name == "own" and entry.kind == "events" and data.size is not None:
+        raise ValueError(f"data.size is {data.size}, and recordings of your own are read at their size: leave it alone")
+    if data.name != "own":
+        check_crop(data, input_shape(data))
     if (data.name == "events") != (data.sensor is not None):
         raise ValueError(
             "events needs the size of its sensor: give --data.sensor HEIGHT WIDTH"
             if data.name == "events"
             else f"data.sensor is for --data.name events only, and this is {data.name}: leave it alone"
         )
+
+
+def check_crop(data: Data, shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` where the crop of the augmentation is wider than samples [C, H, W]."""
+    side = min(shape[1:])
+    if data.augment.crop > side:
+        raise ValueError(f"data.augment.crop is {data.augment.crop}, wider than the samples: give at most {side} pixels")
 
 
 def load(data: Data, T: int, track: Track = untracked) -> DataSet:
@@ -124,10 +149,12 @@ def load(data: Data, T: int, track: Track = untracked) -> DataSet:
         ValueError: a setting is wrong, or the files are missing or broken; the sentence names the file.
     """
     check(data)
-    entry = SETS[data.name]
-    if not entry.built_in:
+    entry = entry_of(data)
+    if not (entry.built_in or data.name == "own"):
         data = replace(data, path=_place(data))
     found = entry.load(data, T, track)
+    if data.name == "own":
+        check_crop(data, found.shape)
     if entry.num_classes not in (None, len(found.classes)):
         raise ValueError(
             f"{data.path} has {len(found.classes)} classes, and {data.name} {entry.num_classes}: "
@@ -138,6 +165,33 @@ def load(data: Data, T: int, track: Track = untracked) -> DataSet:
     if empty:
         raise ValueError(f"{data.path} has no readable training sample of the class {empty[0]}: {found.skipped[0]}")
     return divide(found, data.validation, data.test, data.subset)
+
+
+def _read_own(data: Data, T: int) -> DataSet:
+    """What a reader of the user's own reads, checked, with checksums of all that lies in memory."""
+    found: Any = data.reader.read(data.path, T)
+    reader = type(data.reader).__name__
+    if not isinstance(found, DataSet):
+        raise ValueError(f"{reader}.read gives a {type(found).__name__}: give a spikerate.data.DataSet")
+    parts = {"train": found.train, "validation": found.validation, "test": found.test}
+    for name, part in parts.items():
+        labels = part.labels
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            raise ValueError(f"{reader} reads {name} labels of {labels.dtype}, {list(labels.shape)}: give [N] int64")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(found.classes):
+            raise ValueError(f"{reader} reads {name} labels that are not 0 to {len(found.classes) - 1}, one for each class")
+    if not len(found.train):
+        raise ValueError(f"{reader} reads no training samples")
+    if len(found.units.mean) != found.shape[0] or len(found.units.std) != found.shape[0]:
+        raise ValueError(f"{reader} reads samples of {found.shape[0]} channels, and its units are not of as many")
+    if found.checksums:
+        return found
+    return replace(found, checksums={name: digest(_in_memory(part)) for name, part in parts.items()})
+
+
+def _in_memory(part: Samples) -> dict[str, Tensor]:
+    kept = {"samples": part.samples} if isinstance(part, Stored) else {}
+    return {"labels": part.labels, **kept}
 
 
 def _place(data: Data) -> Path:

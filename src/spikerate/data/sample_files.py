@@ -17,6 +17,7 @@ from spikerate.data.frames import frames
 from spikerate.data.recordings import Recording, read
 from spikerate.data.resize import MARGIN, Resize
 from spikerate.data.settings import Data
+from spikerate.system.codec import path_of
 
 RECORDINGS = frozenset({".aedat", ".aedat4", ".bin", ".npz"})
 _GREY = (0.299, 0.587, 0.114)
@@ -31,6 +32,11 @@ def sample_files(paths: Iterable[Path], data: Data) -> tuple[list[Path], list[st
     Raises:
         ValueError: a path does not exist, or a folder can't be read or contains no such file.
     """
+    if data.name == "own":
+        raise ValueError(
+            f"predict reads files like those of the data sets of spikerate, and this run's samples are read by "
+            f"{path_of(data.reader)}: ask the network in Python, by spikerate.load"
+        )
     suffixes = RECORDINGS if SETS[data.name].kind == "events" else IMAGES
     found: list[Path] = []
     notes: list[str] = []

@@ -6,7 +6,8 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -187,8 +188,8 @@ class DataSet:
     test: Samples
     classes: tuple[str, ...]
     units: Units
-    licence: str
-    checksums: dict[str, str]
+    licence: str = "not known"
+    checksums: dict[str, str] = field(default_factory=dict)
     split: str = ""
     drawn: dict[str, list[int]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
@@ -201,6 +202,38 @@ class DataSet:
 
     def to(self, device: torch.device) -> DataSet:
         return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+
+
+class DataReader(ABC):
+    """Reads a data set of the user's own. One is a frozen dataclass that inherits from this.
+
+    Attributes:
+        recorded: whether its samples are recordings, cut into T frames [T, C, H, W]; else they are images [C, H, W].
+    """
+
+    recorded: ClassVar[bool] = False
+
+    @abstractmethod
+    def read(self, path: Path | None, T: int) -> DataSet:
+        """The data set, with the validation and test samples that it comes with; the same each time.
+
+        Where a part has no samples, the settings `data.validation` and `data.test` say how many to draw.
+
+        Args:
+            path: what `--data` gives; None without it.
+            T: time steps, into which recordings are cut.
+
+        Raises:
+            ValueError: a file is missing or broken.
+        """
+
+
+@dataclass(frozen=True)
+class Listed(DataReader):
+    """No data set of the user's own, but that of the name."""
+
+    def read(self, path: Path | None, T: int) -> DataSet:
+        raise AssertionError("the catalogue reads it")
 
 
 def divide(data: DataSet, validation: int, test: int, subset: int | None) -> DataSet:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from spikerate.data.augment import LARGEST_SIDE, Augment
+from spikerate.data.samples import DataReader, Listed
 
 _MOST_SAMPLES = 10**9
 _MOST_WORKERS = 128
@@ -31,8 +32,9 @@ class Data:
         "n-mnist",
         "dvs128-gesture",
         "events",
+        "own",
     ] = "digits"
-    """data set; digits and digits-dvs are built in; images and events read class folders of your own"""
+    """data set; digits and digits-dvs are built in; images and events read class folders of your own; own: see reader"""
     path: Annotated[Path | None, arg(aliases=["--data"])] = None
     """folder of the data set, in the layout of its official distribution"""
     validation: int = 0
@@ -58,6 +60,8 @@ class Data:
     store: Literal["device", "host"] = "device"
     """where samples are stored; host: in main memory or memory-mapped files, and batches are copied to the device"""
     augment: Augment = Augment()
+    reader: DataReader = Listed()
+    """reads a data set of your own; --reader names it"""
 
     def __post_init__(self) -> None:
         for field, choices in (("frames", ("number", "time")), ("broken", ("stop", "skip")), ("store", ("device", "host"))):
@@ -73,5 +77,7 @@ class Data:
             value = getattr(self, field)
             if value is not None and not least <= value <= most:
                 raise ValueError(f"data.{field} is {value}: give a number from {least} to {most}")
+        if (self.name == "own") == isinstance(self.reader, Listed):
+            raise ValueError("a data set of your own is read by code of yours: give --reader package.module:Class")
         if self.sensor is not None and not 1 <= min(self.sensor) <= max(self.sensor) <= LARGEST_SIDE:
             raise ValueError(f"data.sensor is {self.sensor}: give height and width in pixels, 1 to {LARGEST_SIDE}")

@@ -4,6 +4,7 @@ from spikerate.models.branches import Branched, DeepConv, body_of, deepconv_bran
 from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs
 from spikerate.models.fold import fold_batch_norm
+from spikerate.models.networks import NETWORKS, Builder, NetworkFactory
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
@@ -12,8 +13,11 @@ from spikerate.models.synchronized import Synchronized, synchronize_batch_norm
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
 __all__ = [
+    "NETWORKS",
     "Branched",
+    "Builder",
     "DeepConv",
+    "NetworkFactory",
     "Staged",
     "Synchronized",
     "body_of",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from spikerate.neuron import LIF, Rectifier
+from spikerate.signal import Neuron
 from spikerate.system.modes import mode
 
 
@@ -14,7 +14,7 @@ class _Layers(fx.Tracer):
     """Traces into containers and blocks, but not into neurons and torch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (LIF, Rectifier)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Neuron) or super().is_leaf_module(m, module_qualified_name)
 
 
 def layer_graph(network: nn.Module) -> fx.Graph:

@@ -12,6 +12,7 @@ from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row
+from spikerate.system.codec import Own
 
 _LARGEST = 1e15
 """Whole numbers below are exact as floats; larger or infinite values are not results of a run."""
@@ -83,7 +84,7 @@ class Finding:
         Raises:
             ValueError: it contains no run, or one of its files is broken.
         """
-        folder = RunFolder.open(path)
+        folder = RunFolder.open(path, Own(shown=True))
         record = folder.record()
         run = record.run
         before = folder.rounds(run)[:-1]

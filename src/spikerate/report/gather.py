@@ -49,6 +49,17 @@ _FAMILIES = (
     _Family("Gradient norm", "number", {"gradient_norm": "mean over the steps"}, zero=True),
     _Family("Temperature of the surrogate", "number", {"temperature": "mean over the layers"}, zero=True),
 )
+_NOT_DRAWN = (
+    "epoch",
+    "lr",
+    "seconds",
+    "search_seconds",
+    "similarity",
+    "similarity/held",
+    "similarity/up",
+    "similarity/down",
+)
+"""Metrics that have no chart. What is in no family and not here is a term of a loss of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -358,8 +369,10 @@ def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
     """A chart for each metric that several groups have; for other metrics a chart for each family and group."""
     keys = {group.name: {key for found in group.runs for row in found.rows for key in row} for group in groups}
     seen: set[str] = set()
-    for family in _FAMILIES:
-        known = sorted(set().union(*keys.values()))
+    known = sorted(set().union(*keys.values()))
+    listed = {key for family in _FAMILIES for pattern in family.names for key, _ in _matching(pattern, "", known)}
+    terms = {key: key for key in known if key not in listed and key not in _NOT_DRAWN}
+    for family in (*_FAMILIES, _Family("Further terms of the loss", "number", terms)):
         names = {key: says for pattern, start in family.names.items() for key, says in _matching(pattern, start, known)}
         new = [key for key in names if key not in seen]
         seen |= names.keys()

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spikerate.data import SETS
+from spikerate.data import entry_of
 from spikerate.losses import TET, SelfDistillation
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.runs.config import Neuron, Run, encode, flat
+from spikerate.runs.config import Run
 from spikerate.runs.presets import DSPIKE, ESD, PRESETS, RATE
 from spikerate.surrogate import Dspike
+from spikerate.system.codec import encode, flat, parts_of, path_of
 
 _REFERENCES: dict[type, str] = {
     RateBP: RATE,
@@ -103,14 +104,16 @@ def settings(run: Run) -> dict[str, str]:
 
 def references(run: Run) -> list[str]:
     """The references of the parts of a run's method."""
-    if not isinstance(run.neuron, Neuron):
-        return ["Backpropagation in a network of rectified units (ANN)"]
-    return [_REFERENCES[type(part)] for part in (run.rule, run.loss, run.neuron.surrogate) if type(part) in _REFERENCES]
+    parts = [part for one in (run.rule, run.loss, run.neuron) for part in parts_of(one)]
+    own = [f"{path}: code of the user's own" for part in (*parts, *parts_of(run.model)) if ":" in (path := path_of(part))]
+    if not run.spiking:
+        return ["Backpropagation in a network without spikes (ANN)", *own]
+    return [_REFERENCES[type(part)] for part in parts if type(part) in _REFERENCES] + own
 
 
 def _kind(run: Run) -> str:
     network = "a spiking neural network" if run.spiking else "an artificial neural network (ANN)"
-    samples = "event-camera recordings" if SETS[run.data.name].kind == "events" else "images"
+    samples = "event-camera recordings" if entry_of(run.data).kind == "events" else "images"
     return f"empirical, a computational experiment: {network} is trained to classify {samples}, and tested on others"
 
 

@@ -2,61 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import inspect
 import re
-import sys
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import torch
+from torch import nn
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from spikerate.data import Data, check
+from spikerate.data import Data, DataReader, DataSet, check
 from spikerate.gradients.temperature import Search, adapt
-from spikerate.losses import TET, CrossEntropy, RatePenalty, SelfDistillation
-from spikerate.models import (
-    Branched,
-    Staged,
-    deepconv_branches,
-    preact_resnet18,
-    preact_resnet34,
-    resnet18,
-    resnet19,
-    resnet20,
-    resnet34,
-    sew_resnet18,
-    sew_resnet34,
-    vgg11,
-    vgg13,
-    vgg16,
-    vggsnn,
-)
-from spikerate.neuron import LIF, Rectifier
-from spikerate.rules import BPTT, OTTT, SLTT, RateBP
-from spikerate.runs.optim import SGD, Optim, OptimizerFactory
-from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
+from spikerate.losses import CrossEntropy, Loss, RatePenalty
+from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
+from spikerate.neuron import LIF, NeuronSettings, Rectifier
+from spikerate.rules import BPTT, OTTT, RateBP, Rule
+from spikerate.runs.optim import SGD, OptimizerFactory
+from spikerate.runs.schedule import Schedule
+from spikerate.signal import Neuron as NeuronLayer
+from spikerate.signal import Signal
+from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.system.codec import Own, Unnamed, decode, encode, path_of
 from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
-_WITH_STEM = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "preact-resnet18": preact_resnet18,
-    "preact-resnet34": preact_resnet34,
-    "sew-resnet18": sew_resnet18,
-    "sew-resnet34": sew_resnet34,
-}
 _WIDEST = 4096
 """Largest number of channels of the first stage; the last stage has eight times as many, and a kernel of 150 GB."""
-_OF_ANY_SIZE = {"resnet19": resnet19, "resnet20": resnet20, "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16}
+if TYPE_CHECKING:
+    NetworkName = str
+else:
+    NetworkName = Literal[tuple(NETWORKS)]
 
 
 @dataclass(frozen=True)
-class Neuron:
+class Neuron(NeuronSettings):
     """The neuron of all layers."""
 
     decay: float = 0.2
@@ -67,7 +47,7 @@ class Neuron:
     """None: soft reset, which subtracts the threshold; a number: hard reset to that value"""
     detach_reset: bool = True
     """treat the reset as a constant for the gradient"""
-    surrogate: Sigmoid | ATan | Triangular | Rectangular | FastSigmoid | Dspike = Sigmoid()
+    surrogate: Surrogate = Sigmoid()
 
     def __post_init__(self) -> None:
         self.build()
@@ -78,8 +58,10 @@ class Neuron:
 
 
 @dataclass(frozen=True)
-class Rectified:
+class Rectified(NeuronSettings):
     """The activation of an ordinary network (ANN) instead of a neuron; at T = 1."""
+
+    spiking: ClassVar[bool] = False
 
     def build(self) -> Rectifier:
         """A new layer of such units."""
@@ -90,23 +72,7 @@ class Rectified:
 class Model:
     """The network."""
 
-    name: Annotated[
-        Literal[
-            "resnet18",
-            "resnet19",
-            "resnet20",
-            "resnet34",
-            "preact-resnet18",
-            "preact-resnet34",
-            "sew-resnet18",
-            "sew-resnet34",
-            "vgg11",
-            "vgg13",
-            "vgg16",
-            "vggsnn",
-        ],
-        arg(aliases=["--model"]),
-    ] = "resnet18"
+    name: Annotated[NetworkName, arg(aliases=["--model"])] = "resnet18"
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64
     """channels of the first stage; the other stages follow from it"""
@@ -116,30 +82,100 @@ class Model:
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
 
     def __post_init__(self) -> None:
-        names = (*_WITH_STEM, *_OF_ANY_SIZE, "vggsnn")
-        if self.name not in names:
-            raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(names)}")
+        if self.name not in NETWORKS:
+            raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(NETWORKS)}")
         check_count("model.width", self.width, "a number of channels", _WIDEST)
         if self.stem not in ("3x3", "7x7"):
             raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
-        if self.stem == "7x7" and self.name not in _WITH_STEM:
+        if self.stem == "7x7" and not NETWORKS[self.name].stems:
             raise ValueError(f"model.stem is 7x7, which {self.name} does not have: give 3x3")
 
-    def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron | Rectified) -> Staged:
-        """A new network for samples [C, H, W], initialised by PyTorch's global random generator."""
-        self.check(in_shape)
-        channels, side, _ = in_shape
-        if self.name in _WITH_STEM:
-            return _WITH_STEM[self.name](num_classes, channels, self.width, neuron.build, self.stem)
-        if self.name in _OF_ANY_SIZE:
-            return _OF_ANY_SIZE[self.name](num_classes, channels, self.width, neuron.build)
-        return vggsnn(num_classes, channels, self.width, neuron.build, side)
+    def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
+        """A new network for samples [C, H, W] initialised by PyTorch's global random generator."""
+        self.check(num_classes, in_shape, neuron)
+        builder, (channels, side, _) = NETWORKS[self.name], in_shape
+        if builder.stems:
+            return builder.make(num_classes, channels, self.width, neuron.build, self.stem)
+        if builder.sided:
+            return builder.make(num_classes, channels, self.width, neuron.build, side)
+        return builder.make(num_classes, channels, self.width, neuron.build)
 
-    def check(self, in_shape: tuple[int, int, int]) -> None:
+    def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
         """Raise `ValueError` if the network does not accept samples [C, H, W]."""
         _, height, width = in_shape
-        if self.name == "vggsnn" and (height != width or height % 16):
-            raise ValueError(f"vggsnn needs a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size")
+        if NETWORKS[self.name].sided and (height != width or height % 16):
+            raise ValueError(
+                f"{self.name} needs a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size"
+            )
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """The user's own network."""
+
+    network: NetworkFactory
+    """package.module:name of a function (num_classes, in_shape, neuron) -> module"""
+    residual_branches: bool = False
+    """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, Unnamed):
+            return
+        try:
+            inspect.signature(self.network).bind(10, (3, 32, 32), LIF)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.name} can't make a network ({error}): give a function (num_classes, in_shape, neuron) -> module"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """The path package.module:name of the function."""
+        return path_of(self.network)
+
+    def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> nn.Module:
+        """A new network for samples [C, H, W] initialised by PyTorch's global random generator.
+
+        Raises:
+            ValueError: the function fails, or does not return a module.
+        """
+        if isinstance(self.network, Unnamed):
+            raise ValueError(f"{self.name} is the user's own code: name it again by --network {self.name}")
+        try:
+            network = self.network(num_classes, in_shape, neuron.build)
+        except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
+            raise ValueError(f"{self.name} makes no network for samples {list(in_shape)}: {_told(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{self.name} makes a {type(network).__name__}: give a function that returns a torch.nn.Module")
+        return network
+
+    def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
+        """Raise `ValueError` if the network does not accept samples [C, H, W]; it runs one step of one sample."""
+        with torch.random.fork_rng(devices=[]):
+            check_network(self.build(num_classes, in_shape, neuron), f"the network of {self.name}", num_classes, in_shape)
+
+
+def check_network(network: nn.Module, name: str, num_classes: int, in_shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` if a network on the CPU does not map samples [C, H, W] to logits; messages call it `name`.
+
+    One time step of one sample is run in evaluation mode.
+    """
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            output = BPTT()(network.eval(), torch.zeros(1, 1, *in_shape))
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{name} does not run: {_told(error)}") from error
+    finally:
+        network.train(was_training)
+    if not isinstance(output, Signal) or tuple(output.shape) != (1, num_classes):
+        found = f"a signal {list(output.shape)}" if isinstance(output, Signal) else f"a {type(output).__name__}"
+        raise ValueError(f"{name} gives {found} for one sample: give logits [B, K], here [1, {num_classes}]")
+
+
+def _told(error: Exception) -> str:
+    """An error in the user's code, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass(frozen=True)
@@ -189,12 +225,12 @@ class Run:
     """A training run."""
 
     data: Data = Data()
-    model: Model = Model()
-    neuron: Neuron | Rectified = Neuron()
-    rule: BPTT | RateBP | SLTT | OTTT = RateBP()
-    loss: CrossEntropy | SelfDistillation | TET = CrossEntropy()
+    model: Model | OwnNetwork = Model()
+    neuron: NeuronSettings = Neuron()
+    rule: Rule = RateBP()
+    loss: Loss = CrossEntropy()
     penalty: RatePenalty = RatePenalty(weight=0.0)
-    optim: Optim = SGD()
+    optim: OptimizerFactory = SGD()
     search: Search | None = None
     T: int = 4
     """time steps, which is also the number of frames of a recording"""
@@ -221,8 +257,12 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self.data)
-        if not isinstance(self.optim, OptimizerFactory):
-            raise ValueError(f"optim is {self.optim!r}: give SGD, AdamW, Muon or another OptimizerFactory")
+        _check_part("neuron", self.neuron, NeuronSettings)
+        _check_part("rule", self.rule, Rule)
+        _check_part("loss", self.loss, Loss)
+        _check_part("optim", self.optim, OptimizerFactory)
+        _check_part("data.reader", self.data.reader, DataReader)
+        _check_layer(self.neuron)
         check_count("T", self.T, "a number of time steps", MOST_STEPS)
         check_count("epochs", self.epochs, "a number of epochs", MOST_EPOCHS)
         check_count("batch", self.batch, "a number of images", MOST_SAMPLES)
@@ -234,20 +274,25 @@ class Run:
             raise ValueError(
                 f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs at least two images in each part"
             )
-        if isinstance(self.loss, TET) and isinstance(self.rule, RateBP):
-            raise ValueError("TET needs a gradient at every step, but RateBP has one for the rate only: choose another rule")
-        if isinstance(self.neuron, Rectified):
-            if self.T != 1:
-                raise ValueError(f"T is {self.T}, but an ANN has no time steps: give 1")
-        elif isinstance(self.rule, OTTT) and self.rule.decay != self.neuron.decay:
+        if self.loss.per_step and not self.rule.per_step:
+            loss, rule = type(self.loss).__name__, type(self.rule).__name__
+            raise ValueError(
+                f"{loss} needs a gradient at every step, but {rule} has one for the rate only: choose another rule"
+            )
+        if not self.spiking and self.T != 1:
+            raise ValueError(f"T is {self.T}, but an ANN has no time steps: give 1")
+        # The decay of the user's own neurons is not known.
+        if isinstance(self.rule, OTTT) and isinstance(self.neuron, Neuron) and self.rule.decay != self.neuron.decay:
             raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT needs the same")
         if self.search is not None:
-            if not (isinstance(self.neuron, Neuron) and isinstance(self.neuron.surrogate, Dspike)):
+            if not adaptable(self.neuron):
                 raise ValueError("search is for the temperature of Dspike: give --surrogate dspike, or leave search alone")
             if self.search.samples > self.batch:
                 raise ValueError(f"search.samples is {self.search.samples}: give at most the batch size, {self.batch}")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
+        if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
+            raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
         if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
             raise ValueError("before puts a round ahead of an ANN: only the first round can be an ANN")
         for earlier in self.before:
@@ -256,7 +301,7 @@ class Run:
     @property
     def spiking(self) -> bool:
         """Whether the network is spiking, not an ANN."""
-        return isinstance(self.neuron, Neuron)
+        return self.neuron.spiking
 
     @property
     def rounds(self) -> tuple[Run, ...]:
@@ -277,92 +322,122 @@ class Run:
             else replace(own, T=earlier.T)
         )
 
-    def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> Staged | Branched:
-        """The network to train: with branches for self-distillation, else plain."""
-        body = self.model.build(num_classes, in_shape, self.neuron)
+    def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+        """The network to train: with branches for a loss that wants them, else plain.
+
+        Raises:
+            ValueError: the network has no stages between which branches could leave, or is not for such samples.
+        """
+        return self.complete(self.model.build(num_classes, in_shape, self.neuron), num_classes, in_shape)
+
+    def complete(self, body: nn.Module, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+        """A network with what the run's method adds to it: temperatures, in place, and branches.
+
+        Raises:
+            ValueError: as `build`.
+        """
         if self.search is not None:
             adapt(body)
-        if isinstance(self.loss, SelfDistillation):
-            branches = deepconv_branches(body, in_shape, num_classes, self.model.residual_branches)
-            return Branched(body, branches)
-        return body
+        if not self.loss.branches or isinstance(body, Branched):
+            return body
+        if not isinstance(body, Staged):
+            raise ValueError(
+                f"{type(self.loss).__name__} wants branches, and the network is a {type(body).__name__}, which has no "
+                "stages that they could leave from: make a spikerate.Staged of it, or choose another loss"
+            )
+        return Branched(body, deepconv_branches(body, in_shape, num_classes, self.model.residual_branches))
 
 
-def encode(value: Any) -> Any:
-    """A configuration as JSON types; a dataclass says its type."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, tuple):
-        return [encode(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+def adaptable(neuron: NeuronSettings) -> bool:
+    """Whether such neurons have a temperature that can be searched for."""
+    if isinstance(neuron, Unnamed):
+        return True
+    try:
+        adapt(nn.Sequential(neuron.build()))
+    except ValueError:
+        return False
+    return True
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """What `encode` gives, or another record, as rows of dotted names; of the types, those that a person chooses."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            rows += flat(value, f"{prefix}{key}.")
-        elif key != "type" or prefix in ("rule.", "loss.", "neuron.", "neuron.surrogate.", "optim.", "optim.schedule."):
-            rows.append((prefix.rstrip(".") if key == "type" else prefix + key, value))
-    return rows
+def _check_part(field: str, value: Any, base: type) -> None:
+    """Raise `ValueError` unless a part is of its kind, and can be written to a file if it is the user's own."""
+    if not isinstance(value, base):
+        raise ValueError(
+            f"{field} is of {path_of(value)}: give an instance of a class that inherits from spikerate's {base.__name__}"
+        )
+    kind = type(value)
+    if ":" not in path_of(kind) or isinstance(value, Unnamed):
+        return
+    try:
+        same = decode(kind, encode(value), field, Own.of(value)) == value
+    except (ValueError, TypeError, NameError) as error:
+        raise ValueError(f"{path_of(kind)} can't be kept in a file: {error}") from error
+    if not same:
+        raise ValueError(f"{path_of(kind)} is another after it was written and read: make it a frozen dataclass")
 
 
-def decode(kind: Any, value: Any, where: str = "run") -> Any:
-    """The inverse of `encode` for the type `kind`, for files from strangers.
-
-    Raises:
-        ValueError: a field is unknown or missing, or a value has the wrong type or range; the sentence says where.
-    """
-    if typing.get_origin(kind) is Annotated:
-        return decode(typing.get_args(kind)[0], value, where)
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return _decode_union(typing.get_args(kind), value, where)
-    if typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
-            return value
-        raise ValueError(f"{where} is {value!r}: give one of {', '.join(map(repr, typing.get_args(kind)))}")
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
-        kinds = typing.get_args(kind)
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        if len(kinds) == len(value):
-            return tuple(decode(k, v, where) for k, v in zip(kinds, value, strict=True))
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    if type(value) is kind:
-        return value
-    raise ValueError(f"{where} is {value!r}: give a value of type {getattr(kind, '__name__', kind)}")
-
-
-def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    kinds = tuple(k for k in kinds if k is not type(None))
-    if isinstance(value, dict):
-        named = [k for k in kinds if dataclasses.is_dataclass(k) and typing.cast(type, k).__name__ == value.get("type")]
-        if named:
-            return decode(named[0], value, where)
-        names = ", ".join(getattr(k, "__name__", str(k)) for k in kinds)
-        raise ValueError(f"{where} is of type {value.get('type')!r}: give one of {names}")
-    return decode(kinds[0], value, where)
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict) or value.get("type") != kind.__name__:
-        raise ValueError(f"{where} is {str(value)[:60]!r}: give the fields of a {kind.__name__}")
-    of_all = typing.get_type_hints(kind, include_extras=True)
-    hints = {field.name: of_all[field.name] for field in dataclasses.fields(kind)}
-    given = {name: v for name, v in value.items() if name != "type"}
-    for name in given:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            raise ValueError(f"{where} has the unknown field {name!r}" + (f": did you mean {near[0]}?" if near else ""))
-    missing = [name for name in hints if name not in given]
+def _check_layer(neuron: NeuronSettings) -> None:
+    """Raise `ValueError` where what the user's neuron settings build is no layer of neurons."""
+    if ":" not in path_of(neuron) or isinstance(neuron, Unnamed):
+        return
+    try:
+        layer = neuron.build()
+    except (TypeError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{path_of(neuron)} builds no layer: {_told(error)}") from error
+    if not isinstance(layer, nn.Module):
+        raise ValueError(f"{path_of(neuron)} builds a {type(layer).__name__}: give what builds a torch.nn.Module")
+    asked = [name for name in (*vars(NeuronLayer), *NeuronLayer.__annotations__) if not name.startswith("_")]
+    missing = [name for name in asked if name not in dir(layer)]
     if missing:
-        raise ValueError(f"{where} has no field {missing[0]!r}: it was written by another version of spikerate")
-    return kind(**{name: decode(hints[name], v, f"{where}.{name}") for name, v in given.items()})
+        raise ValueError(f"{path_of(layer)} has no {missing[0]}: a layer of neurons has it, or inherits from StepNeuron")
+
+
+@dataclass(frozen=True)
+class _UnnamedRule(Unnamed, Rule):
+    def __call__(self, network: Any, x: Any) -> Any:
+        raise AssertionError("it is only shown")
+
+    def passes(self, T: int) -> float:
+        raise AssertionError("it is only shown")
+
+
+@dataclass(frozen=True)
+class _UnnamedLoss(Unnamed, Loss):
+    def __call__(self, outputs: Any, labels: Any) -> Any:
+        raise AssertionError("it is only shown")
+
+
+@dataclass(frozen=True)
+class UnnamedNeuron(Unnamed, NeuronSettings):
+    """Neuron settings of the user's own that are only shown."""
+
+    spiking: bool = True  # type: ignore[misc]  # the record of the run says it
+
+    def build(self) -> nn.Module:
+        raise AssertionError("it is only shown")
+
+
+@dataclass(frozen=True)
+class _UnnamedOptim(Unnamed, OptimizerFactory):
+    lr: float = 1.0
+
+    def build(self, network: nn.Module) -> Any:
+        raise AssertionError("it is only shown")
+
+
+@dataclass(frozen=True)
+class _UnnamedSchedule(Unnamed, Schedule):
+    def __call__(self, step: int, steps: int) -> float:
+        raise AssertionError("it is only shown")
+
+
+@dataclass(frozen=True)
+class _UnnamedReader(Unnamed, DataReader):
+    def read(self, path: Path | None, T: int) -> DataSet:
+        raise AssertionError("it is only shown")
+
+
+@dataclass(frozen=True)
+class _UnnamedSurrogate(Unnamed, Surrogate):
+    def slope(self, x: Any) -> Any:
+        raise AssertionError("it is only shown")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from spikerate.rules import RateBP
 from spikerate.runs.config import Run
 
 MACHINE = "2 cores of an AMD EPYC (avx512_bf16)"
@@ -14,8 +13,8 @@ RateBP, 471 and 1,190 ms per step (docs/results.md)."""
 def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
-    A backward pass costs two forward passes: T + 2 of them a sample by rate-based backpropagation, 3 T by the others. What
-    the constant input saves in the first layer is left out. A search for the temperature takes two forward passes for each
+    A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others. What the constant
+    input saves in the first layer is left out. A search for the temperature takes two forward passes for each
     finite difference in each epoch.
 
     Args:
@@ -26,9 +25,8 @@ def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differen
     """
 
     def of_round(own: Run) -> float:
-        passes = own.T + 2 if isinstance(own.rule, RateBP) else 3 * own.T
         searched = 0 if own.search is None else 2 * differences * own.search.samples * own.T * macs
-        return 2.0 * ((macs * passes + 3 * branch_macs) * samples + searched) * own.epochs
+        return 2.0 * ((macs * own.rule.passes(own.T) + 3 * branch_macs) * samples + searched) * own.epochs
 
     return sum(map(of_round, run.rounds))
 

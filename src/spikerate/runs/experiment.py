@@ -25,6 +25,7 @@ from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.runs.train import Start, Trainer, Watch
 from spikerate.system import environment
+from spikerate.system.codec import Own
 from spikerate.system.dist import Ranks, restarted
 from spikerate.system.interrupt import Interrupt
 from spikerate.system.modes import autocast
@@ -159,10 +160,13 @@ def data_card(data: DataSet) -> dict[str, Any]:
 
 def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError` if network and data do not fit together; called before anything is written."""
-    run.model.check(data.shape)
-    if run.search is not None:
-        with torch.device("meta"):
-            run.search.check(run.build(len(data.classes), data.shape))
+    for own in run.rounds:
+        own.model.check(len(data.classes), data.shape, own.neuron)
+        if own.search is not None or own.loss.branches:
+            with torch.device("meta"):
+                network = own.build(len(data.classes), data.shape)
+            if own.search is not None:
+                own.search.check(network)
     smallest = min(run.batch, len(data.train)) // run.accumulate // ranks.n
     if smallest < 2:
         raise ValueError(
@@ -179,11 +183,11 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
     """
     with ranks.barrier():
         check_fits(run, data, ranks)
-        if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path).config() == run):
+        if ranks.first and not (restarted() and RunFolder(path).stands and RunFolder(path, Own.of(run)).config() == run):
             RunFolder.create(path, run, {**about, **_card(run, data, ranks)})
     path = Path(ranks.broadcast(str(path)))
     check_shared(path, ranks)
-    return RunFolder.open(path)
+    return RunFolder.open(path, Own.of(run))
 
 
 def check_shared(path: Path, ranks: Ranks) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Step
+from spikerate.runs.schedule import Cosine, Schedule
 from spikerate.system.ranges import LARGEST, SMALLEST
 
 
@@ -34,7 +34,7 @@ class OptimizerFactory(ABC):
     lr: float
     """highest learning rate"""
     _: KW_ONLY
-    schedule: Cosine | OneCycle | Linear | Step | Constant = Cosine()
+    schedule: Schedule = Cosine()
     clip: float | None = None
     """largest Euclidean norm of all gradients together; larger gradients are scaled down to it"""
     ema: float | None = None
@@ -207,9 +207,6 @@ class Muon(OptimizerFactory):
 
         muon.register_step_pre_hook(lend)
         return muon
-
-
-Optim = SGD | AdamW | Muon
 
 
 def _as_matrix(kernel: Tensor, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
 from spikerate.runs.config import Model, Neuron, Rectified, Round, Run
 from spikerate.runs.optim import SGD
 from spikerate.surrogate import Dspike
+from spikerate.system.codec import path_of
 
 RATE = "Rate-based backpropagation: Yu, Liu, Wang, Li, Wang; NeurIPS 2024; arXiv 2410.11488"
 ESD = "Enhanced self-distillation: Zhao, Yu, Yu, Liu, Wang; NeurIPS 2025; arXiv 2510.06254"
@@ -60,7 +61,8 @@ def headline(name: str, run: Run) -> str:
     if its is None or its.run.spiking != run.spiking:
         return ""
     same = (its.run.data.name, its.run.model.name) == (run.data.name, run.model.name)
-    title = its.title if same else f"{run.data.name}, {run.model.name}"
+    data = path_of(run.data.reader) if run.data.name == "own" else run.data.name
+    title = its.title if same else f"{data}, {run.model.name}"
     method = its.method if (its.run.rule, its.run.loss) == (run.rule, run.loss) else f"{its.method}, changed"
     return replace(its, run=run, title=title, method=method).headline
 
@@ -131,7 +133,7 @@ def by_method(run: Run, method: str) -> Run:
     """The run with a method of `METHODS`. The papers divide the loss by T for the rate-based methods, but not for BPTT."""
     _, rule, loss = METHODS[method]
     run = replace(run, T=1, neuron=Rectified()) if method == "ann" else run
-    optim = run.optim if isinstance(rule, RateBP) else replace(run.optim, loss_scale="1")
+    optim = run.optim if not rule.per_step else replace(run.optim, loss_scale="1")
     return replace(run, rule=rule, loss=loss, optim=optim)
 
 

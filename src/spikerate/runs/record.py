@@ -9,14 +9,15 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from spikerate.runs.config import Run, decode, encode
+from spikerate.runs.config import Run, UnnamedNeuron
 from spikerate.runs.state import Row, State, inherit_weights, is_number, load_weights, parts_of
+from spikerate.system.codec import Own, decode, encode, named_again
 from spikerate.system.environment import fingerprint
 from spikerate.system.files import (
     inside,
@@ -49,9 +50,14 @@ class RunFolder:
     checkpoint, from which the run is resumed and the other files can be restored. `best.safetensors`: the weights of the
     epoch with the highest validation accuracy. `result.json`: the evaluation on the test set. `examples.safetensors`: a few
     test samples and their spikes. Earlier rounds have such folders inside: `round1-ann`, `round2-T6`, ...
+
+    Attributes:
+        path: the folder.
+        own: the user's own code that the run may use.
     """
 
     path: Path
+    own: Own = field(default=Own(), compare=False)
 
     @classmethod
     def create(cls, path: Path, run: Run, about: Mapping[str, Any]) -> RunFolder:
@@ -64,19 +70,22 @@ class RunFolder:
             ValueError: the folder is not empty, or can't be written.
         """
         check_free(path)
-        folder = cls(path)
+        folder = cls(path, Own.of(run))
         try:
             path.mkdir(parents=True, exist_ok=True)
             settings = encode(run)
-            card = {"format": FORMAT, "run": settings, "fingerprint": fingerprint(settings)}
+            card = {"format": FORMAT, "run": settings, "fingerprint": fingerprint(settings), "spiking": run.spiking}
             write_json(folder.run_file, card | dict(about))
         except OSError as error:
             raise ValueError(f"the run folder {path} can't be written: {error.strerror}; choose another by --out") from error
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, own: Own = Own()) -> RunFolder:
         """Open the folder of a run.
+
+        Args:
+            own: the code of the user's own that the run may name.
 
         Raises:
             ValueError: it does not contain a run, or its name is not UTF-8.
@@ -84,7 +93,7 @@ class RunFolder:
         check_name(path)
         if not is_there(path / RUN_FILE):
             raise ValueError(f"{path} contains no run (no run.json): give the folder that spikerate train has printed")
-        return cls(path)
+        return cls(path, own)
 
     @property
     def run_file(self) -> Path:
@@ -125,7 +134,7 @@ class RunFolder:
             ValueError: a folder is a link.
         """
         names = (f"round{k}-{f'T{earlier.T}' if earlier.T else 'ann'}" for k, earlier in enumerate(run.before, 1))
-        return list(zip(run.rounds, (*(RunFolder(inside(self.path, name)) for name in names), self), strict=True))
+        return list(zip(run.rounds, (*(RunFolder(inside(self.path, name), self.own) for name in names), self), strict=True))
 
     def about(self) -> dict[str, Any]:
         """The content of `run.json`.
@@ -147,11 +156,14 @@ class RunFolder:
         """The content of `run.json` and the settings in it, read once.
 
         Raises:
-            ValueError: it is broken, or of another format.
+            ValueError: it is broken, or of another format, or names code of the user's own that is not in `own`.
         """
         about = self.about()
         try:
-            return Record(self, about, decode(Run, about.get("run")))
+            run: Run = decode(Run, about.get("run"), own=self.own)
+            if isinstance(run.neuron, UnnamedNeuron):
+                run = replace(run, neuron=replace(run.neuron, spiking=about.get("spiking", True)))
+            return Record(self, about, run)
         except ValueError as error:
             raise ValueError(f"{self.run_file}: {error}") from error
 
@@ -159,7 +171,7 @@ class RunFolder:
         """The configuration.
 
         Raises:
-            ValueError: `run.json` is broken, or of another format.
+            ValueError: `run.json` is broken, or of another format, or names code of the user's own that is not in `own`.
         """
         return self.record().run
 
@@ -310,7 +322,8 @@ class RunFolder:
         return f"the run folder {self.path} can't be written ({error.strerror})"
 
     def _resume(self) -> str:
-        return f"continue by: spikerate train --resume {shlex.quote(str(self.path))}"
+        own = "".join(map(named_again, self.own.code.values()))
+        return f"continue by: spikerate train --resume {shlex.quote(str(self.path))}{own}"
 
     def _rescue(self, content: bytes) -> str:
         try:
@@ -403,6 +416,7 @@ def _check_about(about: Mapping[str, Any], file: Path) -> None:
     entries: tuple[tuple[str, Any, type], ...] = (
         *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
         ("ranks", about.get("ranks"), int),
+        ("spiking", about.get("spiking"), bool),
         ("source", about.get("source"), dict),
         ("init", about.get("init"), dict),
         ("resumed", about.get("resumed"), list),

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from spikerate.data import SETS, DataSet, steps_per_epoch
+from spikerate.data import DataSet, entry_of, steps_per_epoch
 from spikerate.runs.audience import Audience, Nobody
-from spikerate.runs.config import Run, encode, flat
+from spikerate.runs.config import Run
 from spikerate.runs.experiment import begin, check_fits, check_shared, perform, use_threads_of
 from spikerate.runs.presets import headline
 from spikerate.runs.record import RunFolder, check_free, check_name, compare, sole_writer
@@ -29,6 +29,7 @@ from spikerate.runs.reopen import load_data, load_data_again, settings_again
 from spikerate.runs.start import Start
 from spikerate.runs.train import pick_device
 from spikerate.system import environment
+from spikerate.system.codec import Own, encode, flat, named_again
 from spikerate.system.dist import Ranks, process_group, ranks_from_environment, restarted
 from spikerate.system.files import inside
 from spikerate.system.interrupt import Interrupt, Interrupted
@@ -132,7 +133,7 @@ def train_seeds(
     """
     ranks, about = ranks_from_environment(), dict(about or {})
     check_name(base)
-    folders = {seed: RunFolder(inside(base, f"seed{seed}")) for seed in seeds}
+    folders = {seed: RunFolder(inside(base, f"seed{seed}"), Own.of(run)) for seed in seeds}
     for seed in list(seeds)[ranks.rank :: ranks.n]:
         own, folder = replace(run, seed=seed), folders[seed]
         if folder.stands:
@@ -189,7 +190,7 @@ def resume(
             check_shared(folder.path, ranks)
             audience.begun(folder)
             begun = folder.rounds(run)[0][1].has_state
-            start = Start.again(about["init"]) if about.get("init") and not begun else None
+            start = Start.again(about["init"], own=folder.own) if about.get("init") and not begun else None
             name = str(about.get("preset", folder.path))
             _perform(name, run, found, folder, audience, save_minutes, ranks, start=start)
     return folder
@@ -231,7 +232,7 @@ def reproduce(
     record = original.record()
     run, then = settings_again(record, audience, data), record.about
     _check_free(path)
-    start = Start.again(then["init"], init) if then.get("init") else None
+    start = Start.again(then["init"], init, original.own) if then.get("init") else None
     about = {"preset": then.get("preset"), "command": command, "repeats": then.get("repeats") or then.get("command")}
     with _joined(run) as ranks:
         use_threads_of(original)
@@ -250,7 +251,7 @@ def reproduce(
 
 def whole(folder: RunFolder) -> RunFolder:
     """The folder of the whole run, given that folder or the folder of one of its rounds."""
-    return RunFolder.open(folder.path.absolute().parent) if "round" in folder.about() else folder
+    return RunFolder.open(folder.path.absolute().parent, folder.own) if "round" in folder.about() else folder
 
 
 def _init(start: Start | None, run: Run, data: DataSet, audience: Audience) -> dict[str, Any]:
@@ -305,7 +306,7 @@ def _perform(
 ) -> None:
     """Train the rounds of a run that are not finished, the first from `start`; `data` has the frames of the last round."""
     audience.title(": ".join(filter(None, (name, headline(name, run)))))
-    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}"
+    again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}{named_again(run)}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
     rounds, frames = folder.rounds(run), run.T
     before: Start | RunFolder | None = start.onto(data.classes) if start else None
@@ -318,7 +319,7 @@ def _perform(
             if title:
                 audience.title(f"{title}: {own.in_words}{', finished' if over else ''}")
             if not over:
-                if SETS[run.data.name].kind == "events" and frames != own.T:
+                if entry_of(run.data).kind == "events" and frames != own.T:
                     data, frames = load_data(own, audience, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)

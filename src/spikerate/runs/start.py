@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikerate.models import Branched, body_of
 from spikerate.runs.record import RunFolder
 from spikerate.runs.trained import Card, read_trained
+from spikerate.system.codec import Own
 from spikerate.system.files import digest
 
 
@@ -36,17 +37,20 @@ class Start:
     classes: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> Start:
+    def read(cls, path: Path, own: Own = Own()) -> Start:
         """The weights of a run folder, or of a .safetensors file of `spikerate export`.
+
+        Args:
+            own: the code of the user's own that the network may have.
 
         Raises:
             ValueError: as `read_trained`, or a weight is not finite.
         """
         if path.is_dir():
-            folder = RunFolder.open(path)
+            folder = RunFolder.open(path, own)
             card, (found, _) = Card.of_run(folder.record()), folder.weights("best")
         else:
-            trained = read_trained(path)
+            trained = read_trained(path, own=own)
             card, found = trained.card, trained.network.state_dict()
         weights = {name.removeprefix("body."): value for name, value in found.items()}
         for name, value in weights.items():
@@ -55,12 +59,13 @@ class Start:
         return cls(path, card.classes, weights, card.classes)
 
     @classmethod
-    def again(cls, record: Any, given: Path | None = None) -> Start:
+    def again(cls, record: Any, given: Path | None = None, own: Own = Own()) -> Start:
         """The same weights that a run started from.
 
         Args:
             record: the entry `init` in the record of that run.
             given: where the weights are now; by default where they were.
+            own: as for `read`.
 
         Raises:
             ValueError: as `read`, or the weights are not the same.
@@ -72,7 +77,7 @@ class Start:
         wanted = f"give the weights of sha256 {sha256[:16]}, which the run started from, by --init"
         if not path.exists():
             raise ValueError(f"{path} does not exist any more: {wanted}")
-        start = cls.read(path)
+        start = cls.read(path, own)
         if start.sha256 != sha256:
             raise ValueError(f"{path} has other weights than before: {wanted}")
         return start
@@ -109,7 +114,7 @@ class Start:
         body, branches = body_of(network), network.branches if isinstance(network, Branched) else nn.ModuleDict()
         prefix = "body." if isinstance(network, Branched) else ""
         known = {name: value for name, value in self.weights.items() if not name.startswith("branches.")}
-        drawn = self._drawn(body, [body.get_submodule("head")])
+        drawn = self._drawn(body, [body])
         own = {name: value for name, value in body.state_dict().items() if name not in drawn}
         without = sorted(name for name in own if name.endswith("surrogate.temperature") and name not in known)
         for name, value in own.items():
@@ -135,5 +140,10 @@ class Start:
         if self.classes == self.trained_on:
             return set()
         names = {module: name for name, module in whole.named_modules()}
-        last = [[module for module in part.modules() if isinstance(module, nn.Linear)][-1] for part in parts]
+        linear = [[module for module in part.modules() if isinstance(module, nn.Linear)] for part in parts]
+        if not all(linear):
+            raise ValueError(
+                f"the classes of {self.path} are others, and the network ends in no nn.Linear that could be fresh"
+            )
+        last = [layers[-1] for layers in linear]
         return {f"{names[module]}.{name}" for module in last for name in module.state_dict()}

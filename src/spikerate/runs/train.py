@@ -25,7 +25,7 @@ from spikerate.measure.meter import FiringRates
 from spikerate.models import body_of, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
 from spikerate.runs.average import estimate_statistics, update_average
-from spikerate.runs.config import Run
+from spikerate.runs.config import Run, check_network
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.system.dist import Ranks
@@ -62,6 +62,20 @@ class Watch(Protocol):
 
     def epoch(self, row: Row) -> None:
         """Called after each epoch with its line in `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Looks on and says nothing."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def step(self, step: int, terms: Terms) -> None:
+        pass
+
+    def epoch(self, row: Row) -> None:
+        pass
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
@@ -163,16 +177,19 @@ class Trainer:
         stop: asks the training to end after the current step.
         save_minutes: largest time between checkpoints; there is also one after every epoch.
         start: where the initial weights come from if there is no checkpoint; None to draw them from the seed.
+        network: a module of supported layers on the CPU, which is trained in place; by default a new one of `run.model`.
+            The commands build the network in `run.json`, and do not read weights of another one.
     """
 
     run: Run
     data: DataSet
     folder: RunFolder
-    watch: Watch
+    watch: Watch = Quiet()
     ranks: Ranks = Ranks()
     stop: Interrupt = Interrupt()
     save_minutes: float = 10
     start: Start | None = None
+    network: nn.Module | None = None
 
     def train(self) -> State:
         """Train to the end, and write state, metrics and best weights to the folder.
@@ -184,13 +201,14 @@ class Trainer:
             Interrupted: `stop` asked to end; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken, of another network, or has impossible content.
+            ValueError: the checkpoint is broken, of another network, or has impossible content; or `network` does not return
+                logits for such samples, or lacks the stages that the loss needs.
         """
         run, ranks = self.run, self.ranks
         device = pick_device(run.device, ranks.local)
         with _deterministic(run.deterministic):
             torch.manual_seed(run.seed)
-            network = build_network(run, len(self.data.classes), self.data.shape, device)
+            network = self._network(device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
             # Decided by rank 0, since it may have written a checkpoint by the time the others look.
@@ -215,6 +233,13 @@ class Trainer:
                 if not finite:
                     self.folder.restore(state)
         return state
+
+    def _network(self, device: torch.device) -> nn.Module:
+        K, shape = len(self.data.classes), self.data.shape
+        if self.network is None:
+            return build_network(self.run, K, shape, device)
+        check_network(self.network, f"the network, a {type(self.network).__name__},", K, shape)
+        return place(self.run.complete(self.network, K, shape), device)
 
     def _begin(self, state: State, resumed: bool) -> None:
         if resumed:

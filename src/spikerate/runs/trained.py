@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from spikerate.data import LARGEST_SIDE, SETS, Units
+from spikerate.data import LARGEST_SIDE, Units, entry_of
 from spikerate.gradients.temperature import adapt
-from spikerate.models import Staged, body_of
-from spikerate.runs.config import Model, Neuron, Rectified, decode, encode
+from spikerate.models import body_of
+from spikerate.neuron import NeuronSettings
+from spikerate.runs.config import Model, OwnNetwork
 from spikerate.runs.record import Record, RunFolder
 from spikerate.runs.state import load_weights
+from spikerate.system.codec import Own, decode, encode
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.ranges import MOST_STEPS
 
@@ -37,8 +40,8 @@ class Card:
         units: how stored samples are scaled and normalised.
     """
 
-    model: Model
-    neuron: Neuron | Rectified
+    model: Model | OwnNetwork
+    neuron: NeuronSettings
     adaptive: bool
     T: int
     shape: tuple[int, int, int]
@@ -65,7 +68,7 @@ class Card:
             data = record.about["data"]
             c, h, w = map(int, data["shape"])
             units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
-            recorded, classes = SETS[run.data.name].kind == "events", tuple(map(str, data["classes"]))
+            recorded, classes = entry_of(run.data).kind == "events", tuple(map(str, data["classes"]))
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
@@ -78,7 +81,7 @@ class Card:
         """[C, H, W] of an image, [T, C, H, W] of a recording."""
         return (self.T, *self.shape) if self.recorded else self.shape
 
-    def build(self) -> Staged:
+    def build(self) -> nn.Module:
         """The network without branches in evaluation mode, with random weights; the global random state is unchanged."""
         with torch.random.fork_rng(devices=[]):
             body = self.model.build(len(self.classes), self.shape, self.neuron)
@@ -89,7 +92,7 @@ class Card:
 class Trained:
     """A trained network, in evaluation mode and without its branches."""
 
-    network: Staged
+    network: nn.Module
     card: Card
 
     @classmethod
@@ -114,24 +117,28 @@ class Trained:
         return pack_tensors(self.network.state_dict(), self.facts())
 
 
-def load(path: str | Path) -> Staged:
+def load(path: str | Path, *own: Any) -> nn.Module:
     """The network of a run folder (its best weights), or of a .safetensors file of `spikerate export`.
 
     It is in evaluation mode, on the CPU and without branches. Call it by any rule, for instance `BPTT()(load(path), x)`,
     with normalised samples x [T, B, C, H, W]. `read_trained` also returns their units, the classes and T.
 
+    Args:
+        own: classes and functions of your own that the network has: a file that names them imports nothing.
+
     Raises:
         ValueError: the file or the folder is missing, broken, of another kind, or of another version.
     """
-    return read_trained(Path(path)).network
+    return read_trained(Path(path), own=Own.of(*own)).network
 
 
-def read_trained(path: Path, weights: str = "best") -> Trained:
+def read_trained(path: Path, weights: str = "best", own: Own = Own()) -> Trained:
     """The network and its card, from a run folder or from a file made by `Trained.pack`.
 
     Args:
         path: the folder or the file.
         weights: "best" or "last" weights of a run; a file has one set of weights only.
+        own: the user's own code that the network may use.
 
     Raises:
         ValueError: as `load`, or the last weights of a file are asked for.
@@ -140,10 +147,10 @@ def read_trained(path: Path, weights: str = "best") -> Trained:
         raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
     if not path.is_dir() and weights != "best":
         raise ValueError(f"{path} is a file, which has only one set of weights: the {weights} ones are in the run folder")
-    return Trained.of_run(RunFolder.open(path).record(), weights) if path.is_dir() else _of_file(path)
+    return Trained.of_run(RunFolder.open(path, own).record(), weights) if path.is_dir() else _of_file(path, own)
 
 
-def _of_file(path: Path) -> Trained:
+def _of_file(path: Path, own: Own) -> Trained:
     tensors, facts = read_tensors(path.resolve())  # a link of the user's own
     if "network" not in facts:
         raise ValueError(
@@ -152,7 +159,7 @@ def _of_file(path: Path) -> Trained:
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}: spikerate {facts.get('spikerate')} has written it")
     try:
-        card: Card = decode(Card, facts["network"], "network")
+        card: Card = decode(Card, facts["network"], "network", own)
         # First on the meta device: a few bytes can describe a network that fills the memory, but weights of that size
         # are not in the file.
         with torch.device("meta"):

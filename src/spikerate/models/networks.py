@@ -1,0 +1,63 @@
+"""The networks by name, and what a network of the user's own is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from spikerate.models.preact import preact_resnet18, preact_resnet34
+from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
+from spikerate.models.sew import sew_resnet18, sew_resnet34
+from spikerate.models.staged import Staged
+from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
+
+
+@runtime_checkable
+class NetworkFactory(Protocol):
+    """What makes a network: a function at the top of a module, or a frozen dataclass that is called like one."""
+
+    def __call__(self, num_classes: int, in_shape: tuple[int, int, int], neuron: Callable[[], nn.Module]) -> nn.Module:
+        """A new network for samples [C, H, W], with fresh weights from PyTorch's global generator.
+
+        Args:
+            num_classes: K.
+            in_shape: (C, H, W).
+            neuron: makes a new layer of neurons; the network calls it once for each.
+
+        Returns:
+            a module that maps a signal [B, C, H, W] to one [B, K]; for self-distillation a `Staged`.
+        """
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A network of the library.
+
+    Attributes:
+        make: called with (num_classes, in_channels, width, activation), and what else it takes.
+        stems: whether its first layers have two forms, "3x3" and "7x7".
+        sided: whether its head depends on the side of the samples.
+    """
+
+    make: Callable[..., Staged]
+    stems: bool = False
+    sided: bool = False
+
+
+NETWORKS = {
+    "resnet18": Builder(resnet18, stems=True),
+    "resnet19": Builder(resnet19),
+    "resnet20": Builder(resnet20),
+    "resnet34": Builder(resnet34, stems=True),
+    "preact-resnet18": Builder(preact_resnet18, stems=True),
+    "preact-resnet34": Builder(preact_resnet34, stems=True),
+    "sew-resnet18": Builder(sew_resnet18, stems=True),
+    "sew-resnet34": Builder(sew_resnet34, stems=True),
+    "vgg11": Builder(vgg11),
+    "vgg13": Builder(vgg13),
+    "vgg16": Builder(vgg16),
+    "vggsnn": Builder(vggsnn, sided=True),
+}

@@ -1,0 +1,1 @@
+"""A package of somebody else's, outside of the library: a part of each kind."""

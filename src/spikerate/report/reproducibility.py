@@ -105,7 +105,7 @@ def settings(run: Run) -> dict[str, str]:
 def references(run: Run) -> list[str]:
     """The references of the parts of a run's method."""
     parts = [part for one in (run.rule, run.loss, run.neuron) for part in parts_of(one)]
-    own = [f"{path}: code of the user's own" for part in (*parts, *parts_of(run.model)) if ":" in (path := path_of(part))]
+    own = [f"{path}: the user's own code" for part in (*parts, *parts_of(run.model)) if ":" in (path := path_of(part))]
     if not run.spiking:
         return ["Backpropagation in a network without spikes (ANN)", *own]
     return [_REFERENCES[type(part)] for part in parts if type(part) in _REFERENCES] + own

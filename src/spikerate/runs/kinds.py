@@ -174,7 +174,7 @@ def take_kinds(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def take_own(args: Sequence[str]) -> tuple[Own, list[str]]:
-    """The code of the user's own that a command line names again, for a run that there is, and the rest of its words.
+    """The user's own code that a command line names again, for a run that there is, and the rest of its words.
 
     Raises:
         ValueError: an option has no value, or names a kind of ours, or what can't be imported.
@@ -187,7 +187,7 @@ def take_own(args: Sequence[str]) -> tuple[Own, list[str]]:
 
 
 def own_of(chosen: Mapping[str, str]) -> Own:
-    """The code of the user's own among the kinds that a command line has chosen."""
+    """The user's own code among the kinds that a command line has chosen."""
     found = {name: PARTS[option].value(name) for option, name in chosen.items() if ":" in name}
     return Own.of(*(made(name, kind) if isinstance(kind, type) else kind for name, kind in found.items()))
 
@@ -199,7 +199,7 @@ def with_kinds(run: Run, chosen: Mapping[str, str]) -> Run:
     stays as it is. An ANN gets T = 1, neurons without a temperature no search for it, and OTTT the decay of the neurons.
 
     Args:
-        chosen: option of `PARTS` -> name of a kind, or path to code of the user's own.
+        chosen: option of `PARTS` -> name of a kind, or path to the user's own code.
 
     Raises:
         ValueError: a name is unknown, code can't be imported, the kinds don't go together, or a part of a part is not there.

@@ -85,7 +85,7 @@ class RunFolder:
         """Open the folder of a run.
 
         Args:
-            own: the code of the user's own that the run may name.
+            own: the user's own code that the run may name.
 
         Raises:
             ValueError: it does not contain a run, or its name is not UTF-8.
@@ -156,7 +156,7 @@ class RunFolder:
         """The content of `run.json` and the settings in it, read once.
 
         Raises:
-            ValueError: it is broken, or of another format, or names code of the user's own that is not in `own`.
+            ValueError: it is broken, or of another format, or names the user's own code that is not in `own`.
         """
         about = self.about()
         try:
@@ -171,7 +171,7 @@ class RunFolder:
         """The configuration.
 
         Raises:
-            ValueError: `run.json` is broken, or of another format, or names code of the user's own that is not in `own`.
+            ValueError: `run.json` is broken, or of another format, or names the user's own code that is not in `own`.
         """
         return self.record().run
 

@@ -41,7 +41,7 @@ class Start:
         """The weights of a run folder, or of a .safetensors file of `spikerate export`.
 
         Args:
-            own: the code of the user's own that the network may have.
+            own: the user's own code that the network may have.
 
         Raises:
             ValueError: as `read_trained`, or a weight is not finite.

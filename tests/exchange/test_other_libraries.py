@@ -46,7 +46,7 @@ def with_gradient(run: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) ->
 
 
 def assert_same_neuron(ours: nn.Module, theirs: nn.Module) -> None:
-    x, weight = 2 * torch.randn(T, 3, 40, dtype=torch.double), torch.randn(T, 3, 40, dtype=torch.double)
+    x, weight = 4 * torch.randn(T, 3, 40, dtype=torch.double), torch.randn(T, 3, 40, dtype=torch.double)
     spikes, gradient = with_gradient(lambda x: BPTT()(ours, x).steps, x, weight)
     their_spikes, their_gradient = with_gradient(lambda x: over_steps(theirs, x), x, weight)
     assert torch.equal(spikes, their_spikes)

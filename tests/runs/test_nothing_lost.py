@@ -263,7 +263,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
 
 
 def test_an_exploding_run_stops_with_the_step_and_the_layer(spikerate: Callable[..., Any], tmp_path: Path) -> None:
-    done = spikerate(*ARGUMENTS, "--optim.lr", "1e8", "--out", "run")
+    done = spikerate(*ARGUMENTS, "--optim.lr", "1e12", "--loss.alpha", "1e12", "--out", "run")
     assert done.returncode == 1
     assert re.match(
         r"spikerate: epoch 1 step \d+: the loss is not finite \(terms: .*loss.*\); it appears first in the output of \S+ \(",

@@ -1,8 +1,8 @@
-"""Operations whose value is known already: the forward pass hands it on, the backward pass is the operation's own.
+"""Autograd functions with a known value: the forward pass returns it, the backward pass is that of the operation.
 
-A firing rate goes through every layer beside the spikes, and its value there is the mean of what the spikes gave. So a
-layer is never computed for the rate, only differentiated at it. Each function saves what its gradient needs and nothing
-of size T.
+Besides the spikes, the firing rate goes through every layer, and its value after a layer is the mean of the layer's outputs.
+So a layer is never computed at the rate, only differentiated there. Each function saves what its gradient needs, and
+nothing of size T.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Total = Callable[[Tensor], Tensor]
 
 
 class _Last(Function):
-    """Hands gradients on, of which no other gradient can be taken.
+    """Passes gradients on unchanged, and refuses second derivatives in its own backward pass.
 
-    Called with the gradients, then with all that they depend on, so that no way back leads past this.
+    Called with the gradients, then with all tensors that they depend on, so that every second derivative goes through it.
     """
 
     generate_vmap_rule = True
@@ -48,10 +48,10 @@ _NO_SECOND = (
 
 
 def _last(grads: tuple[Tensor | None, ...], *origins: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradients of a backward pass that is asked for a graph of itself, or is not.
+    """The gradients of a backward pass, protected against second derivatives.
 
     Raises:
-        RuntimeError: it is asked for by `create_graph=True`, and not by `torch.func`, which always does.
+        RuntimeError: a graph of the backward pass is asked for by `create_graph=True` (`torch.func` always asks for one).
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return grads
@@ -61,7 +61,7 @@ def _last(grads: tuple[Tensor | None, ...], *origins: Tensor | None) -> tuple[Te
 
 
 def _apply(kind: type[Function], *inputs: Any) -> Tensor:
-    """`kind.apply`, which looks for default arguments each time, and takes longer for it than for all else."""
+    """`kind.apply` without its slow search for default arguments."""
     if torch.compiler.is_compiling():
         return kind.apply(*inputs)
     try:
@@ -73,7 +73,7 @@ def _apply(kind: type[Function], *inputs: Any) -> Tensor:
 
 
 def transformed() -> bool:
-    """Whether a transformation of `torch.func` is at work."""
+    """Whether this runs inside a transformation of `torch.func`."""
     return torch._C._are_functorch_transforms_active()
 
 
@@ -88,7 +88,7 @@ class _Scale(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, input, gain = inputs
         ctx.dtype = input.dtype
-        # The input is kept only where a second derivative could be asked for without create_graph=True.
+        # The input is kept only if a second derivative could be asked for without create_graph=True.
         ctx.save_for_backward(gain, *[input] * transformed())
 
     @staticmethod
@@ -201,7 +201,7 @@ class _Normalize(Function):
 def _normalize_backward_of_all(
     grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, total: Total
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the input, the weight and the bias where the batch is spread over processes."""
+    """The gradients of the input, the weight and the bias if the batch is distributed over processes."""
     kept, others = (1, -1, *[1] * (input.dim() - 2)), [0, *range(2, input.dim())]
     g = grad.to(mean.dtype)
     x = (input.to(mean.dtype) - mean.view(kept)) * invstd.view(kept)
@@ -235,12 +235,12 @@ class _WithoutGradient(Function):
 
 
 def without_gradient(steps: Tensor, rate: Tensor) -> Tensor:
-    """`steps`, which pass no gradient on, and say so by a warning where one comes; `rate` is what would get it."""
+    """`steps` without gradient, with a warning if a backward pass reaches them; `rate` makes autograd track them."""
     return _apply(_WithoutGradient, steps, rate)
 
 
 def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
-    """`value`, with the gradient `gain * d input`. All of one shape; `value` and `gain` are constants."""
+    """`value`, with the gradient `gain * d input`. All have the same shape; `value` and `gain` are constants."""
     return _apply(_Scale, value, input, gain)
 
 
@@ -262,7 +262,7 @@ class Convolution:
 
     Attributes:
         weight: [O, C / groups, ...].
-        border: further zeros around the input, as `F.pad` takes them; none where empty.
+        border: further zeros around the input, in the format of `F.pad`; empty for none.
     """
 
     weight: Tensor
@@ -281,7 +281,7 @@ class Convolution:
 
 
 Layer = Linear | Convolution
-"""A layer with weights, whose value is known."""
+"""A layer with weights as a function with a known value."""
 
 
 def normalize(

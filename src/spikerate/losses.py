@@ -1,8 +1,8 @@
-"""Losses as values: each takes the logits of all outputs and the labels, and returns named terms.
+"""Losses: each takes the logits of all outputs and the labels, and returns named terms.
 
-Every loss is called as `loss(outputs, labels)` with `outputs` a sequence of logits [B, K], the branches' first and the
-final head's last, and `labels` [B] int64. It returns a dict of scalars: `loss`, what is minimised, and its terms. A loss
-that is `per_step` takes the final head's logits of every step, [B, T, K].
+A loss is called as `loss(outputs, labels)`, where `outputs` is a sequence of logits [B, K], those of the branches first and
+those of the final head last, and `labels` [B] int64. It returns a dict of scalars: `loss`, which is minimised, and its
+terms. A loss with `per_step` takes the final head's logits of every time step, [B, T, K].
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class TET(Loss):
-    """Temporal efficient training: cross-entropy at every step, and a pull of the logits towards a constant.
+    """Temporal efficient training: cross-entropy at every step, and optionally a squared distance to a constant.
 
         L = (1 - pull) mean_t CE(logits[t]) + pull mean_t MSE(logits[t], target)
 
-    Terms: `loss`; with a pull, `ce` and `mse` too. It needs a gradient at each step: not for `RateBP`.
+    Terms: `loss`; with `pull > 0` also `ce` and `mse`. It needs a gradient at each step, so it can't be used with `RateBP`.
 
     Args:
-        pull: the weight of the second term, in [0, 1); 0 leaves it out.
-        target: the constant, the neuron's threshold in the paper.
+        pull: weight of the second term, in [0, 1); 0 leaves it out.
+        target: the constant; in the paper the neuron's threshold.
 
     Raises:
-        ValueError: `pull` is out of its range.
+        ValueError: `pull` is out of range.
 
     Reference: Deng et al., ICLR 2022.
     """
@@ -87,27 +87,27 @@ class TET(Loss):
 
 @dataclass(frozen=True)
 class SelfDistillation(Loss):
-    """Enhanced self-distillation: cross-entropy on every output, and a teacher made of the outputs that are right.
+    """Enhanced self-distillation: cross-entropy on every output, and distillation from the outputs that are correct.
 
         L = alpha CE(branches) + final_alpha CE(final) + beta KL
 
     `CE` is summed over the outputs. `KL` is the sum over all N outputs p of `tau^2 KL(softmax(teacher / tau) ||
-    softmax(p / tau))`, the mean over the samples that have a teacher; the teacher is a constant. A batch in which no
-    sample has one gives `KL = 0`.
+    softmax(p / tau))`, the mean over the samples that have a teacher; the teacher is a constant. If no sample of a batch
+    has a teacher, `KL = 0`.
 
-    Terms: `loss`, `ce` (weighted by the alphas), `kl` (not weighted), `reliable` (the share of samples that at least one
-    output gets right).
+    Terms: `loss`, `ce` (weighted by the alphas), `kl` (not weighted), `reliable` (the fraction of samples that at least
+    one output classifies correctly).
 
     Args:
         alpha: weight of the cross-entropy of the branches, >= 0.
         beta: weight of the distillation, >= 0.
         tau: temperature of the softmax, > 0.
         final_alpha: weight of the cross-entropy of the final head; `alpha` if None.
-        teacher: "reliable", per sample the mean of the raw logits of those outputs whose argmax is the label, and no
-            teacher where there is none (the paper); "all", the mean of all outputs for every sample; None, no teacher.
+        teacher: "reliable": for each sample the mean of the logits of those outputs whose argmax is the label, and no
+            teacher if there is none (the paper); "all": the mean of all outputs for every sample; None: no distillation.
 
     Raises:
-        ValueError: a weight is negative, the temperature not positive, or the teacher unknown.
+        ValueError: a weight is negative, the temperature is not positive, or the teacher is unknown.
 
     Reference: Zhao, Yu, Yu, Liu, Wang, NeurIPS 2025, arXiv 2510.06254: Eq. 8 (teacher), 9 (CE), 10 (KL), 11 (total). The
     authors' code gives NaN on a batch without a reliable sample. It needs a network with branches; without them it
@@ -152,19 +152,19 @@ class SelfDistillation(Loss):
 
 @dataclass(frozen=True)
 class RatePenalty:
-    """Firing-rate regularisation: a pull of the mean firing rate of each layer towards a target.
+    """Firing-rate regularisation: penalises the squared distance of each layer's mean firing rate from a target.
 
         L = weight mean_l (E[r_l] - target)^2,   E over the batch and the neurons of a layer
 
-    Call: with the rates [B, ...] of layers, as `FiringRates` gives them; terms: `loss`, to be added to that of the outputs,
-    and `firing_rate`, the mean of the layers' rates.
+    Call: with the rates [B, ...] of layers, as `FiringRates` returns them. Terms: `loss`, to be added to the loss of the
+    outputs, and `firing_rate`, the mean of the layers' rates.
 
     Args:
         target: spikes per neuron and step.
         weight: >= 0.
 
     Raises:
-        ValueError: a number is out of its range, or there are no rates.
+        ValueError: a number is out of range, or there are no rates.
     """
 
     target: float = 0.1
@@ -176,20 +176,20 @@ class RatePenalty:
 
     def __call__(self, rates: Mapping[Any, Tensor]) -> Terms:
         if not rates:
-            raise ValueError("RatePenalty got no firing rates: give those of one layer at least")
+            raise ValueError("RatePenalty got no firing rates: give those of at least one layer")
         means = torch.stack([rate.to(torch.promote_types(rate.dtype, torch.float32)).mean() for rate in rates.values()])
         return {"loss": self.weight * (means - self.target).square().mean(), "firing_rate": means.mean()}
 
 
 def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the raw logits of those outputs that are right (Zhao et al., Eq. 8).
+    """The mean of the logits of those outputs that classify a sample correctly (Zhao et al., Eq. 8).
 
     Args:
         logits: [N, B, K] of N outputs.
         labels: [B].
 
     Returns:
-        the teacher [B, K], 0 where no output is right, and whether one is [B].
+        the teacher [B, K], which is 0 if no output is correct, and whether at least one is correct [B].
     """
     right = logits.argmax(-1) == labels  # [N, B]
     count = right.sum(0)
@@ -198,7 +198,7 @@ def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracies(outputs: Sequence[Tensor], labels: Tensor) -> Terms:
-    """The share of samples that each output gets right: `accuracy` of the final head, `accuracy/exit1`, ... of the rest."""
+    """The accuracy of each output: `accuracy` of the final head, `accuracy/exit1`, `accuracy/exit2`, ... of the branches."""
     rates = [p.mean(1) if p.dim() == 3 else p for p in outputs]
     right = [(p.argmax(-1) == labels).float().mean() for p in rates]
     return {"accuracy": right[-1]} | {f"accuracy/exit{k + 1}": value for k, value in enumerate(right[:-1])}

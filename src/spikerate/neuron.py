@@ -1,4 +1,4 @@
-"""The leaky integrate-and-fire neuron, and the rectifier of an ANN: unrolled with gradient, or traced for their gain."""
+"""The leaky integrate-and-fire neuron, and the rectifier of an ANN."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from spikerate.surrogate import Sigmoid, Surrogate
 from spikerate.system.ranges import check_number, check_plain, check_positive
 
 State = tuple[Any, ...]
-"""What a neuron keeps from chunk to chunk: tensors [B, ...], or a number for all neurons."""
+"""The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
 _IN_CACHE = 2**17
-"""Neurons of a layer that are run together on a CPU: so many that its cache holds what is computed of them."""
+"""Neurons of a layer that are run together on a CPU, so that their temporary values fit into its cache."""
 
 
 class LIF(nn.Module):
@@ -27,22 +27,22 @@ class LIF(nn.Module):
         u[t] = v[t] - threshold * s[t]                        soft reset (`v_reset=None`)
         u[t] = v[t] * (1 - s[t]) + v_reset * s[t]             hard reset (`v_reset` a number)
 
-    The input is not scaled by the decay, and the leak goes to 0. Membranes are kept in float32 or wider, spikes in the
-    type of the input.
+    The input is not scaled by the decay, and the resting potential is 0. Membrane potentials are computed in float32 or
+    wider, spikes have the type of the input.
 
     Args:
-        decay: what is left of the membrane after one step, in (0, 1]; 0.2 unless `tau` is given. snnTorch's `beta`
-            (`Leaky(beta=decay, reset_delay=False)`).
-        tau: the membrane time constant in steps, > 1, instead of `decay`: `decay = 1 - 1 / tau`. SpikingJelly's `tau`
-            with `decay_input=False` (its hard reset leaks to `v_reset`, so it is the same only for `v_reset=0`).
+        decay: fraction of the membrane potential that remains after one step, in (0, 1]; by default 0.2. It is snnTorch's
+            `beta` (`Leaky(beta=decay, reset_delay=False)`).
+        tau: membrane time constant in steps, > 1, as an alternative to `decay`: `decay = 1 - 1 / tau`. It is
+            SpikingJelly's `tau` with `decay_input=False` (whose hard reset is equal for `v_reset=0` only).
         threshold: the membrane potential at which a spike is fired, > 0.
-        v_reset: None for the soft reset (subtract the threshold), a number < threshold for the hard one.
+        v_reset: None for the soft reset (subtract the threshold), a number < threshold for the hard reset.
         detach_reset: whether the reset is a constant for the gradient, as in the papers.
         surrogate: the derivative of the step function.
 
     Raises:
-        ValueError: a parameter is out of its range or no plain number (neurons are not learned), or both `decay` and `tau`
-            are given.
+        ValueError: a parameter is out of range or not a plain number (it can't be learned), or both `decay` and `tau` are
+            given.
         TypeError: called on a tensor instead of a `Signal`.
 
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
@@ -90,12 +90,12 @@ class LIF(nn.Module):
         self.surrogate = surrogate
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Raise `ValueError`: an attribute that is set to a parameter later would get no gradient either."""
+        """Raise `ValueError`, since a parameter that is set as an attribute later would get no gradient either."""
         check_plain(f"LIF.{name}", param)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):
-            raise TypeError("LIF has no time axis in a plain tensor: call the network by a rule, BPTT()(network, x)")
+            raise TypeError("LIF got a plain tensor, which has no time axis: call the network by a rule, BPTT()(network, x)")
         return x.fire(self)
 
     def extra_repr(self) -> str:
@@ -105,7 +105,7 @@ class LIF(nn.Module):
 
     @torch.no_grad()
     def spikes(self, inputs: Tensor) -> Tensor:
-        """Spikes [T, B, ...] without a graph, of the input currents [T, B, ...] from the start."""
+        """Spikes [T, B, ...] without gradient, for the input currents [T, B, ...] and membranes that start at 0."""
         return _in_blocks(self._spikes, inputs, None)[0]
 
     def _spikes(self, inputs: Tensor, state: State | None) -> tuple[list[Tensor], State]:
@@ -121,10 +121,10 @@ class LIF(nn.Module):
 
         Args:
             inputs: input currents [T, B, ...].
-            state: the membrane u after the steps before [B, ...], None at the start.
+            state: the membrane potential u after the previous steps [B, ...]; None at the start.
 
         Returns:
-            spikes [T, B, ...] and the membrane after the last step [B, ...].
+            spikes [T, B, ...] and the membrane potential after the last step [B, ...].
         """
         spikes = []
         for current in inputs.unbind(0):
@@ -137,16 +137,16 @@ class LIF(nn.Module):
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Spikes without a graph, and the sum over time that makes the gain of the rate.
+        """Spikes without gradient, and the sum over time that determines the gain of the rate.
 
-        `gain = E_t[slope(v[t]) reach[t]]`, `reach[t] = 1 + (d v[t] / d v[t-1]) reach[t-1]`, `reach[1] = 1`: how far one
-        unit more of input at every step moves the membrane, times the slope of the spike (Yu et al., NeurIPS 2024,
-        E[kappa] and its traces).
+        `gain = E_t[slope(v[t]) reach[t]]`, `reach[t] = 1 + (d v[t] / d v[t-1]) reach[t-1]`, `reach[1] = 1`. The reach is the
+        derivative of the membrane potential with respect to an input that is the same at every step (Yu et al., NeurIPS
+        2024, E[kappa] and its traces).
 
         Args:
             inputs: input currents [T, B, ...].
-            state: (membrane u, carried reach, summed spikes, summed gain) after the steps before, each [B, ...], the reach
-                a number where it is the same for all neurons; None at the start.
+            state: (membrane potential u, carried reach, summed spikes, summed gain) after the previous steps, each [B, ...];
+                the reach is a number if it is the same for all neurons. None at the start.
 
         Returns:
             spikes [T, B, ...] and the state after the last step. Its last two are sums over all steps so far: of the spikes,
@@ -171,14 +171,14 @@ class LIF(nn.Module):
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Spikes without a graph, and the slope of each at its own step: the gradient without the way through time.
+        """Spikes without gradient, and the surrogate's slope at each step, for a gradient that does not go through time.
 
         Args:
             inputs: input currents [T, B, ...].
-            state: the membrane u after the steps before [B, ...], None at the start.
+            state: the membrane potential u after the previous steps [B, ...]; None at the start.
 
         Returns:
-            spikes and slopes [T, B, ...], and the membrane after the last step [B, ...].
+            spikes and slopes [T, B, ...], and the membrane potential after the last step [B, ...].
         """
         spikes, slopes = [], []
         for current in inputs.unbind(0):
@@ -209,7 +209,7 @@ class LIF(nn.Module):
 
 
 class Rectifier(nn.Module):
-    """The activation of an ANN as a neuron without memory: `s[t] = max(0, input[t])`; the network is the ANN at T = 1.
+    """The activation of an ANN as a neuron without memory: `s[t] = max(0, input[t])`. At T = 1 the network is an ANN.
 
     On a tensor instead of a `Signal` it is `F.relu`.
     """
@@ -323,7 +323,7 @@ class StepNeuron(nn.Module, ABC):
 
 
 def _rectified(inputs: Tensor) -> Tensor:
-    """`F.relu`, in the form that the compiler makes fastest: in channels-last order, and no mask is kept."""
+    """`F.relu` in the form that compiles to the fastest code: in channels-last order, without a mask."""
     x = inputs.flatten(0, 1)
     return torch.where(x <= 0, 0, x).unflatten(0, inputs.shape[:2])
 
@@ -331,9 +331,9 @@ def _rectified(inputs: Tensor) -> Tensor:
 def _in_blocks(
     run: Callable[[Tensor, State | None], tuple[list[Tensor], State]], inputs: Tensor, state: State | None
 ) -> tuple[Tensor, State]:
-    """`run` on a few samples after the others, where what it computes then stays in the processor's cache.
+    """`run` on a few samples at a time, so that temporary values stay in the processor's cache.
 
-    The compiler, which makes one pass over memory of it all, gets it whole, as a GPU does.
+    The compiler, which fuses everything into one pass over memory, and GPUs get all samples at once.
 
     Args:
         run: currents [T, b, ...] and state -> T spike tensors [b, ...] and the state after them.
@@ -362,7 +362,7 @@ def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:
 
 
 def _stack(steps: list[Tensor], T: int | None = None) -> Tensor:
-    """Tensors [b, ...] of T steps in their order -> [T, B, ...], in their memory format, which `torch.stack` would lose."""
+    """Stack tensors [b, ...] of T steps in order to [T, B, ...]; keeps their memory format, unlike `torch.stack`."""
     return torch.cat(steps).unflatten(0, (T or len(steps), -1))
 
 

@@ -1,4 +1,4 @@
-"""Training rules as values: each says which signal enters the network, and so where the gradient goes."""
+"""Training rules: each chooses the kind of signal that enters the network, which decides where the gradient goes."""
 
 from __future__ import annotations
 
@@ -44,18 +44,20 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class BPTT(Rule):
-    """Backpropagation through time: the gradient goes through every step.
+    """Backpropagation through time: the gradient goes through every time step.
 
     `chunk=None` runs layer by layer, each over all T steps, with batch-norm statistics over steps, batch and space;
-    `chunk=1` runs step by step, with statistics and running averages at each step; between, chunks of n steps.
-    Exact, but time and memory of the backward pass grow with T. Use it where the timing of spikes carries information.
+    `chunk=1` runs step by step, with statistics and running averages for each step; `chunk=n` runs n steps at a time.
+    The gradient is exact, but time and memory of the backward pass grow with T. Use it if the timing of spikes carries
+    information.
 
     `checkpoint=True` keeps spikes only, as bits, and computes what lies between the neurons again in the backward pass: the
     same gradients in a fraction of the memory, for one more forward pass. It is for `chunk=None`, and is not compiled.
 
     Call: `BPTT()(network, x)` with x [T, B, ...], floating point; returns the network's output, a `Signal` with
-    `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, nested too,
-    and so does the call; a tensor among them, as an ordinary branch makes it of `tap`, is that of the last chunk.
+    `steps` [T, B, K] and `rate` [B, K]. A network with several outputs returns a tuple, list or dict of them, possibly
+    nested, and so does the call. Of a tensor among them, as an ordinary branch computes it from `tap`, the value of the
+    last chunk is returned.
 
     Raises:
         ValueError: `chunk` is less than 1, or given together with `checkpoint`, x is not [T, B, ...], or the network runs
@@ -91,11 +93,11 @@ class BPTT(Rule):
 
 @dataclass(frozen=True)
 class SLTT(Rule):
-    """Spatial learning through time: each step's gradient goes through the layers, and none through time.
+    """Spatial learning through time: the gradient of each step goes through the layers but not through time.
 
-    The membrane that a step finds is a constant for it, so the gradient of a step needs nothing of the steps before.
-    `chunk` as for `BPTT`; the method normalises step by step, `chunk=1`. Weights are updated once, after all T steps, so
-    memory grows with T here as for `BPTT`; the backward pass through the neurons is cheaper.
+    The membrane potential at the beginning of a step counts as a constant, so the gradient of a step does not depend on
+    earlier steps. `chunk` as for `BPTT`; the paper normalises step by step, `chunk=1`. Weights are updated once, after all
+    T steps, so memory grows with T as for `BPTT`; the backward pass through the neurons is cheaper.
 
     Call and errors: as `BPTT`. Reference: Meng et al., ICCV 2023.
     """
@@ -114,16 +116,17 @@ class SLTT(Rule):
 
 @dataclass(frozen=True)
 class OTTT(Rule):
-    """Online training through time: as `SLTT`, with the traces of the inputs in the gradient of the weights.
+    """Online training through time: as `SLTT`, but the gradient of the weights uses traces of the inputs.
 
-    `d L / d W = sum_t g[t] a[t]^T`, `a[t] = decay a[t-1] + input[t]`, where g[t], the gradient at the input current of
-    step t, goes through the layers only. `chunk` and memory as for `SLTT`; weights are updated once, after all steps.
+    `d L / d W = sum_t g[t] a[t]^T`, `a[t] = decay a[t-1] + input[t]`, where g[t], the gradient with respect to the input
+    current of step t, goes through the layers only. `chunk` and memory as for `SLTT`; weights are updated once, after all
+    steps.
 
     Args:
-        decay: of the traces, in (0, 1]: that of the neurons.
+        decay: decay of the traces, in (0, 1]; use that of the neurons.
 
-    Call and errors: as `BPTT`. Reference: Xiao et al., NeurIPS 2022. The authors replace batch norm
-    by a normalisation of the weights; here batch norm stays, and its gradient is the step's own.
+    Call and errors: as `BPTT`. Reference: Xiao et al., NeurIPS 2022. The authors replace batch norm by a normalisation of
+    the weights; here batch norm stays, and its gradient at a step uses that step only.
     """
 
     chunk: int | None = None
@@ -133,7 +136,7 @@ class OTTT(Rule):
         check_chunk("OTTT", self.chunk)
         check_plain("OTTT.decay", self.decay)
         if not 0 < self.decay <= 1:
-            raise ValueError(f"OTTT.decay is {self.decay}: give that of the neurons, in (0, 1]")
+            raise ValueError(f"OTTT.decay is {self.decay}: give the decay of the neurons, in (0, 1]")
 
     def __call__(self, network: Network, x: Tensor) -> Any:
         return forward(network, x, partial(Traced, decay=self.decay), self.chunk)
@@ -144,23 +147,23 @@ class OTTT(Rule):
 
 @dataclass(frozen=True)
 class RateBP(Rule):
-    """Rate-based backpropagation: spikes run forward without a graph, one backward pass runs through the firing rates.
+    """Rate-based backpropagation: a forward pass of spikes without graph, and one backward pass through the firing rates.
 
     `dL/dc = dL/dr * gain`, `dL/dr' = W^T dL/dc`, `dL/dW = dL/dc r'^T` with the rates `r = E_t[s]`, the mean currents
     `c = W r'` and each neuron's `gain` (`LIF.trace`). Time and memory of the backward pass do not depend on T.
-    Equal to BPTT at T = 1; an approximation beyond, for networks that code by rate. Do not use it where the timing of
+    Equal to BPTT at T = 1; for T > 1 an approximation, for networks that code by rate. Do not use it if the timing of
     spikes carries information.
 
-    `chunk=None` is the multi-step form (rate_M), `chunk=1` the single-step form (rate_S), between, chunks of n steps:
-    memory for activations goes with the chunk, and batch norm sees one chunk at a time. Its running statistics move once
-    for each chunk.
+    `chunk=None` is the multi-step form (rate_M), `chunk=1` the single-step form (rate_S), `chunk=n` runs n steps at a
+    time: memory for activations grows with the chunk, and batch norm normalises each chunk separately. Its running
+    statistics are updated once per chunk.
 
     Call and errors as for `BPTT`. Activation checkpointing works with `chunk=None` only (`RuntimeError`).
 
     Reference: Yu, Liu, Wang, Li, Wang: Advancing Training Efficiency of Deep Spiking Neural Networks through Rate-based
     Backpropagation, NeurIPS 2024, arXiv 2410.11488. The authors' code runs every layer a second time on the rates; here
-    the value is known from the spikes, and only the gradient is new. It divides the loss by T: see `loss_scale` of
-    `Run.optim`.
+    the value is known from the spikes, and only the gradient is computed. Their code divides the loss by T: see
+    `loss_scale` of `Run.optim`.
     """
 
     chunk: int | None = None
@@ -213,7 +216,7 @@ def forward(
 
 
 def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
-    """Refuse what comes out of modules with backward hooks, which torch calls for tensors only."""
+    """Hooks that raise an error if a module with a backward hook returns a signal, since torch would not call that hook."""
     if torch.compiler.is_compiling() or not isinstance(network, nn.Module):
         return []
     hooked = (m for m in network.modules() if m._backward_hooks or m._backward_pre_hooks)
@@ -223,14 +226,14 @@ def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
 def _refuse_signal(module: nn.Module, inputs: Any, output: Any) -> None:
     if isinstance(output, Signal):
         raise ValueError(
-            f"there is a backward hook on a {type(module).__name__} that gives a signal, and torch calls it for tensors "
+            f"there is a backward hook on a {type(module).__name__} that returns a signal, but torch calls it for tensors "
             "only: register a forward hook, and in it output.tap().register_hook(...) under RateBP, "
             "output.train.register_hook(...) under other rules"
         )
 
 
 def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, Tape]]:
-    """The fields of a signal for each chunk of x [T, B, ...], on one tape."""
+    """The fields of a signal for each chunk of x [T, B, ...], with tapes that share their slots."""
     parts = x.split(chunk or len(x))
     constant = is_constant(x)
     tape = Tape(len(x), whole=len(parts) == 1)
@@ -242,14 +245,14 @@ def _chunks(x: Tensor, chunk: int | None) -> Iterator[tuple[Tensor, bool, int, T
 
 
 def _join(outputs: list[Any]) -> Any:
-    """The output of the last chunk, with the steps of all; each of them, where there are several."""
+    """The output of the network over all chunks: signals with the steps of all chunks, tensors of the last one."""
     if len(outputs) == 1:
         return outputs[0]
     leaves, kinds = zip(*(pytree.tree_flatten(y, is_leaf=_is_signal) for y in outputs), strict=True)
     if any(kind != kinds[-1] for kind in kinds):
         raise ValueError(
             f"the network returns a {type(outputs[0]).__name__} in the first chunk of steps, and other outputs in the last, "
-            "which can't be joined: return as many of the same kind in each"
+            "which can't be joined: return the same outputs in each"
         )
     return pytree.tree_unflatten([_joined(of_chunks) for of_chunks in zip(*leaves, strict=True)], kinds[-1])
 
@@ -257,7 +260,7 @@ def _join(outputs: list[Any]) -> Any:
 def _joined(chunks: Sequence[Any]) -> Any:
     if not all(map(_is_signal, chunks)):
         return chunks[-1]
-    return chunks[-1].joined(chunks[:-1])
+    return chunks[-1].process_group(chunks[:-1])
 
 
 def _is_signal(y: Any) -> bool:

@@ -1,9 +1,9 @@
-"""What flows through a spiking network, and where its gradient goes.
+"""Signals: what flows through a spiking network, and where its gradient goes.
 
-A network is written for tensors [B, ...]; time is a hidden axis of the `Signal` that flows through it. Layers reach a
-signal through `__torch_function__`: the table at the end of this file turns each of them into one of the four verbs
-`affine`, `nonlinear`, `normalize` and `fire`, and a training rule is a signal's four answers. A function that is not in
-the table raises `TypeError`.
+A network is written for tensors [B, ...]; time is a hidden axis of the `Signal` that flows through it. Torch's functions
+are called on a signal by `__torch_function__`. The table at the end of this file maps each of them to one of four verbs:
+`affine`, `nonlinear`, `normalize` and `fire`. A training rule is defined by how its kind of signal implements these four
+methods. A function that is not in the table raises `TypeError`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Own = TypeVar("_Own", bound="Stepwise")
 
 @runtime_checkable
 class Neuron(Protocol):
-    """What a signal asks of a layer of neurons, whose `forward` is `return x.fire(self)`.
+    """The methods of a neuron layer that signals call; its `forward` is `return x.fire(self)`.
 
     `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
     layer that inherits from `StepNeuron` has all by one method, `step`.
@@ -62,13 +62,13 @@ class Neuron(Protocol):
 
 
 class Tape:
-    """What the layers remember from chunk to chunk of one forward pass: one slot for each, in order of execution.
+    """The state that layers carry from chunk to chunk of one forward pass: one slot per layer, in order of execution.
 
-    Every chunk has a tape of its own, by which the signals of a chunk are told from those of others; the slots are shared.
+    Each chunk has its own tape, which identifies the signals of that chunk; the slots are shared by all chunks.
 
     Args:
-        T: steps in all chunks together.
-        whole: whether one chunk holds them all, so that there is nothing to remember.
+        T: number of time steps in all chunks together.
+        whole: whether a single chunk contains all steps, so that no state is needed.
     """
 
     def __init__(self, T: int, whole: bool = True) -> None:
@@ -84,21 +84,21 @@ class Tape:
         self.first = True
 
     def following(self, last: bool) -> Tape:
-        """The tape of the next chunk; `last` says that no other follows it."""
+        """The tape of the next chunk; `last` tells whether it is the final one."""
         tape = Tape(self.T, self.whole)
         tape.last = last
         tape.slots, tape.layers, tape.first = self.slots, self.layers, False
         return tape
 
     def meet(self, *layer: Any) -> None:
-        """Say which layer comes now: in every chunk it must be the same, or it would find what another one kept.
+        """Check that the layer that runs now is the same as in the first chunk; otherwise it would read another's state.
 
         Args:
-            layer: the kind of layer and what tells it from others: its parameters, settings, functions.
+            layer: the kind of layer and what identifies it: its parameters, settings, functions.
 
         Raises:
-            ValueError: in the first chunk there was another one here.
-            RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
+            ValueError: another layer ran at this position in the first chunk.
+            RuntimeError: a layer runs again after its chunk has ended, as under activation checkpointing.
         """
         if self.whole:
             return
@@ -110,7 +110,7 @@ class Tape:
         self.met += 1
 
     def close(self) -> None:
-        """The chunk is over: no layer may run on this tape again, unless it holds nothing.
+        """End the chunk: afterwards no layer may run on this tape, unless the tape carries no state.
 
         Raises:
             ValueError: fewer layers ran than in the first chunk.
@@ -120,10 +120,10 @@ class Tape:
             raise ValueError(_other_layers(f"{self.met} layers ran instead of {len(self.layers)}"))
 
     def recall(self) -> Any:
-        """What this layer kept in the chunk before; None in the first one. In the last one it is forgotten by that.
+        """The state that this layer kept in the previous chunk; None in the first one. In the last chunk it is released.
 
         Raises:
-            RuntimeError: a layer runs again after its chunk, as activation checkpointing makes it do.
+            RuntimeError: a layer runs again after its chunk has ended, as under activation checkpointing.
         """
         self._check_open()
         if self.position >= len(self.slots):
@@ -134,7 +134,7 @@ class Tape:
         return state
 
     def keep(self, state: Any) -> None:
-        """Remember `state` for this layer, where another chunk follows, and go on to the next layer."""
+        """Keep `state` for this layer if another chunk follows, and move on to the next layer."""
         if self.whole:
             return
         if self.first:
@@ -144,7 +144,10 @@ class Tape:
         self.position += 1
 
     def mean(self, x: Tensor, n: int) -> Tensor:
-        """The mean over time of all chunks, right in the last one; `x` is that over the `n` steps of this chunk."""
+        """The mean over the time steps of all chunks, where `x` is the mean over the `n` steps of this chunk.
+
+        It is complete in the last chunk only.
+        """
         if self.whole:
             return x
         past = self.recall()
@@ -156,7 +159,7 @@ class Tape:
     def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError(
-                "a layer ran again after the forward pass, but with chunk < T it can be run once only: "
+                "a layer ran again after the forward pass, but with chunk < T it can run only once: "
                 "use chunk=None together with activation checkpointing"
             )
 
@@ -164,17 +167,17 @@ class Tape:
 def _other_layers(found: str) -> str:
     return (
         f"the network runs other layers in this chunk of steps than in the first one ({found}): with chunk < T all chunks "
-        "must run the same layers in the same order, so draw or decide once in each forward pass, or use chunk=None"
+        "must run the same layers in the same order, so make random choices once per forward pass, or use chunk=None"
     )
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two descriptions of a layer are of the same one; tensors that are computed anew each time may be."""
+    """Whether two descriptions are of the same layer. Tensors that are computed anew in each chunk count as the same."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         computed = a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter)
         return a is b or (computed and (a.is_floating_point() or torch.equal(a, b)))  # indices are compared
     if isinstance(a, FunctionType) and isinstance(b, FunctionType):
-        # The compiler can't look into functions; but what it makes one graph of has no draw that could differ in a chunk.
+        # The compiler can't look into functions; but what it traces as one graph has no random choice that could differ.
         return torch.compiler.is_compiling() or (a.__code__ is b.__code__ and _alike(_enclosed(a), _enclosed(b)))
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
@@ -184,24 +187,24 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _enclosed(f: FunctionType) -> tuple[Any, ...]:
-    """What a function knows from where it was made."""
+    """The values in the closure of a function."""
     return tuple(cell.cell_contents for cell in f.__closure__ or ())
 
 
 @dataclass(frozen=True, eq=False)
 class Signal(ABC):
-    """Spikes or currents over time, and their mean, the rate: always `rate == steps.mean(0)`.
+    """Spikes or input currents over time, and their mean, the rate: always `rate == steps.mean(0)`.
 
-    Every kind is a node of torch's pytrees, by which others find the tensors in it: `DistributedDataParallel`, FSDP, `vmap`.
+    Every kind of signal is registered as a pytree node, so that `DistributedDataParallel`, FSDP and `vmap` find its tensors.
 
     Attributes:
-        train: [T, B, ...], or [1, B, ...] where it is constant.
+        train: [T, B, ...], or [1, B, ...] if it is constant.
         constant: whether the train is the same at every step of every chunk.
         T: the number of time steps in this chunk.
-        tape: what the layers remember from chunk to chunk.
+        tape: the state that layers carry from chunk to chunk.
         exits: logits [B, K] of the early exits, first to last; only on the output of a `Branched` in training.
-        number: of the layer that gave it, on its tape, where the same one must give it in every chunk.
-        plain: names of the fields without tensors in them.
+        number: position on the tape of the layer that returned the signal; it must be the same in every chunk.
+        plain: names of the fields that contain no tensors.
     """
 
     plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape", "number")
@@ -219,33 +222,33 @@ class Signal(ABC):
     def __post_init__(self) -> None:
         if self.tape.graph and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _in_a_function():
             raise RuntimeError(
-                "a part of the network ran inside of an autograd function, which finds no tensor in a signal, so that all "
-                "layers before would get no gradient: use torch.utils.checkpoint with use_reentrant=False"
+                "a part of the network ran inside an autograd function, which finds no tensor in a signal, so all layers "
+                "before it would get no gradient: use torch.utils.checkpoint with use_reentrant=False"
             )
 
     @property
     def steps(self) -> Tensor:
-        """[T, B, ...] of this chunk; a view where the train is constant. It has a gradient where the kind says so."""
+        """[T, B, ...], the steps of this chunk, a view if the train is constant. Some kinds have a gradient here."""
         return self.expanded()
 
     def expanded(self) -> Tensor:
-        """The steps [T, B, ...] as they are computed with: under every kind without what `steps` has to say of gradients."""
+        """The steps [T, B, ...] for computations inside layers; unlike `steps` it never warns about gradients."""
         return self.train.expand(self.T, *self.train.shape[1:])
 
     @property
     @abstractmethod
     def rate(self) -> Tensor:
-        """[B, ...], the mean over the steps.
+        """[B, ...], the mean over the time steps.
 
         Raises:
-            RuntimeError: the network runs in chunks, and this is a signal inside of it, which has one chunk only: `tap`.
+            RuntimeError: this signal is inside a network that runs in chunks, and knows only one chunk; use `tap`.
         """
 
     def _check_all_steps(self) -> None:
         if self.T != self.tape.T:
             raise RuntimeError(
-                f"a rate is asked for inside of a network that runs in chunks, after {self.T} of {self.tape.T} steps: it is "
-                "the mean over all of them, so use signal.tap(), which is final where signal.complete"
+                f"a rate is asked for inside a network that runs in chunks, after {self.T} of {self.tape.T} steps: it is "
+                "the mean over all steps, so use signal.tap(), which is final when signal.complete"
             )
 
     @abstractmethod
@@ -253,46 +256,46 @@ class Signal(ABC):
         """Apply a function that commutes with the mean over time.
 
         Args:
-            f: maps [N, ...] to [N, ...], sample by sample; of this signal and the `others`.
+            f: maps [N, ...] to [N, ...] sample by sample; its arguments are this signal and the `others`.
             others: further operands, of the same kind and T.
-            at_rate: where `f` has weights: (value, rate) -> value with the gradient of `f` at the rate; by default
-                `f(rate)` is computed.
+            at_rate: if `f` has weights: (value, rate) -> value, with the gradient of `f` at the rate. Default: compute
+                `f(rate)`.
         """
 
     @abstractmethod
     def nonlinear(self, f: PerStep) -> Signal:
-        """Apply a function [N, ...] -> [N, ...] without memory that does not commute with the mean over time."""
+        """Apply a function [N, ...] -> [N, ...] to each step; it does not commute with the mean over time."""
 
     @abstractmethod
     def normalize(self, norm: Normalization) -> Signal:
-        """Normalise with the statistics of this signal over its steps, the batch and space (batch norm in training)."""
+        """Normalise by the statistics of this signal over time steps, batch and space (batch norm in training)."""
 
     @abstractmethod
     def fire(self, neuron: Neuron) -> Signal:
-        """Integrate the steps as input currents, and return the spikes."""
+        """The spikes of a neuron layer whose input currents are the steps of this signal."""
 
     @abstractmethod
     def tap(self) -> Tensor:
         """The rate [B, ...] over all steps of all chunks, for a branch of the network; final in the last chunk."""
 
-    def joined(self, earlier: Sequence[Signal]) -> Signal:
+    def process_group(self, earlier: Sequence[Signal]) -> Signal:
         """This signal of the last chunk with the steps of those of the chunks before too."""
         train = torch.cat([y.expanded() for y in (*earlier, self)])
         return replace(self, train=train, constant=False, T=len(train))
 
     @property
     def complete(self) -> bool:
-        """Whether the signal reaches to the last of all steps."""
+        """Whether this is the last chunk, so that the signal includes the last time step."""
         return self.tape.last
 
     @property
     def shape(self) -> torch.Size:
-        """[B, ...]: what a network written for tensors sees."""
+        """The shape [B, ...] without time, as a network written for tensors expects it."""
         return self.train.shape[1:]
 
     @property
     def samples(self) -> int:
-        """B, the samples that a layer with masks of its own tells apart."""
+        """B, the number of samples that get separate dropout masks."""
         return self.train.shape[1]
 
     def dim(self) -> int:
@@ -350,7 +353,7 @@ class Signal(ABC):
         return _item(self, index)
 
     __hash__ = object.__hash__
-    __array_ufunc__: ClassVar[None] = None  # or NumPy's numbers would take a signal for one of their objects
+    __array_ufunc__: ClassVar[None] = None  # otherwise NumPy's numbers would treat a signal as one of their objects
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
@@ -377,7 +380,7 @@ def _refused(name: str) -> Callable[..., Any]:
     return operator
 
 
-# Python has an answer of its own to some of these, as to x == 0, which would be a wrong one.
+# Refused, since Python itself would answer some of them wrongly, for instance x == 0.
 _WITHOUT_RULE = (
     "abs and array bool complex contains delitem divmod eq float floordiv ge gt index int invert iter le lshift lt "
     "matmul mod ne or pow rand rdivmod reversed rfloordiv rlshift rmatmul rmod ror round rpow rrshift rshift "
@@ -388,20 +391,20 @@ for _name in _WITHOUT_RULE.split():
 
 
 def _leaves(x: Signal) -> tuple[list[Any], tuple[dict[str, Any], tuple[int, int] | None]]:
-    """The fields of a signal that have tensors in them; the others by name, and what is known of the train's axes."""
+    """The fields of a signal that contain tensors, and as context the other fields by name and the axes of the train."""
     axes = _axes(x.train) if isinstance(x.train, Tensor) else None
     plain = {name: getattr(x, name) for name in x.plain}
     return [getattr(x, f.name) for f in fields(x) if f.name not in x.plain], (plain, axes)
 
 
 def _grown(kind: type[Signal], leaves: Iterable[Any], context: tuple[dict[str, Any], tuple[int, int] | None]) -> Signal:
-    """The signal of these fields; where others than tensors stand in for them, so they do in it."""
+    """The signal with these fields, which may also be placeholders instead of tensors."""
     plain, axes = context
     names = (f.name for f in fields(kind) if f.name not in kind.plain)
     values = dict(zip(names, leaves, strict=True))
     if axes is not None and isinstance(values["train"], Tensor) and _axes(values["train"]) != axes:
         raise ValueError(
-            "the first axis of a signal's train is time: it can't be cut, and torch.vmap can't take it for one of its own, "
+            "the first axis of a signal's train is time: it can't be split, and torch.vmap can't use it as its own axis, "
             "so let the function under vmap return the signal's .rate"
         )
     return kind(**values, **plain)
@@ -412,7 +415,7 @@ def _axes(train: Tensor) -> tuple[int, int]:
 
 
 def _in_a_function() -> bool:
-    """Whether this is called by the forward of a `torch.autograd.Function`."""
+    """Whether this is called from the forward of a `torch.autograd.Function`."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not _APPLY:
         frame = frame.f_back
@@ -424,7 +427,7 @@ _APPLY = torch.autograd.Function.__dict__["apply"].__func__.__code__
 
 @dataclass(frozen=True, eq=False)
 class Stepwise(Signal):
-    """The steps carry the gradient; how much of it a neuron hands back through time is left to the kinds."""
+    """The time steps carry the gradient; subclasses define what a neuron passes back through time."""
 
     @property
     def rate(self) -> Tensor:
@@ -443,7 +446,7 @@ class Stepwise(Signal):
         return self.tape.mean(self.train.mean(0), self.T)
 
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
-        """Fire, with the gradient of each step going to that step alone."""
+        """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
             spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
@@ -469,7 +472,7 @@ class Unrolled(Stepwise):
 
 @dataclass(frozen=True, eq=False)
 class Spatial(Stepwise):
-    """The gradient goes through the layers at each step, and not through time: spatial learning through time (SLTT)."""
+    """The gradient goes through the layers at each step but not through time: spatial learning through time (SLTT)."""
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Spatial:
         return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
@@ -480,9 +483,9 @@ class Spatial(Stepwise):
 
 @dataclass(frozen=True, eq=False)
 class Traced(Stepwise):
-    """As `Spatial`, but weights meet the trace of their input: online training through time (OTTT).
+    """As `Spatial`, but gradients of weights use the trace of their input: online training through time (OTTT).
 
-    The trace of an input is `a[t] = decay a[t-1] + input[t]`: all that a leaky membrane has had of it by then.
+    The trace of an input is `a[t] = decay a[t-1] + input[t]`, which a leaky membrane without reset would have integrated.
     """
 
     plain = (*Signal.plain, "decay")
@@ -510,14 +513,14 @@ class Traced(Stepwise):
 
 @dataclass(frozen=True, eq=False)
 class RateCoded(Signal):
-    """The steps carry no gradient, the rate carries all of it: rate-based backpropagation (Yu et al., NeurIPS 2024).
+    """The rate carries the gradient, the time steps carry none: rate-based backpropagation (Yu et al., NeurIPS 2024).
 
-    A loss on the steps would train nothing, which is said by a warning in its backward pass.
+    A loss on the steps would train nothing; a warning in its backward pass says so.
 
     Attributes:
-        average: the rate; with a tape that of all chunks in the last of them, and without meaning before.
-        valued: whether the average has the value of the rate, besides its gradient. Over several chunks a value is a sum
-            that has to be carried, and few layers ask for it: a neuron wants none of its input.
+        average: the rate over all chunks; complete in the last chunk, and without meaning before.
+        valued: whether `average` has the value of the rate and not only its gradient. With several chunks, the value is
+            a sum that must be carried, and few layers need it: a neuron does not need that of its input.
     """
 
     plain = (*Signal.plain, "valued")
@@ -605,22 +608,22 @@ class RateCoded(Signal):
             return _mean(train, self.T), True
         return train.new_zeros(()).expand(train.shape[1:]), False
 
-    def joined(self, earlier: Sequence[Signal]) -> RateCoded:
-        joined = super().joined(earlier)
+    def process_group(self, earlier: Sequence[Signal]) -> RateCoded:
+        joined = super().process_group(earlier)
         assert isinstance(joined, RateCoded)
         return joined if self.valued else replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """Batch normalisation in training: parameters, and running statistics, which a call updates.
+    """Batch normalisation in training: its parameters, and running statistics that each call updates.
 
     Attributes:
         weight, bias: [C] or None.
         running_mean, running_var: [C] or None.
-        momentum: the share of the new statistics in the running ones.
+        momentum: weight of the new statistics in the running ones.
         eps: added to the variance.
-        total: sums a tensor over the processes whose batches are normalised as one; None for this process alone.
+        total: sums a tensor over the processes whose batches are normalised as one batch; None for this process alone.
     """
 
     weight: Tensor | None
@@ -632,10 +635,10 @@ class Normalization:
     total: autograd.Total | None = None
 
     def __call__(self, train: Tensor, T: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise [T or 1, B, C, ...] by its statistics over all axes but C.
+        """Normalise [T or 1, B, C, ...] by its statistics over all axes except C.
 
         Returns:
-            the normalised train, its mean [C] and its reciprocal standard deviation [C].
+            the normalised train, and the mean [C] and reciprocal standard deviation [C] of the input.
         """
         flat = train.flatten(0, 1)
         n: Any = T * train[0].numel() // flat.shape[1]
@@ -649,8 +652,8 @@ class Normalization:
         if self.running_mean is not None and self.running_var is not None:
             if autograd.transformed():
                 raise ValueError(
-                    "batch norm in training changes its running statistics, which torch.func (vmap, grad) can't follow: "
-                    "call eval(), or take them away by torch.func.replace_all_batch_norm_modules_"
+                    "batch norm in training changes its running statistics, which torch.func (vmap, grad) does not support: "
+                    "call eval(), or remove them by torch.func.replace_all_batch_norm_modules_"
                 )
             with torch.no_grad():
                 variance = invstd.pow(-2) - self.eps
@@ -673,17 +676,17 @@ class Normalization:
 
 
 def is_constant(x: Tensor) -> bool:
-    """Whether x [T, B, ...] is one image at every step, known by its stride; not where each step wants its own gradient."""
+    """Whether x [T, B, ...] is the same at every step (its stride is 0), and no step needs its own gradient."""
     return len(x) == 1 or (x.stride(0) == 0 and not (x.requires_grad and x.is_leaf))
 
 
 def per_step(f: PerStep, *trains: Tensor) -> Tensor:
-    """Apply `f` to [T, B, ...] as to a batch of T B samples."""
+    """Apply `f` to [T, B, ...] as to a batch of T x B samples."""
     return f(*(x.flatten(0, 1) for x in trains)).unflatten(0, trains[0].shape[:2])
 
 
 def _described(f: PerStep, layer: autograd.Layer | None) -> tuple[Any, ...]:
-    """What tells a layer from others."""
+    """A description that identifies a layer."""
     return ("a layer", f) if layer is None else (f"a {type(layer).__name__.lower()} layer", layer.weight, layer.bias)
 
 
@@ -691,16 +694,16 @@ def check_together(signals: Sequence[Signal]) -> None:
     """Raise `ValueError` where signals are not all of one chunk of one forward pass."""
     if any(s.tape is not signals[0].tape for s in signals):
         raise ValueError(
-            "signals of two forward passes, or of two chunks of one, meet in a layer: each has its own time and rule, "
-            "so take all from the same call of a rule"
+            "a layer got signals of two forward passes, or of two chunks of one: each has its own time steps and rule, so "
+            "use signals of the same call of a rule only"
         )
 
 
 def mapped(f: PerStep, signals: Sequence[Signal]) -> Tensor:
-    """The train of `f` of the signals: once for all steps where they are constant.
+    """The train of `f` applied to the signals, computed only once for all steps if they are constant.
 
     Raises:
-        ValueError: they are not all of one chunk of one forward pass.
+        ValueError: the signals are not all of the same chunk of the same forward pass.
     """
     check_together(signals)
     if not all(s.constant for s in signals):
@@ -816,7 +819,7 @@ def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., T
 def _no_rule(name: str) -> str:
     return (
         f"{name} has no rule for a spiking signal: use LIF as the activation, and the layers listed in spikerate.signal "
-        "(convolution, linear, pooling, batch norm, dropout, sums and multiples, and what moves elements of a sample)"
+        "(convolution, linear, pooling, batch norm, dropout, sums and multiples, and what rearranges elements of a sample)"
     )
 
 
@@ -838,8 +841,8 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
 
         if x.dim() != weight.dim():
             raise ValueError(
-                f"a convolution of kernel {list(weight.shape)} got a signal of {list(x.shape)} without time: the input of a "
-                "rule is [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
+                f"a convolution with kernel {list(weight.shape)} got a signal of shape {list(x.shape)} (without time): give "
+                "the rule an input [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
             )
         space = weight.dim() - 2
         strides, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, dilation))
@@ -848,7 +851,7 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
             paddings = [reach // 2 if padding == "same" else 0 for reach in reaches]
         else:
             paddings = [padding] * space if isinstance(padding, int) else list(padding)
-        # "same" has a zero more at the end of an uneven axis; F.pad takes the last axis first.
+        # "same" adds one more zero at the end of an axis with an odd reach; F.pad takes the last axis first.
         uneven = [reach % 2 for reach in reversed(reaches)] if padding == "same" else []
         border = [zeros for more in uneven for zeros in (0, more)] if any(uneven) else []
         return x.affine(conv, at_rate=autograd.Convolution(weight, bias, strides, paddings, dilations, groups, border))
@@ -903,7 +906,7 @@ def _all_signals(name: str, tensors: Sequence[Any]) -> Sequence[Signal]:
 
 
 def _check_axes(name: str, n: int, *axes: int) -> None:
-    """Raise `TypeError` where one of the axes of n is the batch's: what is done along it mixes the samples."""
+    """Raise `TypeError` if one of the `axes` (of n) is the batch axis, since an operation along it would mix samples."""
     if 0 in axes or -n in axes:
         raise TypeError(_no_rule(f"{name} along axis 0, which mixes the samples of a batch,"))
 
@@ -1110,7 +1113,7 @@ def _batch_norm(
 
 
 def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    """One mask for all steps: a mask for each would be noise that the rate does not see."""
+    """Dropout with the same mask at all steps; a mask for each step would be noise that the rate does not see."""
 
     def verb(x: Signal, p: float = 0.5, training: bool = True, inplace: bool = False) -> Signal:
         if not training or p == 0:

@@ -1,7 +1,7 @@
-"""Surrogate gradients: what stands in for the derivative of the step function, as values.
+"""Surrogate gradients: replacements for the derivative of the step function.
 
-The spike is the Heaviside step `H(x)` of `x = v - threshold`; its derivative is replaced by `slope(x)`. A surrogate of
-your own is a class with one method:
+The spike is the Heaviside step `H(x)` of `x = v - threshold`; its derivative is replaced by `slope(x)`. Your own
+surrogate is a class with one method:
 
     class Gaussian(Surrogate):
         def slope(self, x): return torch.exp(-x.square())
@@ -21,7 +21,7 @@ from spikerate.system.ranges import check_positive
 
 
 class Surrogate(ABC):
-    """A stand-in for the derivative of the step function."""
+    """A replacement for the derivative of the step function."""
 
     @abstractmethod
     def slope(self, x: Tensor) -> Tensor:
@@ -125,20 +125,20 @@ class Dspike(Surrogate):
     """`slope(x) = b sech^2(b z) / (2 width tanh(b / 2))`, `z = x / width`, where `|z| <= 1/2`, else 0 (Li et al., 2021).
 
     The paper's function `a tanh(b (u - 1/2)) + 1/2`, `a = 1 / (2 tanh(b / 2))`, of the normalised potential `u = z + 1/2`
-    in [0, 1] with the threshold in its middle; beyond that range the function is clipped to 0 and 1. The temperature
-    b -> 0 makes it the identity on [0, 1], b -> infinity the step. It is the same for the soft and the hard reset, which
-    come after it; where the reset is not detached, its gradient takes the slope too.
+    in [0, 1] with the threshold in its middle; outside that range the function is clipped to 0 and 1. For b -> 0 it is the
+    identity on [0, 1], for b -> infinity the step. It is the same for the soft and the hard reset, which follow the spike;
+    if the reset is not detached, its gradient contains the slope, too.
 
     Args:
         temperature: b, > 0.
-        width: of the clip range in units of the membrane potential, > 0: from `threshold - width / 2` to
-            `threshold + width / 2`. `2 * threshold` normalises by the threshold: from 0 to twice the threshold.
+        width: width of the clip range in units of the membrane potential, > 0: from `threshold - width / 2` to
+            `threshold + width / 2`. With `2 * threshold` the range is from 0 to twice the threshold.
 
     Raises:
-        ValueError: one of them is out of its range.
+        ValueError: an argument is out of range.
 
-    Reference: Li, Guo, Zhang, Deng, Hai, Gu: Differentiable Spike, NeurIPS 2021, section 4.2. `AdaptiveDspike` has its
-    temperature as state.
+    Reference: Li, Guo, Zhang, Deng, Hai, Gu: Differentiable Spike, NeurIPS 2021, section 4.2. In `AdaptiveDspike` the
+    temperature is a buffer.
     """
 
     temperature: float = 1.0
@@ -159,9 +159,9 @@ class Dspike(Surrogate):
 
 
 class AdaptiveDspike(nn.Module, Surrogate):
-    """`Dspike` whose temperature is state: a buffer, which is saved with the network and moved with it.
+    """`Dspike` whose temperature is a buffer, which is saved and moved with the network.
 
-    Changing it by `temperature.fill_(b)` compiles nothing anew.
+    Changing it by `temperature.fill_(b)` causes no recompilation.
     """
 
     temperature: Tensor
@@ -181,6 +181,6 @@ class AdaptiveDspike(nn.Module, Surrogate):
 
 def _dspike_slope(x: Tensor, b: float | Tensor, peak: float | Tensor, width: float) -> Tensor:
     z = (x / width).abs()
-    # sech^2 = 4 e / (1 + e)^2: 1 - tanh^2 would lose all its digits where tanh is nearly 1.
+    # sech^2 = 4 e / (1 + e)^2, since 1 - tanh^2 would lose all its digits where tanh is close to 1.
     e = torch.exp(-2 * b * z)
     return torch.where(z <= 0.5, peak / width * 4 * e / (1 + e).square(), 0)

@@ -182,7 +182,7 @@ def test_the_cells_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("if n == 1: sys.exit('Error: it is\\nall over')", "all over"),
         ("if n == 1: os.close(2), os._exit(3)", "not an error"),
         ("if n == 1: os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL, perhaps for lack of memory"),
-        ("if n == 1: print('[1, 2]', flush=True)", "it says '[1, 2]', which is no answer"),
+        ("if n == 1: print('[1, 2]', flush=True)", "it wrote '[1, 2]', which is not an answer"),
         ("if n == 1: answer('died', died='there is not enough memory')", "there is not enough memory"),
     ],
 )
@@ -308,10 +308,10 @@ def test_the_command_when_a_cell_has_too_little_memory(spikerate: Spikerate, tmp
         (["--steps", "0"], "steps is 0"),
         (["--width", "0"], "model.width is 0"),
         (["--model", "resnet21"], "resnet18"),
-        (["--model", "vggsnn", "--side", "24"], "wants a side of 16"),
+        (["--model", "vggsnn", "--side", "24"], "needs a side of 16"),
         (["--precision", "fp8"], "fp8"),
         (["--device", "cuda:77"], "device is 'cuda:77'"),
-        (["--out", "occupied"], "holds something else already"),
+        (["--out", "occupied"], "is not empty: choose another"),
         (["--peers", "python", "gone.py"], "gone.py does not exist"),
     ],
 )

@@ -143,9 +143,9 @@ def test_predict_and_accuracy_against_time(spikerate: Spikerate, tmp_path: Path)
         record.write_text(json.dumps(content | {"data": content["data"] | change}))
         spoilt = spikerate("predict", "run", "pictures")
         assert spoilt.returncode == 2
-        assert "does not say what its samples are" in spoilt.stderr
+        assert "does not describe the samples" in spoilt.stderr
     record.write_text(json.dumps(content | {"data": []}))
-    assert "has an entry data that is no record" in spikerate("train", "--resume", "run").stderr
+    assert "has an entry data that is not a record" in spikerate("train", "--resume", "run").stderr
 
 
 def test_eval_takes_the_data_of_the_run_only(spikerate: Spikerate, tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_eval_takes_the_data_of_the_run_only(spikerate: Spikerate, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["cifar10-vggsnn-rate", "--data.size", "24"], "wants a side of 16, 32, ..., and the samples are 24 x 24"),
+        (["cifar10-vggsnn-rate", "--data.size", "24"], "needs a side of 16, 32, ..., and the samples are 24 x 24"),
         (["cifar10-rate", "--subset", "1"], "1 training samples with accumulate=1 on 1 ranks give parts of 1"),
-        (["cifar10-rate", "--subset", "3", "--accumulate", "4"], "give parts of 0: batch norm needs two samples"),
+        (["cifar10-rate", "--subset", "3", "--accumulate", "4"], "give parts of 0: batch norm needs at least two samples"),
         (["cifar10-rate", "--data.size", "5000"], "data.size is 5000: give a number from 8 to 4096"),
     ],
 )
@@ -214,7 +214,7 @@ def test_recordings_train_and_are_predicted(spikerate: Spikerate, tmp_path: Path
     assert not (tmp_path / "other").exists()
     skipped = spikerate("train", "events-rate", *options[:-1], "other", "--data.broken", "skip")
     assert skipped.returncode == 0, skipped.stderr
-    assert "1 broken files in all were left out" in skipped.stdout
+    assert "1 broken files were left out in total" in skipped.stdout
     assert "2.npz" in json.loads((tmp_path / "other" / "run.json").read_text())["data"]["skipped"][0]
 
 
@@ -263,14 +263,14 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "--rule.chunk", "0"], "RateBP.chunk is 0"),
     (["train", "--model.name", "resnet21"], "resnet18"),
     (["train", "--device", "cuda:77"], "device is 'cuda:77'"),
-    (["train", "--out", "occupied"], "holds something else already"),
+    (["train", "--out", "occupied"], "is not empty: choose another"),
     (["train", "cifar10-esd"], "--data PATH"),
     (["train", "cifar10-esd", "--data", "nowhere"], "nowhere does not exist"),
     (["train", "cifar10-esd", "--data", "occupied"], "is incomplete"),
     (["train", "cifar10-esd", "--data", "broken"], "data_batch_2 is truncated"),
     (["train", "cifar10-esd", "--data", "whole", "--data.validation", "99"], "data.validation is 99"),
     (["eval"], "run"),
-    (["eval", "occupied"], "holds no run"),
+    (["eval", "occupied"], "contains no run"),
     (["show", "nothing"], "there is no preset 'nothing'"),
     (["list", "--all"], "--all"),
 ]

@@ -211,7 +211,7 @@ def test_control_c_in_a_real_terminal(processes: Processes, tmp_path: Path) -> N
     os.close(ours)
     assert processes.wait() == 130
     assert screen.rindex(b"\x1b[?25l") < screen.rindex(b"\x1b[?25h"), "the cursor is there again"
-    assert b"stopped (SIGINT), and saved; go on by: spikerate train --resume run" in screen[screen.rindex(b"\x1b[?25h") :]
+    assert b"stopped (SIGINT), and saved; continue by: spikerate train --resume run" in screen[screen.rindex(b"\x1b[?25h") :]
 
 
 # a pipe -----------------------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_a_run_whose_output_is_lost_goes_on(processes: Processes, tmp_path: Path
         os.kill(pid, signal.SIGHUP)
     assert processes.wait() == (143 if out == "a closed terminal" else 0), err.read_text()
     read_tensors(run / "last.safetensors")
-    said = "spikerate: the output can't be written: {}; the work goes on without\n"
+    said = "spikerate: the output can't be written: {}; the run continues without it\n"
     said = {"a full disk": said.format("No space left on device"), "a closed pipe": said.format("Broken pipe")}.get(out, "")
     assert err.read_text() == said
 

@@ -97,7 +97,7 @@ def test_a_strangers_parts_are_trained_stopped_and_resumed_to_the_same_bits(
         refused.returncode == 2
         and "never imported from a file: name it again, --reader stranger.parts:Bars" in refused.stderr
     )
-    again = " ".join(stopped.stdout.split()).partition("go on by: spikerate ")[2]
+    again = " ".join(stopped.stdout.split()).partition("continue by: spikerate ")[2]
     assert "--network stranger.networks:Small" in again
     resumed = spikerate(*shlex.split(again))
     assert resumed.returncode == 0, resumed.stderr
@@ -115,7 +115,7 @@ def test_the_other_commands_take_the_code_again(spikerate: Command, here: Path, 
     measured = spikerate("eval", "run", "--weights", "last", *OWN)
     assert measured.returncode == 0 and "bars" in measured.stdout, measured.stderr
     nir = spikerate("export", "run", "net.nir", "--weights", "last", *OWN)
-    assert nir.returncode == 2 and "(Slow) can't be exported, NIR has no node for it" in nir.stderr
+    assert nir.returncode == 2 and "(Slow) can't be exported, since NIR has no node for it" in nir.stderr
     plain = spikerate("export", "run", "net.safetensors", "--weights", "last", *OWN)
     assert plain.returncode == 0, plain.stderr
     asked = spikerate("predict", "run", "run/run.json", *OWN)

@@ -231,32 +231,32 @@ def test_signals_over_one_axis(tmp_path: Path) -> None:
             LIF(),
             r"inner.1 \(LIF\) can't be exported: NIR resets .* \(soft reset\): train with --neuron.v-reset 0, as .* digits",
         ),
-        (Rectifier(), r"inner.1 \(Rectifier\) can't be exported, NIR has no node for it: the network is an ANN"),
-        (nn.MaxPool2d(2), r"inner.1 \(MaxPool2d\) can't be exported, NIR has no node"),
+        (Rectifier(), r"inner.1 \(Rectifier\) can't be exported, since NIR has no node for it: the network is an ANN"),
+        (nn.MaxPool2d(2), r"inner.1 \(MaxPool2d\) can't be exported, since NIR has no node"),
         (nn.BatchNorm2d(2), r"inner.1 \(BatchNorm2d\) can't be exported, .*: put it right after a convolution"),
         (nn.AvgPool2d(3, ceil_mode=True), r"inner.1 \(AvgPool2d\) .*: its last windows at \[8, 8\] are incomplete"),
         (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad=True"),
         (nn.AvgPool2d(2, divisor_override=3), "NIR has no divisor_override"),
-        (nn.AdaptiveAvgPool2d(3), r"its windows at \[8, 8\] are not all of one size"),
+        (nn.AdaptiveAvgPool2d(3), r"its windows at \[8, 8\] have different sizes"),
         (
             nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
             r"inner.1 can't be run on the samples: pad with mode .circular. has no rule",
         ),
         (
             nn.Conv2d(2, 2, 3, groups=2),
-            r"inner.1 \(Conv2d\) can't be exported: NIR takes its shape for \[1, 8, 8\].* no groups",
+            r"inner.1 \(Conv2d\) can't be exported: NIR computes the shape \[1, 8, 8\].* groups",
         ),
-        (nn.Conv2d(2, 2, (1, 3)), r"NIR takes its shape for \[2, 8, 8\], and it is \[2, 8, 6\]"),
+        (nn.Conv2d(2, 2, (1, 3)), r"NIR computes the shape \[2, 8, 8\] for it instead of \[2, 8, 6\]"),
         (nn.Conv2d(3, 2, 3), r"inner.1 can't be run on the samples: [Ii]nvalid channel"),
         (
             Functional(lambda x: F.avg_pool2d(x, 2)),
-            "avg_pool2d in inner.1 can't be exported, .* call the module of that name",
+            "avg_pool2d in inner.1 can't be exported, .* use the module of that name",
         ),
         (Functional(lambda x: torch.cat([x, x], 1)), "cat in inner.1 can't be exported"),
         (Functional(lambda x: x + x), "add in inner.1 adds something to itself"),
         (Functional(lambda x: torch.add(x, x, alpha=2)), "add in inner.1 can't be exported"),
         (Functional(lambda x: x.relu()), "relu in inner.1 can't be run on the samples: Tensor.relu has no rule"),
-        (Functional(lambda x: (x, x)), "output in the network gives a tuple"),
+        (Functional(lambda x: (x, x)), "output in the network returns a tuple"),
         (Functional(lambda x: x if x.sum() > 0 else x + x), "can't be listed"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -300,7 +300,7 @@ def neuron(n: int = 2, **changed: Any) -> Any:
         (neuron(tau=np.array([2e-4, 3e-4])), r"the node lif \(LIF\) .*: its neurons differ in tau"),
         (neuron(v_leak=np.ones(2)), "v_leak is not 0"),
         (neuron(tau=np.full(2, 1e-4)), "LIF.decay is 0.0: give a number"),
-        (neuron(tau=np.zeros(2)), "its tau is 0: the time constant is seconds > 0"),
+        (neuron(tau=np.zeros(2)), "its tau is 0: the time constant must be > 0 seconds"),
         (neuron(r=np.full(2, -1.0)), "its input is scaled by -0.5"),
         (neuron(v_threshold=-np.ones(2)), "LIF.threshold is -0.99"),
         (nir.Linear(np.ones((2, 2, 2))), r"the node linear \(Linear\) .* can't be imported: too many values"),
@@ -356,7 +356,7 @@ def test_files_that_are_no_nir_graph(tmp_path: Path) -> None:
     whole = pack_nir(to_nir(nn.Sequential(nn.Linear(2, 2), HARD()), (2,)))
     file = tmp_path / "net.nir"
     for content, words in (
-        (None, "net.nir is no NIR graph: there is no such file"),
+        (None, "net.nir is no NIR graph: the file does not exist"),
         (b"", "is no NIR graph, or truncated"),
         (whole[: len(whole) // 2], "is no NIR graph, or truncated"),
     ):
@@ -400,8 +400,8 @@ def test_what_a_nir_file_has_elsewhere_or_twice_is_not_read(tmp_path: Path) -> N
             place, (2, 2), np.float32, external=[(str(other), 0, h5py.h5f.UNLIMITED)]
         ),
         "weight in it are in another file": lambda f: f.create_virtual_dataset(place, virtual),
-        "has another name too": lambda f: f.__setitem__("node/nodes/_0/again", f["node"]),
-        "larger than the file": lambda f: f.create_dataset(place, (10**6, 10**6), np.float32, chunks=(1000, 1000)),
+        "also has another name": lambda f: f.__setitem__("node/nodes/_0/again", f["node"]),
+        "unpacks to more than": lambda f: f.create_dataset(place, (10**6, 10**6), np.float32, chunks=(1000, 1000)),
     }
     for words, change in spoil.items():
         file.write_bytes(whole)
@@ -586,7 +586,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_weights_alone_give_the_network_back(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "run", "net.safetensors"]) == 0
-    assert "spikerate.load('net.safetensors') gives the network" in capsys.readouterr().out
+    assert "spikerate.load('net.safetensors') returns the network" in capsys.readouterr().out
     state = torch.random.get_rng_state()
     network, of_run = library.load("net.safetensors"), library.load(Path("run"))
     assert torch.equal(state, torch.random.get_rng_state()), "the generator is left alone"
@@ -614,7 +614,7 @@ def test_a_run_becomes_a_nir_graph_and_a_program(run_folder: Path, capsys: pytes
     trained = read_trained(run_folder)
     units, images = trained.card.units, torch.randint(0, 17, (3, 1, 8, 8)).float()
     assert main(["export", "run", "net.nir"]) == 0
-    assert "takes [1, 8, 8] at each of 1 steps" in capsys.readouterr().out
+    assert "input: [1, 8, 8] at each of 1 time steps" in capsys.readouterr().out
     graph = read_nir("net.nir")
     assert json.loads(graph.metadata["spikerate"])["network"]["units"]["std"] == list(units.std)
     x = over_time(units.normalize(units.scale(images)), 4)
@@ -622,7 +622,7 @@ def test_a_run_becomes_a_nir_graph_and_a_program(run_folder: Path, capsys: pytes
         assert torch.equal(BPTT()(from_nir(graph), x).rate, BPTT()(fold_batch_norm(trained.network), x).rate)
     plain = begun(Path("plain"), replace(preset("digits-rate").run, model=Model("vgg11", 2), T=1))
     assert main(["export", "plain", "net.pt2"]) == 0
-    assert "takes [B, 1, 8, 8] in float32" in capsys.readouterr().out
+    assert "input: [B, 1, 8, 8] in float32" in capsys.readouterr().out
     program = torch.export.load("net.pt2").module()
     assert torch.allclose(program(images), logits_of(read_trained(plain.path), images), rtol=0, atol=1e-6)
 
@@ -633,7 +633,7 @@ def test_export_as_a_user_types_it(spikerate: Spikerate, run_folder: Path) -> No
     assert "net.nir" in done.stdout
     again = spikerate("export", "run", "net.nir")
     assert again.returncode == 2
-    assert again.stderr == "spikerate: net.nir is there already: give another name, or remove it\n"
+    assert again.stderr == "spikerate: net.nir already exists: give another name, or remove it\n"
 
 
 def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -652,27 +652,27 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
 
     record, best = (run_folder / "run.json").read_text(), run_folder / "best.safetensors"
     Path("here.nir").write_text("mine")
-    refused("here.nir is there already: give another name", file="here.nir")
+    refused("here.nir already exists: give another name", file="here.nir")
     Path("link.nir").symlink_to("nowhere")
-    refused("link.nir is there already: give another name", file="link.nir")
+    refused("link.nir already exists: give another name", file="link.nir")
     refused("/proc/net.nir can't be written", file="/proc/net.nir")
     refused("net.tar does not end in .nir, .pt2, .onnx, .safetensors", file="net.tar")
     refused("the folder gone does not exist", file="gone/net.nir")
     refused("nothing does not exist: give the folder of a run", run="nothing")
-    refused("holds no run (no run.json)", run=".")
+    refused("contains no run (no run.json)", run=".")
     refused("here.nir can't be read", run="here.nir")
     assert main(["export", "here.nir", "net.onnx", "--weights", "last"]) == 2
-    assert "here.nir is a file, which has one set of weights" in capsys.readouterr().err
-    refused("best.safetensors holds weights without their network", run="run/best.safetensors")
+    assert "here.nir is a file, which has only one set of weights" in capsys.readouterr().err
+    refused("best.safetensors has weights but does not describe the network", run="run/best.safetensors")
     altered(lambda r: r["run"]["neuron"].update(v_reset=None))
     refused("stem.2 (LIF) can't be exported: NIR resets the membrane to a value")
     altered(lambda r: r["run"]["model"].update(width=3))
     refused("best.safetensors is of another network")
     altered(lambda r: r.update(format=1))
-    refused("is not of format 2: another version of spikerate wrote it")
+    refused("is not of format 2: use the version of spikerate that wrote it")
     for forged in ({"std": [0]}, {"mean": [math.nan]}, {"unit": math.inf}, {"shape": [math.inf, 8, 8]}):
         altered(lambda r: r["data"].update(forged))  # noqa: B023
-        refused("does not say what its samples are")
+        refused("does not describe the samples")
     altered(lambda r: r["run"]["neuron"].update(decay=10**400))
     refused("run.neuron.decay is 1000")
     (run_folder / "run.json").write_text(record[: len(record) // 2])
@@ -681,7 +681,7 @@ def test_what_the_command_refuses(run_folder: Path, capsys: pytest.CaptureFixtur
     best.write_bytes(best.read_bytes()[:-100])
     refused("best.safetensors can't be read")
     best.unlink()
-    refused("best.safetensors is not there: the run has not finished its first epoch, or it was removed")
+    refused("best.safetensors does not exist: the run has not finished its first epoch, or the file was removed")
 
 
 def test_files_of_weights_that_are_no_network(run_folder: Path, tmp_path: Path) -> None:
@@ -702,9 +702,9 @@ def test_files_of_weights_that_are_no_network(run_folder: Path, tmp_path: Path) 
         "is not of format 1: spikerate 9.9 has written it", pack_tensors(tensors, facts | {"format": 2, "spikerate": "9.9"})
     )
     for change, words in (
-        ({"T": 0}, "does not say what its network is: the numbers do not go together"),
-        ({"T": "four"}, "does not say what its network is: network.T is 'four'"),
-        ({"shape": [1, 8]}, "does not say what its network is: network.shape"),
+        ({"T": 0}, "does not describe its network: its numbers are impossible"),
+        ({"T": "four"}, "does not describe its network: network.T is 'four'"),
+        ({"shape": [1, 8]}, "does not describe its network: network.shape"),
         ({"model": {"type": "Model"}}, "has no field 'name'"),
     ):
         refused(words, pack_tensors(tensors, facts | {"network": facts["network"] | change}))

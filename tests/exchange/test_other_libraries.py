@@ -235,7 +235,7 @@ def test_layers_of_theirs_that_a_signal_can_not_go_through_are_named() -> None:
             lambda their: their.neuron.IFNode(surrogate_function=their.surrogate.Sigmoid(spiking=False)),
             r"^8 has the surrogate Sigmoid\(alpha=4.0, spiking=False\)",
         ),
-        (lambda their: their.neuron.IFNode(0.5, 0.5), "^8 can't be taken over: LIF.threshold is 0.0: give a positive"),
+        (lambda their: their.neuron.IFNode(0.5, 0.5), "^8 can't be converted: LIF.threshold is 0.0: give a positive"),
     ],
 )
 def test_what_spikerate_has_not(make: Callable[[Any], nn.Module], words: str) -> None:

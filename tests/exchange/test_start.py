@@ -111,14 +111,14 @@ def test_a_run_from_another_is_recorded_resumed_and_reproduced(
     assert len(groups) == 2 and "weights to start from" in str(groups[0].card)
     first.rename(tmp_path / "moved")
     said = refused("reproduce", str(run), "--out", str(tmp_path / "again"))
-    assert f"first is not there any more: give the weights of sha256 {record['sha256'][:16]}" in said
+    assert f"first does not exist any more: give the weights of sha256 {record['sha256'][:16]}" in said
     assert tell("reproduce", str(run), "--init", str(tmp_path / "moved"), "--out", str(tmp_path / "again"))[0] == 0
     other = tmp_path / "moved" / "best.safetensors"
     tensors, facts = read_tensors(other)
     tensors["network.body.head.2.bias"] += 1
     other.write_bytes(pack_tensors(tensors, facts))
     said = refused("reproduce", str(run), "--init", str(tmp_path / "moved"), "--out", str(tmp_path / "third"))
-    assert "moved has other weights than then: give the weights of sha256" in said
+    assert "moved has other weights than before: give the weights of sha256" in said
 
 
 def seen_by(method: Any, seen: list[Any]) -> Any:
@@ -137,13 +137,13 @@ def test_rounds_and_seeds_start_from_a_run_too(trained: Path, tmp_path: Path, mo
     assert status == 0 and len(seen) == 1, err
     seeds = ["train", *TINY, "--seeds", "2", "--out", str(tmp_path / "seeds")]
     assert tell(*seeds, "--init", str(trained))[0] == 0 and len(seen) == 3
-    assert "holds a run of other settings" in refused(*seeds)
+    assert "contains a run with other settings" in refused(*seeds)
 
 
 def test_a_resume_says_what_can_be_changed(trained: Path) -> None:
     said = refused("train", "--resume", str(trained), "--epochs", "3")
     assert (
-        "a run goes on with its own settings, and only --data, --device, --save-minutes and --tensorboard can be given"
+        "a run is resumed with its own settings, and only --data, --device, --save-minutes and --tensorboard can be given"
         in said
     )
-    assert "to train on with others: spikerate train PRESET --init RUN" in said
+    assert "to change others: spikerate train PRESET --init RUN" in said

@@ -233,7 +233,7 @@ def test_what_a_search_refuses() -> None:
             Search(**field)
     with pytest.raises(ValueError, match="search is for the temperature of Dspike"):
         Run(search=Search())
-    with pytest.raises(ValueError, match=r"search\.samples is 200: give at most those of a batch, 128"):
+    with pytest.raises(ValueError, match=r"search\.samples is 200: give at most the batch size, 128"):
         Run(neuron=Neuron(surrogate=Dspike()), search=Search(samples=200))
     with pytest.raises(ValueError, match=r"Dspike.width is 0.0"):
         Dspike(1.0, 0.0)

@@ -274,7 +274,7 @@ def test_outputs_that_differ_from_chunk_to_chunk_are_refused() -> None:
 def test_a_rate_inside_of_a_network_in_chunks_is_refused(rule: Any) -> None:
     """It would be that of some of the steps, or of no steps at all."""
     with pytest.raises(
-        RuntimeError, match=r"after \d of 3 steps: .* use signal.tap\(\), which is final where signal.complete"
+        RuntimeError, match=r"after \d of 3 steps: .* use signal.tap\(\), which is final when signal.complete"
     ):
         rule(nn.Sequential(LIF(), Functional(lambda x: [x.rate, x][1])), torch.rand(3, 4, 2))
 
@@ -340,7 +340,7 @@ def test_bf16_rates_over_many_chunks_are_the_mean_of_the_steps() -> None:
 @pytest.mark.parametrize("rule", [BPTT(), RateBP()], ids=str)
 def test_a_forgotten_time_axis_is_named(rule: Any) -> None:
     images = torch.rand(4, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"without time: .*x.expand\(T, \*x.shape\)"):
+    with pytest.raises(ValueError, match=r"\(without time\): .*x.expand\(T, \*x.shape\)"):
         rule(nn.Conv2d(3, 3, 3, padding=1), images)
     with pytest.raises(ValueError, match="the input is a ndarray"):
         rule(nn.Conv2d(3, 3, 3, padding=1), images.numpy())

@@ -107,7 +107,7 @@ def test_backward_hooks_are_refused_where_torch_would_not_call_them(rule: Any) -
     network.ann.register_full_backward_hook(lambda *_: called.append(True))
     rule(network, torch.rand(2, 3, 6))  # tensors come out of that one
     handle = network.body.register_full_backward_hook(lambda *_: called.append(True))
-    with pytest.raises(ValueError, match="backward hook on a Sequential that gives a signal"):
+    with pytest.raises(ValueError, match="backward hook on a Sequential that returns a signal"):
         rule(network, torch.rand(2, 3, 6))
     handle.remove()
     rule(network, torch.rand(2, 3, 6))

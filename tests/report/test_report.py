@@ -421,7 +421,7 @@ def test_rounds_before_are_told(tmp_path: Path) -> None:
     make(path / "round1-ann", run.rounds[0], result=RESULT | {"test_accuracy": 0.9})
     page = page_of(tmp_path, to=tmp_path / "page.html")
     assert "ANN, 2 epochs (90.00 %) → T = 4, 3 epochs (not finished) → T = 2, 3 epochs (60.00 %)" in page.text
-    assert "training time 12.0 s T = 2, 3 epochs, and the rounds before" in page.text
+    assert "training time 12.0 s T = 2, 3 epochs, including earlier rounds" in page.text
     assert gather([path / "round1-ann"]).groups[0].headline == "", "that of the preset is of the whole run"
 
 
@@ -440,7 +440,7 @@ def test_many_classes_are_listed_by_their_confusions(K: int, tmp_path: Path) -> 
 
 def test_no_confusion_is_a_sentence(tmp_path: Path) -> None:
     path = make(tmp_path / "run", result=RESULT | {"confusion": [[7, 0, 0], [0, 6, 0], [0, 0, 0]]})
-    assert "No sample was taken for one of another class" in page_of(path, to=tmp_path / "page.html").text
+    assert "No sample was classified wrongly" in page_of(path, to=tmp_path / "page.html").text
 
 
 def test_whatever_a_person_has_given_is_escaped(tmp_path: Path) -> None:
@@ -562,7 +562,7 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
     ("spoil", "words"),
     [
         (broken("run.json", "{"), "run.json can't be read as JSON"),
-        (broken("run.json", '{"format": 9}'), "another version of spikerate"),
+        (broken("run.json", '{"format": 9}'), "use the version of spikerate"),
         (broken("metrics.jsonl", '{"epoch": 1'), "metrics.jsonl can't be read as JSON"),
         (broken("metrics.jsonl", '{"loss": 1}'), "a line without an epoch"),
         (broken("result.json", "{"), "result.json can't be read as JSON"),
@@ -571,25 +571,25 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
         (altered(test_accuracy="high"), "result.json is no result"),
         (altered(firing_rates=[1]), "result.json is no result"),
         (altered(confusion=[[1, 2]]), "confusion is not square"),
-        (altered(confusion=[[1e300]]), "is no number to show"),
+        (altered(confusion=[[1e300]]), "is not a finite number"),
         (altered(confusion=[[-5]]), "a negative count"),
-        (altered(test_accuracy=1.5), "1.5 is no share"),
+        (altered(test_accuracy=1.5), "1.5 is not between 0 and 1"),
         (broken("metrics.jsonl", "[" * 100_000), "metrics.jsonl can't be read as JSON"),
-        (broken("result.json", "null"), "result.json holds a NoneType"),
+        (broken("result.json", "null"), "result.json contains a NoneType"),
         (altered(operations={"a": 1}), "result.json is no result"),
         (altered(operations={"a": RESULT["operations"]["body.stem.0"] | {"input": "odd"}}), "result.json is no result"),
         (altered(test_images=float("inf")), "result.json is no result"),
-        (recorded(source=[1]), "an entry source that is no dict"),
-        (recorded(preset=["a"]), "an entry preset that is no str"),
-        (recorded(resumed=3), "an entry resumed that is no list"),
-        (recorded(data={"sizes": 3}), "an entry data.sizes that is no dict"),
-        (recorded(environment={"packages": 3}), "an entry environment.packages that is no dict"),
+        (recorded(source=[1]), "an entry source that is not of type dict"),
+        (recorded(preset=["a"]), "an entry preset that is not of type str"),
+        (recorded(resumed=3), "an entry resumed that is not of type list"),
+        (recorded(data={"sizes": 3}), "an entry data.sizes that is not of type dict"),
+        (recorded(environment={"packages": 3}), "an entry environment.packages that is not of type dict"),
         (broken("examples.safetensors", "x"), "examples.safetensors can't be read"),
         (with_tensors(labels=torch.tensor([0, 3])), "a label is not one of 3 classes"),
         (with_tensors(pictures=torch.zeros(2, 3, 5, 4)), "pictures is torch.float32"),
         (with_tensors(rates=torch.zeros(2, 2, 3)), "rates is torch.float32 of shape"),
-        (with_tensors(logits=torch.zeros(2, 3)), "holds no examples"),
-        (with_tensors(rates=torch.full((2, 2, 2), torch.nan)), "a rate is no share"),
+        (with_tensors(logits=torch.zeros(2, 3)), "contains no examples"),
+        (with_tensors(rates=torch.full((2, 2, 2), torch.nan)), "a rate is not between 0 and 1"),
     ],
 )
 def test_a_broken_folder_is_one_sentence(spoil: Callable[[Path], object], words: str, tmp_path: Path) -> None:
@@ -609,12 +609,12 @@ def test_bad_input_has_status_2_and_nothing_is_written(spikerate: Callable[..., 
     (tmp_path / "notes.html").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in (
-        (("good", "bench"), "bench holds no run"),
-        (("nowhere",), "nowhere holds no run"),
-        (("broken",), "broken/result.json holds a list"),
-        (("good", "broken", "--out", "new.html"), "broken/result.json holds a list"),
+        (("good", "bench"), "bench contains no run"),
+        (("nowhere",), "nowhere contains no run"),
+        (("broken",), "broken/result.json contains a list"),
+        (("good", "broken", "--out", "new.html"), "broken/result.json contains a list"),
         (("good", "--out", "/dev/full"), "/dev/full is a device"),
-        (("good", "--out", "notes.html"), "notes.html is there already and is no report"),
+        (("good", "--out", "notes.html"), "notes.html already exists and is not a report"),
         (("good", "--out", "bench"), "bench is a folder"),
         (("good", "--out", "notes.html/page.html"), "notes.html"),
         ((), "runs"),

@@ -86,7 +86,7 @@ def test_a_stopped_run_says_how_to_go_on(processes: Processes, tmp_path: Path, k
     begun = functools.partial(wait_for, tmp_path / "a run" / "metrics.jsonl")
     done = processes.run(*ARGUMENTS, "--epochs", "2000", "--out", "a run", cwd=tmp_path, kill=kill, when=begun)
     assert done.returncode == status
-    assert f"stopped ({kill.name}), and saved; go on by: spikerate train --resume 'a run'" in done.stdout
+    assert f"stopped ({kill.name}), and saved; continue by: spikerate train --resume 'a run'" in done.stdout
     assert done.stderr == ""
     read_tensors(tmp_path / "a run" / "last.safetensors")
 
@@ -199,7 +199,7 @@ def test_a_full_disk(small_disk: Path, spikerate: Callable[..., Any], unbroken: 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "No space left on device" in done.stderr
-    found = re.search(r"the state of the run is saved in (\S+): make room, mv (\S+) (\S+), and go on by", done.stderr)
+    found = re.search(r"the state of the run is saved in (\S+): make room, mv (\S+) (\S+), and continue by", done.stderr)
     assert found, done.stderr
     kept, rescued = (read_tensors(file)[1]["epoch"] for file in (run / "last.safetensors", Path(found[1])))
     assert rescued == kept + 1
@@ -583,7 +583,7 @@ def test_seeds(spikerate: Callable[..., Any], tmp_path: Path) -> None:
     assert done.stdout.split("3 seeds")[1] == again.stdout.split("3 seeds")[1]
     refused = spikerate(*command, "--T", "1")
     assert refused.returncode == 2
-    assert "holds a run of other settings" in refused.stderr
+    assert "contains a run with other settings" in refused.stderr
 
 
 def test_the_record_says_what_a_repetition_needs(spikerate: Callable[..., Any], tmp_path: Path) -> None:

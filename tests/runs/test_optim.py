@@ -434,8 +434,8 @@ def test_a_state_of_another_optimiser_is_a_sentence() -> None:
     network = resnet18(width=2)
     kept = State(network, AdamW().build(network))
     for other, words in (
-        (SGD(), r"it is of AdamW, and the run of SGD"),
-        (Muon(), r"it is of AdamW, and the run of Muon, AdamW"),
+        (SGD(), r"it is of AdamW, but the run uses SGD"),
+        (Muon(), r"it is of AdamW, but the run uses Muon, AdamW"),
     ):
         with pytest.raises(ValueError, match=f"the file has the state of another optimiser than run.json says .*{words}"):
             State(network, other.build(network)).restore(kept.tensors(), kept.facts(), "the file")
@@ -458,9 +458,7 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(tmp_path: Path) 
     folder = RunFolder.create(tmp_path / "run", SMALL, {})
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"format": 1}))
-    with pytest.raises(
-        ValueError, match=r"run.json is not of format 2: another version of spikerate wrote it, and reads it"
-    ):
+    with pytest.raises(ValueError, match=r"run.json is not of format 2: use the version of spikerate that wrote it"):
         folder.config()
 
 
@@ -491,7 +489,7 @@ def test_kinds_are_taken_from_a_command_line() -> None:
         (["--rule", "rtrl"], "there is no rule 'rtrl': give one of rate, bptt, sltt, ottt"),
         (["--surrogate=attan"], "there is no neuron.surrogate 'attan': did you mean atan?"),
         (["--neuron", "relu", "--surrogate", "atan"], "a neuron of kind Rectified has no surrogate"),
-        (["--loss", "tet"], "TET wants a gradient at every step"),
+        (["--loss", "tet"], "TET needs a gradient at every step"),
     ],
 )
 def test_kinds_that_do_not_go_are_a_sentence(words: list[str], said: str) -> None:

@@ -151,7 +151,7 @@ def test_a_preset_goes_through_json_builds_and_says_where_it_is_from(
     assert decode(Run, json.loads(json.dumps(encode(found.run)))) == found.run
     assert found.headline in found.text
     if name in PUBLISHED:
-        for words in ("arXiv", "Authors' figure", "Differs"):
+        for words in ("arXiv", "Authors' result", "Differs"):
             assert words in found.text
     counted_once(monkeypatch, found.run)
     assert main(["show", name]) == 0

@@ -138,9 +138,9 @@ def test_the_rounds_of_a_run() -> None:
         (lambda: Round(0, 1, 0.1), "before.T is 0"),
         (lambda: Round(None, 0, 0.1), "before.epochs is 0"),
         (lambda: Round(2, 1, float("inf")), "before.lr is inf"),
-        (lambda: replace(ANN, T=2), "T is 2, but an ANN knows no time: give 1"),
-        (lambda: replace(ANN, before=(Round(2, 1, 0.1),)), "an ANN can be the first one only"),
-        (lambda: Run(before=(Round(2, 1, 0.1), Round(None, 1, 0.1))), "an ANN can be the first one only"),
+        (lambda: replace(ANN, T=2), "T is 2, but an ANN has no time steps: give 1"),
+        (lambda: replace(ANN, before=(Round(2, 1, 0.1),)), "only the first round can be an ANN"),
+        (lambda: Run(before=(Round(2, 1, 0.1), Round(None, 1, 0.1))), "only the first round can be an ANN"),
         (lambda: decode(Run, {k: v for k, v in encode(Run()).items() if k != "before"}), "has no field 'before': it was"),
         (lambda: decode(Run, encode(Run()) | {"before": [3]}), "run.before is '3'"),
         (lambda: decode(Run, encode(Run()) | {"before": {}}), "run.before is {}"),
@@ -160,7 +160,7 @@ def test_a_wrong_round_is_a_sentence(make: Any, words: str) -> None:
         (["4:3:nan"], "'4:3:nan' is no round"),
         (["3:1:0.1", "4:0:0.1"], "before.epochs is 0: give a number of epochs >= 1"),
         (["4:2:0"], "before.lr is 0.0: give a positive number"),
-        (["3:1:0.1", "ann:1:0.1"], "an ANN can be the first one only"),
+        (["3:1:0.1", "ann:1:0.1"], "only the first round can be an ANN"),
     ],
 )
 def test_a_wrong_round_is_refused_before_anything_starts(
@@ -296,7 +296,7 @@ def test_every_step_of_every_round_is_a_place_to_stop(
             (run / "round2-T3").mkdir()
             (run / "round2-T3" / ".run.json.tmp").write_text("{")
     assert statuses == [143] * 9 + [0]
-    assert f"stopped (SIGTERM), and saved; go on by: spikerate train --resume {run}\n" in capsys.readouterr().out
+    assert f"stopped (SIGTERM), and saved; continue by: spikerate train --resume {run}\n" in capsys.readouterr().out
     assert_same_rounds(whole, run)
 
 

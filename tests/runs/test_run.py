@@ -114,17 +114,17 @@ def test_a_broken_configuration_is_a_sentence(record: Any, words: str) -> None:
         (lambda: SGD(loss_scale="1/t"), "optim.loss_scale is '1/t'"),  # type: ignore[arg-type]
         (lambda: Model("resnet21"), "model.name is 'resnet21'"),  # type: ignore[arg-type]
         (lambda: Run(Data("minst")), "data.name is 'minst'"),  # type: ignore[arg-type]
-        (lambda: Model("vgg11", stem="7x7"), "vgg11 has one form only"),
+        (lambda: Model("vgg11", stem="7x7"), "which vgg11 does not have"),
         (lambda: Model(stem="5x5"), "model.stem is '5x5'"),  # type: ignore[arg-type]
         (
             lambda: Model("vggsnn").build(10, (2, 34, 48), Neuron()),
             "the samples are 34 x 48",
         ),
-        (lambda: Run(loss=TET()), "TET wants a gradient at every step"),
+        (lambda: Run(loss=TET()), "TET needs a gradient at every step"),
         (lambda: Run(rule=OTTT(decay=0.5)), "rule.decay is 0.5, and the neurons' 0.2"),
         (lambda: pick_device("meta"), "device is 'meta'"),
         (lambda: Run(accumulate=0), "accumulate is 0"),
-        (lambda: Run(batch=8, accumulate=5), "two images at least in each part"),
+        (lambda: Run(batch=8, accumulate=5), "at least two images in each part"),
         (lambda: Run(sync_bn=True, compile=True), "sync_bn can't be compiled"),
         (lambda: Model(width=0), "model.width is 0"),
         (lambda: Neuron(decay=0), "LIF.decay is 0"),
@@ -406,11 +406,11 @@ def test_meter_sees_what_fires_and_changes_nothing(digits: DataSet) -> None:
 
 def test_a_folder_is_never_written_over(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "run", TINY, {})
-    with pytest.raises(ValueError, match="holds another run already"):
+    with pytest.raises(ValueError, match="already contains another run"):
         RunFolder.create(tmp_path / "run", TINY, {})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="holds something else already"):
+    with pytest.raises(ValueError, match="is not empty: choose another"):
         RunFolder.create(tmp_path / "other", TINY, {})
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
@@ -422,7 +422,7 @@ def test_a_folder_is_never_written_over(tmp_path: Path) -> None:
 
 
 def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="contains no run"):
         RunFolder.open(tmp_path)
     folder = RunFolder.create(tmp_path / "run", TINY, {})
     network = resnet18(width=2)
@@ -439,7 +439,7 @@ def test_a_broken_run_is_a_sentence(tmp_path: Path) -> None:
     for text, words in (
         ("{", "can't be read as JSON"),
         ("[" * 100_000, "can't be read as JSON"),
-        ("[]", "holds a list, and no record"),
+        ("[]", "contains a list instead of a record"),
         ('{"format": 1}', "is not of format 2"),
         ('{"format": 2, "run": {"type": "Run", "T": 0}}', "has no field 'data'"),
     ):

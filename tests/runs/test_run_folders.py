@@ -133,7 +133,7 @@ def test_names_that_could_be_foreseen_lead_nowhere(run: Path, home: Path, tmp_pa
     assert tell("report", str(run))[0] == 0
     assert tell("train", "--resume", str(run))[0] == 0
     assert tell("export", str(run), str(tmp_path / "out.safetensors"))[0] == 0
-    assert "holds something else already" in refused("train", *TINY, "--out", str(tmp_path / "new"))
+    assert "is not empty: choose another" in refused("train", *TINY, "--out", str(tmp_path / "new"))
     assert all((run / f".{name}.tmp").is_symlink() for name in names)
 
 
@@ -249,7 +249,7 @@ def test_facts_that_cannot_be_are_a_sentence(stopped: Path, data: st.DataObject)
     of[key] = value
     alike = type(value) in (int, float) if type(before) is float else type(value) is type(before)
     said = sentence(lambda: parts_of(tensors, facts, "last.safetensors"))
-    assert said is None or ("tells what can't be, so it was altered: " in said and "\n" not in said)
+    assert said is None or ("has impossible content, so it was altered: " in said and "\n" not in said)
     assert alike or said
 
 
@@ -268,10 +268,10 @@ def sentence(call: Callable[[], object]) -> str | None:
         (lambda tensors, facts: facts.update(epoch=None), "epoch is None"),
         (
             lambda tensors, facts: facts.update(step=10**9),
-            "after epoch 1 and 1000000000 steps more, and the run has",
+            "after epoch 1 and 1000000000 more steps, but the run has",
         ),
-        (lambda tensors, facts: facts.update(rows=[{"loss": 1.0}]), "row 1 is none of epoch 1"),
-        (lambda tensors, facts: tensors["totals.loss"].fill_(torch.nan), "the sum of loss is no finite number"),
+        (lambda tensors, facts: facts.update(rows=[{"loss": 1.0}]), "row 1 is not that of epoch 1"),
+        (lambda tensors, facts: tensors["totals.loss"].fill_(torch.nan), "the sum of loss is not a finite number"),
         (lambda tensors, facts: tensors.clear(), "after 1 steps it has sums of 0 terms"),
     ],
 )
@@ -287,7 +287,7 @@ def test_a_sum_that_overflows_is_no_endless_loop(tmp_path: Path, monkeypatch: py
     """Each term is finite, and so is each step when it is done again with care."""
     monkeypatch.setattr("spikerate.measure.health.gradient_norm", lambda network: torch.tensor(3e38))
     status, _, err = tell("train", *TINY, "--out", str(tmp_path / "run"))
-    assert status == 1 and "epoch 1 step 2: the sum of a term is not finite, though the term is" in err
+    assert status == 1 and "epoch 1 step 2: the sum of a loss term is not finite, although the term is" in err
 
 
 @pytest.mark.parametrize("content", ['{"epoch": 1', "[]", '{"loss": 1}', ""])
@@ -317,7 +317,7 @@ def test_a_second_writer_is_refused_in_one_sentence(
         wait_for(run / "metrics.jsonl")
         for command in (["train", "--resume", str(run)], [*train, "--seeds", "2", "--out", str(run.parent)]):
             assert "another process is writing the run" in refused(*command)
-        assert "holds another run already" in refused(*train, "--out", str(run))
+        assert "already contains another run" in refused(*train, "--out", str(run))
         for reader in (["report", str(run)], ["eval", str(run)]):
             assert tell(*reader)[0] == 0
     finally:
@@ -335,7 +335,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     said: list[str] = []
     with sole_writer(tmp_path / "run", said.append):
         (line,) = said
-    assert "has no locks: see to it that no other process writes into the folder" in line
+    assert "has no locks: make sure that no other process writes into the folder" in line
 
 
 # the record is checked --------------------------------------------------------------------------------------------------
@@ -354,10 +354,11 @@ def test_edited_settings_are_refused_or_noted(run: Path, edit: Callable[[Any], N
     record = json.loads((run / "run.json").read_text())
     edit(record["run"])
     (run / "run.json").write_text(json.dumps(record))
-    words = f"{run}/run.json was edited: it tells other settings than those that the run was begun with"
+    words = f"{run}/run.json was edited: its settings are not those that the run began with"
     for command in (["train", "--resume", str(run)], ["reproduce", str(run)]):
-        assert f"{words}; put those back, or train on with others by spikerate train PRESET --init {run}" in refused(
-            *command
+        assert (
+            f"{words}; restore them, or train further with other settings by spikerate train PRESET --init {run}"
+            in refused(*command)
         )
     for reader in (["eval", str(run)], ["report", str(run)], ["export", str(run), f"{run}.safetensors"]):
         status, out, _ = tell(*reader)
@@ -398,7 +399,7 @@ def test_other_images_of_the_same_size_are_other_data(tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     del record["data"]["sha256"]["contents"]  # as an earlier version wrote it
     (run / "run.json").write_text(json.dumps(record))
-    assert "has no checksum of the data's contents: they may be others" in tell("eval", str(run))[1]
+    assert "has no checksum of the data's contents: they may differ" in tell("eval", str(run))[1]
 
 
 # what a report leaves out -----------------------------------------------------------------------------------------------
@@ -451,7 +452,7 @@ def test_what_the_commands_read_of_a_record_is_of_its_kind(run: Path, tmp_path: 
         (run / "run.json").write_text(json.dumps(record | {entry: value}))
         (run / "last.safetensors").unlink(missing_ok=True)  # or nobody would ask what it started from
         assert f"run.json has an entry {entry} that is no" in (said := refused("train", "--resume", str(run))) or (
-            "does not say which weights" in said
+            "does not name the weights" in said
         )
     (run / "run.json").write_text(json.dumps(record))
     for content in ("{}", '{"test_accuracy": 0.5, "firing_rate": NaN}', '{"test_accuracy": "high", "firing_rate": 0.1}'):

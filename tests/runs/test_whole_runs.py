@@ -90,7 +90,7 @@ def test_a_run_is_reproduced(whole: RunFolder, tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="is one round of a run"):
         rounds.reproduce(RunFolder.open(whole.path / "round1-ann"), tmp_path / "third")
-    with pytest.raises(ValueError, match="holds another run already"):
+    with pytest.raises(ValueError, match="already contains another run"):
         rounds.train(TWICE, tmp_path / "again")
 
 
@@ -103,7 +103,7 @@ def test_seeds_are_trained_once(tmp_path: Path) -> None:
     assert all(folder.result() for folder in folders.values())
     assert rounds.train_seeds(TINY, [3, 5], tmp_path, audience=second) == folders
     assert (len(first.steps) > 0, second.steps, second.told) == (True, [], [])
-    with pytest.raises(ValueError, match="seed3 holds a run of other settings"):
+    with pytest.raises(ValueError, match="seed3 contains a run with other settings"):
         rounds.train_seeds(replace(TINY, epochs=3), [3], tmp_path)
 
 

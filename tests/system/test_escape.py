@@ -144,7 +144,7 @@ def test_what_a_launcher_left_in_the_environment_is_checked(
 )
 def test_an_empty_word_is_no_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
-    assert "was given an empty word, as of a variable that is not set" in capsys.readouterr().err
+    assert "got an empty argument, as from a variable that is not set" in capsys.readouterr().err
 
 
 def test_a_short_file_makes_no_large_network(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_short_file_makes_no_large_network(tmp_path: Path) -> None:
     whole = Trained(card.build(), card)
     for large, words in (
         (replace(card, model=Model("vgg11", 4096)), "is of another network"),
-        (card, "T is|do not go together"),
+        (card, "T is|its numbers are impossible"),
     ):
         facts = whole.facts() | {"network": encode(large)}
         facts["network"]["T"] = 2 if large is not card else 10**9

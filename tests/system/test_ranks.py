@@ -102,7 +102,7 @@ def test_one_signal_stops_all_ranks_at_one_step(tmp_path: Path) -> None:
     time.sleep(1)
     os.kill(workers(run.pid)[1], signal.SIGTERM)
     said, _ = run.communicate(timeout=60)
-    assert "and saved; go on by: spikerate train --resume" in said, said
+    assert "and saved; continue by: spikerate train --resume" in said, said
 
 
 def test_more_ranks_than_gpus_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,5 +119,5 @@ def test_more_ranks_than_gpus_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 def test_too_many_ranks_for_a_batch(tmp_path: Path) -> None:
     run = train(tmp_path / "run", "--batch", "3")
     said, _ = run.communicate(timeout=60)
-    assert "spikerate: batch is 3 with accumulate=1 on 2 ranks: batch norm needs two images at least" in said
+    assert "spikerate: batch is 3 with accumulate=1 on 2 ranks: batch norm needs at least two images" in said
     assert not (tmp_path / "run").exists()

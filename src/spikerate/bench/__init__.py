@@ -1,1 +1,1 @@
-"""What a training step costs, by method and T, side by side."""
+"""Benchmarks: the cost of a training step by method and T."""

@@ -1,4 +1,4 @@
-"""What a training step costs by each method, side by side: cells in processes of their own, which take turns."""
+"""Benchmark of a training step by several methods: each cell (a method and T) has its own process, and they take turns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OURS = (sys.executable, "-c", "from spikerate.bench.worker import serve, traini
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle and the ends of some figures."""
+    """Median, minimum and maximum of some numbers."""
 
     median: float
     low: float
@@ -34,25 +34,25 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> Spread:
-        """Of one at least."""
+        """The spread of at least one number."""
         return cls(statistics.median(figures), min(figures), max(figures))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training step of a cell costs.
+    """The cost of a training step of a cell.
 
     Attributes:
         cell: method and setting.
-        compiled: whether the network is.
-        note: what else there is to say.
-        first: seconds of the first step, with the compilation.
-        times: of each step, part -> seconds.
-        to_ann: the step in those of the ANN, the median over the rounds; None without one.
-        peak_mib: highest use of memory (`spikerate.bench.worker.Memory`); None where nothing tells.
-        reserved_mib: the same of what the allocator of a GPU holds.
-        saved_mib: what the forward pass saves for the backward pass.
-        flops: operations.
+        compiled: whether the network is compiled.
+        note: a remark, or empty.
+        first: seconds of the first step, including compilation.
+        times: for each step, part -> seconds.
+        to_ann: time relative to the ANN, the median over the rounds; None without an ANN.
+        peak_mib: peak memory (`spikerate.bench.worker.Memory`); None if it can't be measured.
+        reserved_mib: peak memory that the allocator of a GPU has reserved.
+        saved_mib: memory that the forward pass saves for the backward pass.
+        flops: number of operations.
     """
 
     cell: Cell
@@ -68,12 +68,12 @@ class Cost:
 
     @property
     def step(self) -> Spread:
-        """Seconds of the whole step."""
+        """The seconds of the whole step."""
         return Spread.of(_whole_steps(self.times))
 
     @property
     def parts(self) -> dict[str, Spread]:
-        """Seconds of forward pass, backward pass and optimiser."""
+        """The seconds of forward pass, backward pass and optimiser."""
         return {part: Spread.of([time[part] for time in self.times]) for part in PARTS}
 
     @property
@@ -82,12 +82,12 @@ class Cost:
 
     @property
     def to_floor(self) -> float | None:
-        """The step in those that `Cell.floor` allows."""
+        """Time relative to the lower bound `Cell.floor`."""
         return None if self.to_ann is None else self.to_ann / self.cell.floor
 
     @property
     def compile_seconds(self) -> float | None:
-        """What the first step took longer than the others."""
+        """How much longer the first step took than the median step."""
         return max(0.0, self.first - self.step.median) if self.compiled else None
 
     def record(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell's cost; or None, and of what it died."""
+    """The cost of a cell, or None and the reason why its process died."""
 
     cell: Cell
     cost: Cost | None
@@ -125,11 +125,11 @@ class Outcome:
 
 
 class Worker:
-    """A cell in its process, which works while it is asked; a dead one is asked nothing more.
+    """The process of a cell. It works only while it handles a request; after it has died, requests are ignored.
 
     Attributes:
-        answers: all it has said.
-        died: of what, in a sentence; empty while it lives.
+        answers: all answers so far.
+        died: why the process died, in a sentence; empty while it lives.
     """
 
     def __init__(self, cell: Cell, command: Command) -> None:
@@ -150,7 +150,7 @@ class Worker:
         self._errors.close()
 
     def ask(self, question: str) -> None:
-        """Wait until it has answered."""
+        """Send a request, and wait for the answer."""
         if self.died:
             return
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -160,7 +160,7 @@ class Worker:
         try:
             answer = dict(json.loads(line))
         except (ValueError, TypeError):
-            answer = {"died": f"it says {line.strip()[:60]!r}, which is no answer" if line else self._last_words()}
+            answer = {"died": f"it wrote {line.strip()[:60]!r}, which is not an answer" if line else self._last_words()}
         if "died" in answer:
             self.died = answer["died"]
         else:
@@ -176,14 +176,14 @@ class Worker:
 
 
 def cells(methods: Sequence[str], T: Sequence[int], setting: Setting) -> dict[Cell, Command]:
-    """The cells of our own methods and the command for each, every method at every T, the ANN once.
+    """The cells of our own methods, every method at every T and the ANN once, and the command that starts each.
 
     Raises:
-        ValueError: a method is unknown, or a number is out of its range.
+        ValueError: a method is unknown, or a number is out of range.
     """
     found = [Cell(method, t, setting) for method in methods for t in ((1,) if method == "ann" else T)]
     for cell in found:
-        cell.run()  # which checks it
+        cell.run()  # checks the settings
     return dict.fromkeys(found, _OURS)
 
 
@@ -191,7 +191,7 @@ def peer_cells(peers: Sequence[tuple[str, Path]], T: Sequence[int], setting: Set
     """The cells of other libraries: (a Python that has the library, a script NAME_cell.py that serves as a cell).
 
     Raises:
-        ValueError: one of them is not there.
+        ValueError: a program or a script does not exist.
     """
     for python, script in peers:
         if not script.is_file():
@@ -206,13 +206,15 @@ def peer_cells(peers: Sequence[tuple[str, Path]], T: Sequence[int], setting: Set
 def measure(
     commands: Mapping[Cell, Command], steps: int, say: Callable[[str], None], track: Track = untracked
 ) -> list[Outcome]:
-    """Start all cells, then let each do a step in turn, so many rounds; in the order of the cells.
+    """Start all cells, then let them do one step each in turn, for `steps` rounds. Returns outcomes in the same order.
 
-    Only one cell works at a time, and what disturbs the machine meanwhile disturbs all of them.
+    Only one cell works at a time, so that disturbances of the machine affect all cells alike.
 
     Args:
-        commands: what starts the process of each cell.
-        say: tells who waits what has been begun.
+        commands: cell -> command that starts its process.
+        steps: number of rounds.
+        say: called with a message when a cell is ready.
+        track: shows the progress.
     """
     with contextlib.ExitStack() as stack:
         workers = []

@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured: a convolution and copies."""
+"""The limits of a machine, measured by a convolution and by copies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 
 _SECONDS = 1.0
-"""How long each is measured."""
+"""Duration of each measurement."""
 _CHANNELS, _SIDE = 256, 28
-"""Of a convolution of 3 x 3 that is wide enough to reach the roof."""
+"""Shape of a 3 x 3 convolution that is wide enough to reach the limit."""
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The roofs over a training step.
+    """Upper limits of the speed of a training step.
 
     Attributes:
-        flops: floating-point operations a second, in convolutions.
-        bytes: read and written a second, in copies that fit into no cache.
+        flops: floating-point operations per second in convolutions.
+        bytes: bytes read and written per second in copies that are larger than the caches.
     """
 
     flops: float
@@ -29,9 +29,9 @@ class Roofline:
 
 
 def roofline(device: torch.device, precision: str) -> Roofline:
-    """The best of many runs on the device; in "fp32" as PyTorch is set, or "bf16".
+    """Measure the limits on the device, as the best of many runs, in "fp32" with PyTorch's settings or in "bf16".
 
-    A convolution and not a matrix product, which on some processors goes through another library at half of the rate.
+    A convolution is used and not a matrix product, for which PyTorch uses a slower library on some processors.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     batch, size = (1024, 2**28) if device.type == "cuda" else (32, 2**26)
@@ -46,7 +46,7 @@ def roofline(device: torch.device, precision: str) -> Roofline:
 
 
 def _least_seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Of one of many runs, after one to warm up."""
+    """The shortest time of many runs, after a warm-up run."""
 
     def run() -> float:
         start = time.perf_counter()

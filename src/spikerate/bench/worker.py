@@ -1,4 +1,4 @@
-"""One training setting in a process of its own: it does a step when it is told to, and says what that took."""
+"""The process of one cell of a benchmark: it does a training step on request, and reports its time."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from spikerate.system.ranges import MOST_SAMPLES, check_count
 CHECKPOINTED = "bptt-checkpointed"
 BENCHED = (*METHODS, CHECKPOINTED)
 PARTS = ("forward", "backward", "optimizer")
-"""Of a step, in order."""
+"""The parts of a step, in order."""
 MIB = 2**20
 _MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cells of a bench have in common."""
+    """The settings that all cells of a benchmark share."""
 
     model: Model = Model()
     side: int = 32
@@ -49,15 +49,15 @@ class Setting:
     classes: int = 10
     """number of classes"""
     batch: int = 32
-    """images in a batch"""
+    """batch size"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: convolutions in bfloat16 by autocast; membranes, statistics and weights stay in float32"""
+    """bf16: convolutions in bfloat16 by autocast; membrane potentials, statistics and weights stay in float32"""
     compile: bool = False
     """compile the network by torch.compile"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int | None = None
-    """threads of the processor; None for as many as PyTorch takes"""
+    """number of CPU threads; None for PyTorch's default"""
 
     def __post_init__(self) -> None:
         check_count("side", self.side, "a number of pixels", LARGEST_SIDE)
@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image, [C, H, W]."""
+        """The shape [C, H, W] of an image."""
         return 3, self.side, self.side
 
 
@@ -86,25 +86,25 @@ class Cell:
 
     @property
     def floor(self) -> float:
-        """The least that a rate-based step can cost in steps of an ANN: T + 2 passes through the network instead of 3."""
+        """The lower bound of a rate-based step relative to an ANN: T + 2 passes through the network instead of 3."""
         return RateBP().passes(self.T) / 3
 
     def run(self) -> Run:
-        """The settings of a run whose steps are like the cell's.
+        """The settings of a run with the same steps as the cell.
 
         Raises:
-            ValueError: the method is unknown, or a number is out of its range.
+            ValueError: the method is unknown, or a number is out of range.
         """
         chunked = re.fullmatch(r"rate-chunk([1-9][0-9]{0,8})", self.method)
         if self.method not in BENCHED and not chunked:
             raise ValueError(
                 f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, rate-chunk2, ..."
             )
-        of = self.setting
-        run = Run(model=of.model, T=self.T, batch=of.batch, precision=of.precision, compile=of.compile, device=of.device)
+        s = self.setting
+        run = Run(model=s.model, T=self.T, batch=s.batch, precision=s.precision, compile=s.compile, device=s.device)
         checkpointed = self.method == CHECKPOINTED
         method = "rate" if chunked else "bptt" if checkpointed else self.method
-        # The weights stay where they are, so that all steps cost the same.
+        # A tiny learning rate, so that the weights stay and all steps cost the same.
         made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
         if chunked:
             return replace(made, rule=RateBP(int(chunked[1])))
@@ -113,15 +113,15 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A training step on one batch, in its parts.
+    """A training step on one batch, in parts.
 
     Attributes:
-        loss: the forward pass to what is differentiated.
-        eager: the same, not compiled, whose operations are counted.
-        optimizer: of the network's parameters.
-        device: where all is.
-        compiled: whether `loss` is.
-        note: what else there is to say of the cell.
+        loss: the forward pass up to the loss.
+        eager: the same without compilation, for counting operations.
+        optimizer: the optimiser of the network's parameters.
+        device: device of network and batch.
+        compiled: whether `loss` is compiled.
+        note: a remark about the cell, or empty.
     """
 
     loss: Callable[[], Tensor]
@@ -133,13 +133,13 @@ class Step:
 
 
 def training_step(cell: Cell) -> Step:
-    """The step that `train` does, without its check for numbers that are not finite, on random images shown T times."""
-    run, of = cell.run(), cell.setting
-    device = pick_device(of.device)
+    """The step of `train` without its check for values that are not finite, on random images shown T times."""
+    run, setting = cell.run(), cell.setting
+    device = pick_device(setting.device)
     torch.manual_seed(0)
-    network = build_network(run, of.classes, of.shape, device)
-    x = torch.randn(of.batch, *of.shape, device=device)
-    labels = torch.randint(of.classes, (of.batch,), device=device)
+    network = build_network(run, setting.classes, setting.shape, device)
+    x = torch.randn(setting.batch, *setting.shape, device=device)
+    labels = torch.randint(setting.classes, (setting.batch,), device=device)
     rule: Callable[..., Signal] = ordinary if cell.method == "ann" else run.rule
     said: list[str] = []
     ready = compiler(run, device, said.append)(rule)
@@ -154,7 +154,7 @@ def training_step(cell: Cell) -> Step:
 
 
 def ordinary(network: nn.Module, x: Tensor) -> Signal:
-    """An ANN as torch runs it, on plain tensors: no rule makes the price of an ordinary network higher than it is."""
+    """An ANN in plain torch, so that the cost of an ordinary network contains no overhead of a rule."""
     return Unrolled(network(x[0]).unsqueeze(0), False, 1, Tape(1))
 
 
@@ -162,7 +162,7 @@ def ordinary(network: nn.Module, x: Tensor) -> Signal:
 
 
 def timed(step: Step) -> dict[str, float]:
-    """Do a step: the seconds of each of its parts."""
+    """Do a step; returns the seconds of its parts."""
     marks = [_mark(step.device)]
     loss = step.loss()
     marks.append(_mark(step.device))
@@ -180,7 +180,7 @@ def timed(step: Step) -> dict[str, float]:
 
 
 def _mark(device: torch.device) -> Any:
-    """This moment: on a GPU an event in its queue, since waiting at every border would leave it idle there."""
+    """A time stamp; on a GPU an event in its queue, since synchronising after each part would leave the GPU idle."""
     if device.type == "cpu":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -191,7 +191,7 @@ def _mark(device: torch.device) -> Any:
 def counted(step: Step) -> dict[str, float]:
     """The operations of a step, and the MiB that its forward pass saves for the backward pass, without the parameters.
 
-    An operation is a floating-point one of a convolution or a matrix product; a tensor's memory counts once, however often
+    Counted are floating-point operations of convolutions and matrix products. A tensor's memory counts once, however often
     it is saved. The step is not compiled.
     """
     parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
@@ -216,10 +216,11 @@ def counted(step: Step) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Memory:
-    """The highest use of memory from a moment between two steps on.
+    """The peak memory from a moment between two steps on.
 
-    On a GPU it is that of all tensors. On a CPU it is the resident set, over that of the process at rest: with libraries,
-    network and compiler, but without the optimiser's state; only Linux with glibc tells it, and not in every container.
+    On a GPU it is that of all tensors. On a CPU it is the increase of the resident set over that of the idle process, which
+    includes libraries, network and compiler, but not the optimiser's state. It can be measured on Linux with glibc only,
+    and not in every container.
     """
 
     device: torch.device
@@ -243,7 +244,7 @@ class Memory:
         return cls(step.device, _resident("VmRSS") - sum(v.nbytes for v in states if isinstance(v, Tensor)))
 
     def peak(self) -> dict[str, float | None]:
-        """In MiB; None where nothing tells."""
+        """The peak in MiB; None if it can't be measured."""
         if self.device.type == "cuda":
             peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             return {"peak_mib": peaks[0] / MIB, "reserved_mib": peaks[1] / MIB}
@@ -260,14 +261,14 @@ def _resident(entry: str) -> int:
 
 
 def serve(build: Callable[[Cell], Step]) -> None:
-    """Be a cell: answer what stands in the lines of standard input, in lines of JSON on standard output, until they end.
+    """Run as a cell: read requests from the lines of standard input, and answer with lines of JSON on standard output.
 
-    First the `Cell` in JSON: builds it and warms it up. Then "step": does a step, and tells the seconds of its parts. Last
-    "count": tells the peak of memory over all such steps, and the operations and saved bytes of one. A cell that can't go
-    on says of what it died, in one sentence.
+    The first request is the `Cell` as JSON: it is built and warmed up. "step" does a step, and returns the seconds of its
+    parts. "count", the last one, returns the peak memory over all these steps, and the operations and saved bytes of one.
+    If the cell fails, the answer is the reason in one sentence.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not be taken for an answer
     try:
         for answer in _answers(build, sys.stdin):
             print(json.dumps(answer), file=answers, flush=True)
@@ -295,7 +296,7 @@ def _answers(build: Callable[[Cell], Step], lines: Iterator[str]) -> Iterator[di
             yield memory.peak() | counted(step)
             continue
         if gpu:
-            timed(step)  # since the memory of the turn before was given back, so that all cells find room
+            timed(step)  # not measured: it allocates memory again, which was released after the previous turn
         yield timed(step)
         if gpu:
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What can be given to each command: its options as a dataclass, filled from the words of a command line."""
+"""The options of each command as a dataclass, and their parsing from the command line."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check
 Options = TypeVar("Options")
 
 _MOST_RUNS = 10_000
-"""One for each seed."""
+"""Largest number of seeds."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network by the settings of a preset, and keep the run in a folder."""
+    """Train a network with the settings of a preset, and write the run to a folder."""
 
     run: Annotated[Run, arg(name="")]
     out: Path | None = None
-    """folder of the run; runs/PRESET-seedN by default, with a number behind where that is taken"""
+    """folder of the run; by default runs/PRESET-seedN, followed by a number if that exists already"""
     init: Path | None = None
-    """start from the best weights of this run, or from a .safetensors file; for other classes the classifier is fresh"""
+    """start from the best weights of this run, or from a .safetensors file; if classes differ, without its classifier"""
     seeds: int = 1
-    """run so many seeds, from run.seed on, and report mean and deviation; the same command again goes on where it stopped"""
+    """number of seeds to train, starting at --seed; reports mean and deviation; the same command again continues"""
     save_minutes: float = 10
-    """a checkpoint at least so often; there is one after every epoch"""
+    """largest time between checkpoints in minutes; there is also one after every epoch"""
     tensorboard: bool = False
-    """keep a log for TensorBoard in RUN/tensorboard, too; a run that is resumed goes on with it"""
+    """also write a log for TensorBoard to RUN/tensorboard; a resumed run continues it"""
 
     def __post_init__(self) -> None:
         check_count("seeds", self.seeds, "a number of runs", _MOST_RUNS)
@@ -55,13 +55,13 @@ class Resume:
     resume: Path
     """folder of the run"""
     data: Path | None = None
-    """folder of the data set, where it has moved"""
+    """folder of the data set, if it has moved"""
     device: str | None = None
     """another device than before"""
     save_minutes: float = 10
-    """a checkpoint at least so often; there is one after every epoch"""
+    """largest time between checkpoints in minutes; there is also one after every epoch"""
     tensorboard: bool = False
-    """keep a log for TensorBoard in RUN/tensorboard from now on, too; one that is there goes on without"""
+    """start a log for TensorBoard in RUN/tensorboard; an existing log is continued without this option"""
 
     def __post_init__(self) -> None:
         check_number("save_minutes", self.save_minutes, 0)
@@ -69,36 +69,36 @@ class Resume:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run a finished run again, and say whether every metric agrees."""
+    """Train a finished run again, and check whether every metric agrees."""
 
     run: Positional[Path]
     """folder of the run"""
     data: Path | None = None
-    """folder of the data set, where it has moved"""
+    """folder of the data set, if it has moved"""
     out: Path | None = None
-    """folder of the new run; RUN-again by default"""
+    """folder of the new run; by default RUN-again"""
     init: Path | None = None
-    """the weights that the run started from, where they have moved"""
+    """the weights that the run started from, if they have moved"""
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Accuracy, also against time steps, and firing rates of a trained network on the test set."""
+    """Accuracy after each time step, firing rates and energy of a trained network on the test set."""
 
     run: Positional[Path]
     """folder of the run"""
     weights: Literal["best", "last"] = "best"
     """best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
-    """so many time steps instead of the run's; recordings are cut for the run's"""
+    """number of time steps; by default that of the run, which is the most for recordings"""
     fold: bool = False
-    """fold batch norm into the layers before it, and count the spikes that differ by that"""
+    """fold batch norm into the layers before it, and count the spikes that change"""
     data: Path | None = None
-    """folder of the data set, where it has moved"""
+    """folder of the data set, if it has moved"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     check_finite: bool = True
-    """look for infinite numbers and NaN in every layer, which spikes would hide"""
+    """check every layer for infinite numbers and NaN, which spikes would hide"""
 
     def __post_init__(self) -> None:
         if self.T is not None:
@@ -107,12 +107,12 @@ class Eval:
 
 @dataclass(frozen=True)
 class Report:
-    """One HTML page of runs, from their folders alone: curves, rates, confusions, examples, energy, reproducibility."""
+    """Write an HTML page about runs: learning curves, firing rates, confusions, examples, energy, reproducibility."""
 
     runs: Positional[tuple[Path, ...]]
-    """folders of runs, or folders of such folders as --seeds makes them; runs that differ in the seed only are one group"""
+    """run folders, or folders of run folders as made by --seeds; runs that differ only in the seed are one group"""
     out: Path | None = None
-    """the file; report.html in the folder by default, and in the current folder where several are given"""
+    """the file; by default report.html in the folder, or in the current folder if several are given"""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -121,18 +121,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Predict:
-    """Classes of images or recordings by a trained network, with confidences."""
+    """Classify images or recordings by a trained network, with confidences."""
 
     run: Positional[Path]
     """folder of the run"""
     files: Positional[tuple[Path, ...]]
-    """files like the samples of its data set (digits of MNIST are white on black, for instance), or folders of them"""
+    """files like the samples of its data set (MNIST digits are white on black, for instance), or folders of them"""
     weights: Literal["best", "last"] = "best"
     """best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     check_finite: bool = True
-    """look for infinite numbers and NaN in every layer, which spikes would hide"""
+    """check every layer for infinite numbers and NaN, which spikes would hide"""
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -141,31 +141,31 @@ class Predict:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained network to a file for the world outside; the suffix says the kind."""
+    """Export a trained network to a file; the suffix selects the format."""
 
     run: Positional[Path]
     """folder of the run, or a .safetensors file of an export"""
     file: Positional[Path]
-    """.nir: for other simulators and neuromorphic hardware; .pt2: a PyTorch program; .onnx; .safetensors: weights alone"""
+    """.nir: for other simulators and neuromorphic hardware; .pt2: PyTorch program; .onnx; .safetensors: weights only"""
     weights: Literal["best", "last"] = "best"
-    """of a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
+    """for a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """How well the gradients of RateBP, BPTT and finite differences agree in each layer of a network, and a figure of it."""
+    """Measure how well the gradients of RateBP, BPTT and finite differences agree in each layer, and draw a figure."""
 
     network: Positional[str]
-    """folder of a run; or, where there is no such folder, the name of a preset, for fresh weights"""
+    """folder of a run; or, if there is no such folder, name of a preset, whose weights are drawn from the seed"""
     weights: Literal["best", "last"] = "best"
-    """of a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
+    """for a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
-    """so many time steps instead of the run's; recordings are cut for the run's"""
+    """number of time steps; by default that of the run, which is the most for recordings"""
     how: Annotated[Comparison, arg(name="")] = Comparison()
     data: Path | None = None
-    """folder of the data set; of a run, where it has moved"""
+    """folder of the data set; for a run only if it has moved"""
     out: Path | None = None
-    """folder of figures and picture; RUN/gradient or runs/PRESET-gradient by default, with a number behind where taken"""
+    """folder for numbers and figure; by default RUN/gradient or runs/PRESET-gradient, followed by a number if it exists"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
 
@@ -176,31 +176,31 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a training step costs by each method, side by side: a process for each method and T, which take turns."""
+    """Measure the cost of a training step by each method; each method and T has its own process, and they take turns."""
 
     methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
-    """ann, rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt; the ratios want ann"""
+    """ann (needed for ratios), rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt"""
     T: tuple[int, ...] = (1, 2, 4)
-    """time steps"""
+    """numbers of time steps"""
     of: Annotated[Setting, arg(name="")] = Setting()
     steps: int = 7
-    """steps to time of each, after two to warm up"""
+    """number of steps to measure for each method and T, after two warm-up steps"""
     peers: tuple[tuple[str, Path], ...] = ()
     """other libraries: for each a Python that has it, and a script (benchmarks/peers)"""
     out: Path | None = None
-    """folder of figures and picture; runs/bench-DATE-HOST by default, with a number behind where that is taken"""
+    """folder for numbers and figure; by default runs/bench-DATE-HOST, followed by a number if that exists already"""
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps, "a number", MOST_SAMPLES)
         for t in self.T:
             check_count("T", t, "a number of time steps", MOST_STEPS)
         if not (self.methods or self.peers) or not self.T:
-            raise ValueError("bench got no methods or no T: give one of each at least")
+            raise ValueError("bench got no methods or no T: give at least one of each")
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Download a data set's official archive, check its checksum, and unpack it; goes on where a transfer broke."""
+    """Download a data set's official archive, verify its checksum, and unpack it. A broken transfer is resumed."""
 
     name: Positional[Literal["cifar10", "cifar100", "mnist", "fashion-mnist"]]
     """the data set"""
@@ -210,7 +210,7 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Show:
-    """A preset's settings and network."""
+    """Show a preset's settings and network."""
 
     preset: Positional[str]
     """name of the preset"""
@@ -224,9 +224,9 @@ class Bare:
 def parse(
     kind: type[Options], args: list[str], prog: str, default: Options | None = None, description: str | None = None
 ) -> Options:
-    """Fill a dataclass from the command line; `ValueError` with one sentence where that can't be done."""
+    """Fill a dataclass from the command line; raises `ValueError` with one sentence if that fails."""
     if any(word == "" or re.fullmatch(r"--[\w.-]+=", word) for word in args):
-        raise ValueError(f"{prog} was given an empty word, as of a variable that is not set: give a value, or leave it out")
+        raise ValueError(f"{prog} got an empty argument, as from a variable that is not set: give a value, or leave it out")
     told, out = io.StringIO(), Output(needed=True)
     shown: Any = out
     given: Any = tyro.MISSING_NONPROP if default is None else default
@@ -241,13 +241,13 @@ def parse(
 
 
 def read_again(kind: type[Options], words: list[str], prog: str) -> tuple[Own, Options]:
-    """The code of the user's own that a command names again for a run that there is, and its options; as `parse`."""
+    """The user's own code that a command names again for an existing run, and the options; raises as `parse`."""
     own, rest = take_own(words)
     return own, parse(kind, rest, prog)
 
 
 def read_train(words: list[str], prog: str) -> tuple[str, Own, Train | Resume]:
-    """What `train` was asked for: a preset's name or "", the user's own code, and the options; `ValueError` as `parse`."""
+    """The arguments of `train`: a preset's name or "", the user's own code, and the options; raises as `parse`."""
     if any(word.partition("=")[0] == "--resume" for word in words):
         return "", *_read_resume(words, prog)
     name, rest = ("digits-esd", words) if not words or words[0].startswith("-") else (words[0], words[1:])
@@ -264,13 +264,13 @@ def _read_resume(words: list[str], prog: str) -> tuple[Own, Resume]:
         if "Unrecognized" not in str(error):
             raise
         raise ValueError(
-            f"{str(error).partition(' (')[0]}: a run goes on with its own settings, and only --data, --device, "
-            "--save-minutes and --tensorboard can be given; to train on with others: spikerate train PRESET --init RUN"
+            f"{str(error).partition(' (')[0]}: a run is resumed with its own settings, and only --data, --device, "
+            "--save-minutes and --tensorboard can be given; to change others: spikerate train PRESET --init RUN"
         ) from None
 
 
 def _sentence(box: str, prog: str) -> str:
-    """What tyro says in a box, as one sentence."""
+    """tyro's error message, which it prints in a box, as one sentence."""
     words = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()[1:]]
     kept: list[str] = []
     for line in words:

@@ -1,4 +1,4 @@
-"""The commands: each takes its options, calls the library, and shows what came of it; and the table of them all."""
+"""The commands: each takes its options, calls the library and prints the results. The table at the end lists them."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ class Command(Generic[Options]):
     """A command of `spikerate`.
 
     Attributes:
-        read: the words after its name, and "spikerate NAME" -> its options; raises `ValueError` with one sentence.
-        perform: its options, and the whole command line, which records keep -> the exit status.
-        usage: what can follow its name -> what it does then, in one line.
+        read: (arguments after its name, "spikerate NAME") -> options; raises `ValueError` with one sentence.
+        perform: (options, whole command line for the record) -> exit status.
+        usage: arguments -> description, in one line.
     """
 
     read: Callable[[list[str], str], Options]
@@ -96,7 +96,7 @@ def _train_seeds(name: str, command: Train, about: dict[str, str], start: Start 
     first = command.run.seed
     seeds = range(first, first + command.seeds)
     base = command.out or Path("runs") / f"{name}-seeds{first}-{seeds[-1]}"
-    shown = Terminal(console(needed=False), first=True, logs=command.tensorboard)  # each process trains seeds of its own
+    shown = Terminal(console(needed=False), first=True, logs=command.tensorboard)  # each process trains its own seeds
     folders = rounds.train_seeds(command.run, seeds, base, about, start, shown, command.save_minutes)
     results = {seed: folder.result() for seed, folder in folders.items()}
     if all(results.values()):
@@ -124,13 +124,13 @@ def _reproduce(asked: tuple[Own, Reproduce], line: str) -> int:
 
 
 def _terminal(logs: bool = False) -> Terminal:
-    """Shows a run of several processes once, and goes on where the output can't be written."""
+    """The audience of a run; only rank 0 prints, and training continues if the output can't be written."""
     first = ranks_from_environment().first
     return Terminal(console(quiet=not first, needed=False), first, logs)
 
 
 def _free_folder(path: Path) -> Path:
-    """The path, or with a number behind; the last one taken where torchrun has started the same command again."""
+    """The path, followed by a number if it exists; if torchrun has restarted the command, the last existing one."""
     k, free, taken = 1, path, path
     while is_there(free):
         k, taken = k + 1, free
@@ -180,7 +180,7 @@ def _check_steps(run: Run, T: int | None) -> None:
     if T is not None and T > 1 and not run.spiking:
         raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
     if T is not None and T > run.T and entry_of(run.data).kind == "events":
-        raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give {run.T} at most")
+        raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give at most {run.T}")
 
 
 def _gradient(asked: tuple[Own, Gradient], line: str) -> int:
@@ -231,7 +231,7 @@ def _gradient(asked: tuple[Own, Gradient], line: str) -> int:
 
 
 def _fresh(command: Gradient) -> Run:
-    """The run of a preset, for so many time steps as are asked for."""
+    """The run of a preset, with the number of time steps that is asked for."""
     try:
         run = preset(command.network).run
     except ValueError as error:
@@ -249,7 +249,7 @@ def _predict(asked: tuple[Own, Predict], line: str) -> int:
     answers = predict(record, files, command.weights, pick_device(command.device), command.check_finite)
     done: list[Prediction] = []
     try:
-        for answer in WaitingBar(out)(answers, "looking at files", len(files)):
+        for answer in WaitingBar(out)(answers, "classifying files", len(files)):
             done.append(answer)
     finally:
         views.show_predictions(out, done)
@@ -279,7 +279,7 @@ def _bench(command: Bench, line: str) -> int:
     if setting.threads:
         torch.set_num_threads(setting.threads)
     out = console(needed=False)
-    out.print(f"{len(commands)} cells on {device}, {torch.get_num_threads()} threads; only one works at a time")
+    out.print(f"{len(commands)} measurements on {device}, {torch.get_num_threads()} threads; only one runs at a time")
     peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
     record = {
@@ -304,7 +304,7 @@ def _bench(command: Bench, line: str) -> int:
 
 
 def _tell_dead(outcomes: Sequence[Outcome]) -> int:
-    """The exit status: whether a cell died."""
+    """Report the measurements that failed; returns the exit status."""
     dead = [outcome for outcome in outcomes if outcome.died]
     for outcome in dead:
         complain(f"{outcome.cell} died: {outcome.died}")
@@ -317,7 +317,7 @@ def _fetch(command: Fetch, line: str) -> int:
         out.print(f"{url} -> {command.to}")
     with TransferBar(out) as bar:
         folder = fetch(source, command.to, bar)
-    out.print(f"checked and whole: {folder}")
+    out.print(f"complete and verified: {folder}")
     return 0
 
 
@@ -342,36 +342,36 @@ def _doctor(command: Bare, line: str) -> int:
 _TRAIN = {
     "[PRESET] [--field value ...]": "train a network; without a preset, digits-esd (built-in data, under two minutes)",
     "--resume RUN": "continue a run that was stopped",
-    "PRESET --init RUN": "train on from the weights of another run, with other settings or classes",
+    "PRESET --init RUN": "train from the weights of another run, with other settings or classes",
 }
 COMMANDS: dict[str, Command[Any]] = {
     "train": Command(read_train, _train, _TRAIN),
     "eval": Command(
-        partial(read_again, Eval), _eval, {"RUN": "accuracy, also against time steps, and firing rates on the test set"}
+        partial(read_again, Eval), _eval, {"RUN": "accuracy after each time step, firing rates and energy on the test set"}
     ),
-    "report": Command(partial(parse, Report), _report, {"RUN ...": "one HTML page of a run, or of several side by side"}),
+    "report": Command(partial(parse, Report), _report, {"RUN ...": "one HTML page about a run, or several side by side"}),
     "predict": Command(
         partial(read_again, Predict),
         _predict,
-        {"RUN FILE|FOLDER ...": "classes of images or recordings by a trained network"},
+        {"RUN FILE|FOLDER ...": "classify images or recordings by a trained network"},
     ),
     "export": Command(
         partial(read_again, Export),
         _export,
-        {"RUN FILE": "the trained network as .nir, .pt2, .onnx, or its weights alone as .safetensors"},
+        {"RUN FILE": "export the trained network as .nir, .pt2, .onnx, or its weights as .safetensors"},
     ),
     "gradient": Command(
         partial(read_again, Gradient),
         _gradient,
-        {"RUN|PRESET": "how well gradients agree in each layer, trained or fresh, and a figure of it"},
+        {"RUN|PRESET": "measure how well gradients agree in each layer, and draw a figure"},
     ),
-    "bench": Command(partial(parse, Bench), _bench, {"": "what a training step costs here, by method and time steps"}),
+    "bench": Command(partial(parse, Bench), _bench, {"": "measure the cost of a training step, by method and T"}),
     "reproduce": Command(
-        partial(read_again, Reproduce), _reproduce, {"RUN": "run it again, and say whether every metric agrees"}
+        partial(read_again, Reproduce), _reproduce, {"RUN": "train it again, and check whether every metric agrees"}
     ),
     "fetch": Command(partial(parse, Fetch), _fetch, {"DATA FOLDER": "download a data set, check it, and unpack it there"}),
     "list": Command(partial(parse, Bare), _list, {"": "the presets"}),
     "show": Command(partial(parse, Show), _show, {"PRESET": "a preset's settings and network"}),
-    "doctor": Command(partial(parse, Bare), _doctor, {"": "what is installed here, and what it can do"}),
+    "doctor": Command(partial(parse, Bare), _doctor, {"": "show the installed software, the hardware and what it supports"}),
 }
-"""Every command by its name: a new one is an entry here, and the usage and the hints follow."""
+"""All commands by name. To add one, add an entry here; usage and hints follow from it."""

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress of files, tables, sentences."""
+"""Output to the terminal: messages, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Output:
         lost = OutputLost(error)
         if self.needed:
             raise lost
-        complain(f"{lost}; the work goes on without")
+        complain(f"{lost}; the run continues without it")
 
 
 def drop(stream: TextIO) -> None:
-    """What is printed to it from now on, and what waits to be, goes nowhere."""
+    """Discard what is printed from now on, and what is still buffered."""
     with contextlib.suppress(OSError, ValueError):  # not every stream is a file of the system
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -87,7 +87,7 @@ def drop(stream: TextIO) -> None:
 
 
 def complain(sentence: str) -> None:
-    """Say on standard error what is wrong, in one line, if that can be written."""
+    """Print an error message to standard error in one line, if possible."""
     with contextlib.suppress(OSError):
         print(f"spikerate: {escaped(sentence)}", file=sys.stderr, flush=True)
 
@@ -146,7 +146,7 @@ class TransferBar:
 
 
 class WaitingBar:
-    """A progress bar for files that are read before the training; nothing where there is no terminal."""
+    """A progress bar, for instance for reading files; shows nothing if the output is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -158,7 +158,7 @@ class WaitingBar:
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table in the house's style; the first column is the name of the row."""
+    """An empty table; the first column is the name of the row."""
     made = Table(title=title, title_justify="left", header_style="bold", show_header=len(columns) > 0)
     for k, column in enumerate(columns):
         made.add_column(column, overflow="fold", no_wrap=k == 0, style="cyan" if k == 0 else None)

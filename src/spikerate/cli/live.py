@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: a view as large as the terminal, or a line for each epoch."""
+"""The progress of a training: a live view in a terminal, or else a line for each epoch."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _ABOVE = 4
 _COURSE = 16
 """Columns of a course over the epochs."""
 _SHARES = ("accuracy", "validation", "reliable")
-"""How the names of those figures start that are shares, in the order in which they are shown."""
+"""Prefixes of the metrics that are fractions, in the order in which they are shown."""
 _ASIDE = ("epoch", "lr", "firing_rate", "firing_rates", "seconds", "search_seconds")
-"""Entries of a row that are not shown as figures."""
+"""Entries of a row that are not shown as numbers."""
 
 
 class TrainingView:
-    """Loss terms, accuracies, firing rates, speed and time left; a line for each epoch where there is no terminal.
+    """Loss terms, accuracies, firing rates, speed and time left; a line for each epoch if there is no terminal.
 
     Args:
         run: without rounds before.
@@ -87,7 +87,7 @@ class TrainingView:
         self.console.print(line)
 
     def wait(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-        """Hand items on in this view's place: the training is done."""
+        """Progress of the evaluation, which replaces this view."""
         self.live.stop()
         yield from WaitingBar(self.console)(items, what, total)
 
@@ -137,18 +137,18 @@ class TrainingView:
         return made
 
     def _rates(self, most: int) -> Table:
-        """How often the layers fired at the end of the last epoch: so many bars at most, on the scale of the longest."""
+        """Firing rates of the layers at the end of the last epoch, as at most `most` bars relative to the longest."""
         rates = self.rows[-1].get("firing_rates", {}) if self.rows else {}
         stuck = health.stuck(rates, self.run.spiking)
-        parts = {part: statistics.fmean(rates[layer] for layer in of) for part, of in grouped(rates, most).items()}
+        parts = {part: statistics.fmean(rates[layer] for layer in layers) for part, layers in grouped(rates, most).items()}
         longest = max(parts.values(), default=0.0) or 1.0
         made = _bare(expand=True)
         made.show_header = len(parts) > 0
         made.add_column("firing rate" if self.run.spiking else "active units", no_wrap=True)
         made.add_column("", ratio=1)
         made.add_column("", justify="right", no_wrap=True)
-        for part, of in grouped(rates, most).items():
-            style = "red" if stuck.keys() & of else "cyan"
+        for part, layers in grouped(rates, most).items():
+            style = "red" if stuck.keys() & layers else "cyan"
             bar = ProgressBar(longest, parts[part], complete_style=style, finished_style=style)
             made.add_row(Text(part, style), bar, f"{parts[part]:.3f}")
         return made
@@ -173,7 +173,7 @@ class TrainingView:
         return "  ".join([*figures, self._speed()]).rstrip()
 
     def _speed(self) -> str:
-        """Of the last half minute; "" where there were no two steps."""
+        """The speed over the last half minute; "" before the second step."""
         speed = self.progress.tasks[0].speed
         return f"{speed * self.run.batch:,.0f} images/s" if speed else ""
 
@@ -183,7 +183,7 @@ class TrainingView:
 
 @dataclass(frozen=True)
 class Watches:
-    """Several that look on at a training, as one; the view is told first."""
+    """Passes the progress of a training on to a live view and to logs, in this order."""
 
     view: TrainingView
     others: Sequence[Watch] = ()
@@ -223,7 +223,7 @@ def grouped(layers: Iterable[str], most: int) -> dict[str, list[str]]:
             parts.setdefault(".".join(path[:depth]), []).append(layer)
         if len(parts) <= most:
             break
-    named = {f"{part} ({len(of)})" if len(of) > 1 else part: of for part, of in parts.items()}
+    named = {f"{part} ({len(members)})" if len(members) > 1 else part: members for part, members in parts.items()}
     return dict(list(named.items())[: max(0, most)])
 
 

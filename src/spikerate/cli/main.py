@@ -75,8 +75,8 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _usage() -> list[str]:
-    """The lines that tell of all commands."""
+    """The usage message, which lists all commands."""
     lines = [(f"{name} {rest}", what) for name, command in COMMANDS.items() for rest, what in command.usage.items()]
     width = max(len(words) for words, _ in lines)
     shown = [f"  {words:{width}}   {what}" for words, what in lines]
-    return ["usage: spikerate COMMAND ...", "", *shown, "", "spikerate COMMAND --help tells more."]
+    return ["usage: spikerate COMMAND ...", "", *shown, "", "spikerate COMMAND --help lists the options."]

@@ -18,7 +18,7 @@ from spikerate.gradients.agreement import Agreement, Fidelity
 from spikerate.system.files import write_whole
 
 _LINES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
-"""Colours that every eye tells apart (Okabe and Ito), and markers, for print without colour."""
+"""Colours that are distinguishable with colour blindness (Okabe and Ito), and markers, for print without colour."""
 _MORE_LINES = (*_LINES, ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"), ("#F0E442", "X"))
 _BLACK, _GREY, _LIGHT = "#000000", "#999999", "#e0e0e0"
 

@@ -1,4 +1,4 @@
-"""The log of a run that TensorBoard reads: its rows, and the terms of a step every few seconds."""
+"""The log of a run for TensorBoard: the metrics of each epoch, and the loss terms of a step every few seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 FOLDER = "tensorboard"
-"""Where it lies in the folder of a run."""
+"""Its folder inside a run folder."""
 _SECONDS = 10
 
 
@@ -79,7 +79,7 @@ class Board:
 
 
 def check_installed(otherwise: str) -> None:
-    """Raise `ValueError` where TensorBoard is missing; `otherwise` is what else can be done."""
+    """Raise `ValueError` if TensorBoard is not installed; `otherwise` names the alternative for the message."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

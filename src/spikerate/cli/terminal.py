@@ -1,4 +1,4 @@
-"""The terminal as the audience of a run: what is said, shown and logged while it trains."""
+"""The terminal as the audience of a run: its messages, its live view and its log for TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from spikerate.system.files import inside
 
 
 class Terminal:
-    """Shows a run on a console, and keeps a log for TensorBoard where the run has one.
+    """Shows a run on a console, and writes a log for TensorBoard if the run has one.
 
     Args:
+        console: where to print.
         first: whether this process writes into the run folder.
-        logs: whether a run that has no log begins one; one that has it goes on with it, in all of its rounds.
+        logs: whether to start a log; an existing log is continued anyway, in all rounds.
     """
 
     def __init__(self, console: Console, first: bool = True, logs: bool = False) -> None:

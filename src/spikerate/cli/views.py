@@ -1,4 +1,4 @@
-"""What the commands print when they are done: results, comparisons, presets and networks as tables."""
+"""The output of the commands: results, comparisons, presets and networks as tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _OPERATIONS = "Operations of an image over all T steps: MACs of real input, ACs 
 
 
 def show_result(console: Console, run: Run, folder: RunFolder, state: State, measured: Measured, last: bool) -> None:
-    """What a training gave, and the next commands where no other round comes."""
+    """The result of a training, and after the last round the next commands."""
     result = table("Result")
     result.add_column(style="cyan")
     result.add_column()
@@ -61,7 +61,7 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
 
 
 def show_measured(console: Console, network: nn.Module, measured: Measured, run: Run) -> None:
-    """Accuracy after each time step, how often each layer fires, and what an image costs."""
+    """Accuracy after each time step, firing rates of the layers, and the cost of an image."""
     accuracy, ledger = _with_interval(measured.accuracy), measured.ledger
     console.print(f"test accuracy of the {_network_in_words(run)}: {accuracy}")
     if run.spiking:
@@ -110,22 +110,22 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
 
 
 def show_export(console: Console, trained: Trained, file: Path) -> None:
-    """What was written, what it takes and what it gives."""
+    """The exported file, its input and its output."""
     card = trained.card
     console.print(f"{file}, {file.stat().st_size:,} bytes")
     if file.suffix == ".safetensors":
-        console.print(f"spikerate.load({str(file)!r}) gives the network")
+        console.print(f"spikerate.load({str(file)!r}) returns the network")
     elif file.suffix == ".nir":
-        console.print(f"takes {list(card.shape)} at each of {card.T} steps, normalised as its metadata say")
-        console.print(f"gives {len(card.classes)} logits at each step, whose mean is the answer")
+        console.print(f"input: {list(card.shape)} at each of {card.T} time steps, normalised as its metadata say")
+        console.print(f"output: {len(card.classes)} logits at each step; their mean over the steps is the result")
     else:
         takes = ", ".join(map(str, ("B", *card.sample_shape)))
-        console.print(f"takes [{takes}] in float32, not normalised: pixel values or counts of events as they are")
-        console.print(f"gives [B, {len(card.classes)}], the logits after {card.T} steps")
+        console.print(f"input: [{takes}] in float32, not normalised: pixel values or counts of events as they are")
+        console.print(f"output: [B, {len(card.classes)}], the logits after {card.T} time steps")
 
 
 def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) -> None:
-    """What a training step costs in time and memory, cell by cell; the row of one that died is empty."""
+    """Time and memory of a training step for each method and T; the row of a measurement that failed is empty."""
     steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor", "of roof")
     parts = table("Its parts, ms", "method", "T", "forward", "backward", "optimiser", "images/s")
     room = table("Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "compile")
@@ -153,7 +153,7 @@ def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) ->
 
 
 def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
-    """Of each file the likeliest class, its confidence, and the next ones."""
+    """The most likely class of each file, its confidence, and the next ones."""
     if not predictions:
         return
     shown = table("Predictions", "file", "class", "confidence", "then")
@@ -179,14 +179,16 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
     for seed, result in results.items():
         shown.add_row(str(seed), *(_number(name, result[name]) for name in _RESULTS))
     columns = [[result[name] for result in results.values()] for name in _RESULTS]
-    for what, of in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
-        shown.add_row(what, *(_number(n, of(c) if None not in c else None) for n, c in zip(_RESULTS, columns, strict=True)))
+    for what, statistic in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
+        shown.add_row(
+            what, *(_number(n, statistic(c) if None not in c else None) for n, c in zip(_RESULTS, columns, strict=True))
+        )
     console.print(shown)
     console.print(f"runs in {base}; next: spikerate report {shlex.quote(str(base))}")
 
 
 def show_repetition(console: Console, repetition: Repetition) -> None:
-    """Whether two runs agree in every metric; if not, where, and what differs between their cards."""
+    """Whether two runs agree in every metric; if not, where they differ, and how their `run.json` differ."""
     original, again = repetition.original, repetition.again
     console.print(f"{again.path} against {original.path}:")
     if repetition.agrees:
@@ -217,13 +219,13 @@ def show_presets(console: Console) -> None:
             presets.add_row(name, preset.title, preset.method, str(preset.run.T), str(preset.run.epochs))
         console.print(presets)
     console.print(
-        "spikerate show NAME tells more of one, spikerate train NAME --data PATH runs it; --epochs, --width and --subset "
-        "make it as small as you like",
+        "spikerate show NAME describes a preset, spikerate train NAME --data PATH trains it; --epochs, --width and --subset "
+        "make it smaller",
     )
 
 
 def show_preset(console: Console, name: str, preset: Preset) -> None:
-    """A preset's record, settings and network, and what it costs."""
+    """A preset's description, settings and network, and its estimated cost."""
     run = preset.run
     console.print(name, style="bold")
     console.print(preset.text)
@@ -245,13 +247,13 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     moved = 0 if run.search is None else run.search.differences(network)
     flops = training_flops(run, sum(macs(body, shape).values()), branch_macs(network, shape), trained_on, moved)
     console.print(
-        f"training takes {flops:.1e} FLOP: {in_words(least_seconds(run, flops))} at least on {MACHINE}, at the rate "
-        "measured there for ResNet-18 of width 64; narrow networks and small batches run at a lower rate"
+        f"training takes {flops:.1e} FLOP: at least {in_words(least_seconds(run, flops))} on {MACHINE}, at the speed "
+        "measured there for ResNet-18 of width 64; narrow networks and small batches are slower"
     )
 
 
 def show_machine(console: Console, device: torch.device) -> None:
-    """What is installed here, and what it can do."""
+    """The installed software, the hardware, and what it supports."""
     env = environment.card()
     what = table("What is here", "", "")
     what.add_row("python", f"{env['python']} on {env['platform']}")

@@ -1,1 +1,1 @@
-"""Trained networks for the world outside: loading, predicting, exporting, other libraries."""
+"""Trained networks: loading, predicting, exporting, conversion to and from other libraries."""

@@ -1,4 +1,4 @@
-"""A trained network for the world outside: a NIR graph, a PyTorch program, an ONNX model, or its weights alone."""
+"""Export of a trained network: as a NIR graph, a PyTorch program, an ONNX model, or its weights alone."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from spikerate.system.files import write_whole
 
 
 def export(trained: Trained, path: Path) -> None:
-    """Write a trained network to a file whose suffix says the kind, whole or not at all.
+    """Write a trained network to a file, completely or not at all; the suffix of the file selects the format.
 
-    `.nir`: a graph for other simulators and neuromorphic hardware. `.pt2`: the program of `torch.export`. `.onnx`: the same
-    for other runtimes. `.safetensors`: weights and settings, for `spikerate.load`. Each has the trained network's facts
-    (classes, T, units) in its metadata, as JSON under the name spikerate.
+    `.nir`: a graph for other simulators and neuromorphic hardware. `.pt2`: a program of `torch.export`. `.onnx`: the same
+    for other runtimes. `.safetensors`: weights and settings, for `spikerate.load`. The metadata of each has the facts about
+    the network (classes, T, units) as JSON under the name spikerate.
 
     Raises:
-        ValueError: as `check_target`; or the network has an operation that the kind does not know, or a package is missing,
-            or the file can't be written.
+        ValueError: as `check_target`; or the format does not support an operation of the network, a package is missing, or
+            the file can't be written.
     """
     check_target(path)
     content = _KINDS[path.suffix](trained)
@@ -40,23 +40,23 @@ def export(trained: Trained, path: Path) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise `ValueError` where the suffix is no kind of export, the file is there already, or its folder is not."""
+    """Raise `ValueError` if the suffix is not a format of export, the file exists already, or its folder does not exist."""
     if path.suffix not in _KINDS:
-        raise ValueError(f"{path} does not end in {', '.join(_KINDS)}: the suffix says what to write")
+        raise ValueError(f"{path} does not end in {', '.join(_KINDS)}: the suffix selects the format")
     if path.exists() or path.is_symlink():
-        raise ValueError(f"{path} is there already: give another name, or remove it")
+        raise ValueError(f"{path} already exists: give another name, or remove it")
     if not path.parent.is_dir():
         raise ValueError(f"the folder {path.parent} does not exist: make it, or give another")
 
 
 class Inference(nn.Module):
-    """T steps of a spiking network as one function of tensors, without gradient; the network is used as it is, not copied.
+    """T time steps of a spiking network as one function of tensors, without gradient. The network is not copied.
 
-    Call: images [B, C, H, W], shown at every step, or frames [B, T, C, H, W] -> the mean of the logits [B, K]: the values
-    of `BPTT()`.
+    Call: images [B, C, H, W], shown at every step, or frames [B, T, C, H, W] -> the mean of the logits [B, K], as `BPTT()`
+    computes it.
 
     Args:
-        network: for signals, in evaluation mode.
+        network: a spiking network in evaluation mode.
         T: time steps.
     """
 
@@ -71,7 +71,7 @@ class Inference(nn.Module):
 
 
 class _Normalized(nn.Module):
-    """Samples as they are kept, pixels of 0 to 255 for instance, made what the network was trained on."""
+    """Scales and normalises samples as they are stored (pixels from 0 to 255, for instance) for the network."""
 
     def __init__(self, units: Units) -> None:
         super().__init__()
@@ -82,10 +82,10 @@ class _Normalized(nn.Module):
 
 
 def as_program(function: nn.Module, sample_shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """The program of a function of samples [B, ...] in float32, for any B; T and the shape of a sample are fixed in it.
+    """The program of a function of samples [B, ...] in float32, for any B, and for a fixed T and shape of a sample.
 
     Args:
-        function: an `Inference`, or what has one inside.
+        function: an `Inference`, or a module that contains one.
         sample_shape: [C, H, W] or [T, C, H, W].
 
     Raises:
@@ -93,10 +93,10 @@ def as_program(function: nn.Module, sample_shape: Sequence[int]) -> torch.export
     """
     example = torch.zeros(2, *sample_shape)
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
-    with torch.no_grad():  # or each no_grad inside would be a program of its own
+    with torch.no_grad():  # otherwise each no_grad inside would become a separate program
         program = torch.export.export(function.eval(), (example,), dynamic_shapes=dynamic)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, and a third of the file
+        node.meta.pop("stack_trace", None)  # it has paths of this machine, and takes a third of the file
     return program
 
 
@@ -113,7 +113,7 @@ def _pt2(trained: Trained) -> bytes:
 
 def _onnx(trained: Trained) -> bytes:
     with _of_extra("onnx"):
-        import onnxscript  # noqa: F401  # torch.onnx wants it, and says so in other words
+        import onnxscript  # noqa: F401  # torch.onnx needs it, and has its own message if it is missing
     with _quiet():
         model = torch.onnx.export(
             _program(trained),
@@ -144,7 +144,7 @@ def _of_extra(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of packages that it could use as well."""
+    """Suppress the exporter's messages about optional packages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

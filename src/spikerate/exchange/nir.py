@@ -1,4 +1,4 @@
-"""Networks as graphs of the Neuromorphic Intermediate Representation (NIR), and such graphs as networks."""
+"""Conversion of networks to graphs of the Neuromorphic Intermediate Representation (NIR), and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spikerate.neuron import LIF, Rectifier
 from spikerate.signal import Signal
 
 DT = 1e-4
-"""Seconds of a time step. NIR's equations are continuous; this is the step that snnTorch takes when it reads them."""
+"""Seconds of a time step. NIR's equations are in continuous time; snnTorch assumes this step when it reads them."""
 
 Shape = tuple[int, ...]
 
@@ -33,22 +33,22 @@ Shape = tuple[int, ...]
 def to_nir(
     network: nn.Module, in_shape: Sequence[int], dt: float = DT, metadata: Mapping[str, str | int | float] | None = None
 ) -> nir.NIRGraph:
-    """The NIR graph of a network in evaluation mode, its batch norm folded into the layers before.
+    """The NIR graph of a network in evaluation mode, with batch norm folded into the layers before it.
 
-    NIR's `tau dv/dt = (v_leak - v) + R I` in steps of `dt` (Euler) is our `v[t] = decay u[t-1] + I[t]` with
-    `tau = dt / (1 - decay)`, `R = tau / dt`, `v_leak = 0`; a neuron without leak becomes an `IF` with `R = 1`, one unit of
-    charge for each unit of input, as readers take it. NIR fires above the threshold and we at it, so what is written is
-    the next smaller float32. An addition becomes edges that meet. A node is named after its module.
+    NIR's `tau dv/dt = (v_leak - v) + R I` in Euler steps of `dt` is our `v[t] = decay u[t-1] + I[t]` with
+    `tau = dt / (1 - decay)`, `R = tau / dt`, `v_leak = 0`. A neuron without leak becomes an `IF` with `R = 1`, as readers
+    expect. A neuron of NIR fires above the threshold and ours at it, so the next smaller float32 is written. An addition
+    becomes several edges into one node. Nodes are named after their modules.
 
     Args:
         network: [B, C, H, W] or [B, C, L] -> any shape.
-        in_shape: of one sample at one step, without B.
-        dt: seconds of a time step; it stands in the graph's metadata, and beside it that the reset is not by subtraction.
-        metadata: further entries of it.
+        in_shape: shape of one sample at one step, without B.
+        dt: seconds of a time step; it is written into the graph's metadata, together with the kind of reset.
+        metadata: further entries of the metadata.
 
     Raises:
-        ValueError: NIR has no node for an operation; the sentence has its module path, the reason and the way out. A soft
-            reset is one of them.
+        ValueError: NIR has no node for an operation, or for a soft reset; the message has the module path, the reason and
+            what to do.
 
     Reference: Pedersen et al., Neuromorphic intermediate representation, Nature Communications 2024.
     """
@@ -78,20 +78,21 @@ def to_nir(
 
 
 def from_nir(graph: nir.NIRGraph, dt: float | None = None, reset: Literal["zero", "subtract"] | None = None) -> nn.Module:
-    """The network of a NIR graph: layers of `torch.nn` and `LIF` under the names of the nodes, to be run by any rule.
+    """The network of a NIR graph: layers of `torch.nn` and `LIF`, named after the nodes. It runs by any rule.
 
-    The inverse of `to_nir`, exact for what it has written. Where a node scales its input otherwise than by 1, threshold
-    and reset are scaled instead.
+    It is the exact inverse of `to_nir`. If a node scales its input by another factor than 1, threshold and reset are scaled
+    instead.
 
     Args:
-        graph: with one input and one output, without cycles.
-        dt: seconds of a time step; by default what the metadata say, or `DT`.
-        reset: what a spike does to the membrane, which NIR's nodes do not say: "zero" sets it to the node's `v_reset`
-            (0 in most files), "subtract" takes the threshold off it, as snnTorch does by default. By default what the
-            metadata say, as `to_nir` writes them; where they say nothing, it is "zero", with a warning.
+        graph: a graph with one input and one output, without cycles.
+        dt: seconds of a time step; by default that in the metadata, or `DT`.
+        reset: what a spike does to the membrane, which NIR's nodes do not tell: "zero" sets it to the node's `v_reset`
+            (0 in most files), "subtract" subtracts the threshold, as snnTorch does by default. By default the entry in
+            the metadata, which `to_nir` writes; without one it is "zero", with a warning.
 
     Raises:
-        ValueError: a node or an edge of another kind, named; or neurons of one node that differ; or `reset` is neither.
+        ValueError: a node or an edge is not supported (the message names it), the neurons of a node have different
+            parameters, or `reset` is unknown.
     """
     dt, subtracts = _time_step(graph, dt), _subtracts(graph, reset)
     graph.validate_structure()
@@ -119,13 +120,13 @@ def from_nir(graph: nir.NIRGraph, dt: float | None = None, reset: Literal["zero"
 
 
 def read_nir(path: str | Path) -> nir.NIRGraph:
-    """The graph of a NIR file.
+    """Read the graph in a NIR file.
 
     Raises:
-        ValueError: the file is missing or broken, or has a node that spikerate does not know.
+        ValueError: the file is missing or broken, or has a node that spikerate does not support.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path} is no NIR graph: there is no such file, or it is a folder or a device")
+        raise ValueError(f"{path} is no NIR graph: the file does not exist, or it is a folder or a device")
     try:
         with h5py.File(path) as file:
             _check_inside(file, 2**28 + 100 * Path(path).stat().st_size)
@@ -151,10 +152,10 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
 
 
 def _check_inside(file: h5py.File, most: int) -> None:
-    """Raise `ValueError` unless all that a file holds is in it, once, and no larger than `most` bytes when it is unpacked.
+    """Raise `ValueError` unless a file contains all its data itself, each once, and at most `most` bytes when unpacked.
 
-    HDF5 has links to other files, data sets whose values are read from other files, and groups inside themselves. A
-    stranger's graph could so take a file of this machine for weights, which then stand in the network.
+    HDF5 allows links to other files, data sets whose values are in other files, and groups that contain themselves. With
+    these, somebody else's graph could read a file of this machine into the weights of a network.
     """
     groups: list[tuple[str, h5py.Group]] = [("", file)]
     seen, size = set(), 0
@@ -166,7 +167,7 @@ def _check_inside(file: h5py.File, most: int) -> None:
                 raise ValueError(f"{place} in it is a link to another place, which is not followed")
             found = group[name]
             if found.id in seen:
-                raise ValueError(f"{place} in it has another name too: a graph has no loops")
+                raise ValueError(f"{place} in it also has another name: a graph has no loops")
             seen.add(found.id)
             if isinstance(found, h5py.Group):
                 groups.append((place, found))
@@ -175,7 +176,7 @@ def _check_inside(file: h5py.File, most: int) -> None:
                 raise ValueError(f"the values of {place} in it are in another file, which is not read")
             size += found.nbytes
             if size > most:
-                raise ValueError(f"{place} in it is larger than the file can be meant to hold: {size:,} bytes in all")
+                raise ValueError(f"{place} in it unpacks to more than such a file should contain: {size:,} bytes in all")
 
 
 def pack_nir(graph: nir.NIRGraph) -> bytes:
@@ -186,15 +187,15 @@ def pack_nir(graph: nir.NIRGraph) -> bytes:
 
 
 class Wired(nn.Module):
-    """Layers by name, each of which is given the sum of what its sources give.
+    """A network of named layers; the input of each layer is the sum of the outputs of its sources.
 
     Args:
-        layers: in the order of their calls.
-        sources: name -> names of layers, or of the input.
+        layers: name -> layer, in the order of their calls.
+        sources: name of a layer -> names of the layers before it, or of the input.
         first, last: names of the input and of the output.
 
     Raises:
-        ValueError: a name that a module can't have.
+        ValueError: a module can't have one of the names.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], sources: Mapping[str, Sequence[str]], first: str, last: str) -> None:
@@ -224,7 +225,7 @@ def _total(values: Mapping[str, Any], sources: Sequence[str]) -> Any:
 
 
 class _Shapes(fx.Interpreter):
-    """Notes the shape [...] without B of what each call gives."""
+    """Runs a graph, and records the shape [...] of each call's output, without B."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, graph=graph)
@@ -237,13 +238,13 @@ class _Shapes(fx.Interpreter):
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{_place(n)} can't be run on the samples: {str(error).splitlines()[0]}") from error
         if not isinstance(value, Signal):
-            raise ValueError(f"{_place(n)} gives a {type(value).__name__}, and no signal")
+            raise ValueError(f"{_place(n)} returns a {type(value).__name__}, not a signal")
         self.found[n] = tuple(value.shape[1:])
         return value
 
 
 def _shapes(network: nn.Module, graph: fx.Graph, in_shape: Sequence[int]) -> dict[fx.Node, Shape]:
-    """By a run of one step of one sample on the meta device, where nothing is computed."""
+    """The output shape of each call, from a run of one step of one sample on the meta device."""
     ghost, x = on_meta(network, in_shape)
     interpreter = _Shapes(ghost, graph)
     interpreter.run(x)
@@ -251,7 +252,7 @@ def _shapes(network: nn.Module, graph: fx.Graph, in_shape: Sequence[int]) -> dic
 
 
 def _place(call: fx.Node) -> str:
-    """The module path of a call; of a function, that of the module in which it is called, and its name."""
+    """The module path of a call; for a function its name and the path of the module that calls it."""
     if call.op == "call_module":
         return str(call.target)
     stack = [path for path in call.meta.get("nn_module_stack", {}) if path]
@@ -279,7 +280,7 @@ def _node(call: fx.Node, network: nn.Module, shapes: Mapping[fx.Node, Shape], dt
     layer = network.get_submodule(str(call.target)) if call.op == "call_module" else None
     if type(layer) not in _NODES:
         what = f"{_place(call)} ({type(layer).__name__})" if layer is not None else _place(call)
-        raise ValueError(f"{what} can't be exported, NIR has no node for it: {_instead(layer)}")
+        raise ValueError(f"{what} can't be exported, since NIR has no node for it: {_instead(layer)}")
     try:
         node = _NODES[type(layer)](layer, before, dt)
         _check_shapes(node, before, after)
@@ -290,21 +291,21 @@ def _node(call: fx.Node, network: nn.Module, shapes: Mapping[fx.Node, Shape], dt
 
 def _instead(layer: nn.Module | None) -> str:
     if layer is None:
-        return "of functions it has + and flatten alone; call the module of that name, if there is one"
+        return "of functions only + and flatten are supported; use the module of that name, if there is one"
     if isinstance(layer, Rectifier):
-        return "the network is an ANN, which goes into .pt2 and .onnx"
+        return "the network is an ANN; export it to .pt2 or .onnx"
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        return "put it right after a convolution or a linear layer, which it can be folded into"
+        return "put it right after a convolution or a linear layer, so that it can be folded into that"
     return "use the layers listed in spikerate.exchange.nir (convolution, linear, average pooling, flatten, add, LIF)"
 
 
 def _check_shapes(node: nir.NIRNode, before: Shape, after: Shape) -> None:
-    """Raise `ValueError` where NIR's own rule for the shapes of a node is another; it knows no groups, for instance."""
+    """Raise `ValueError` if NIR computes other shapes for a node; it does not support groups, for instance."""
     for theirs, ours in ((node.input_type["input"], before), (node.output_type["output"], after)):
         if theirs is not None and tuple(theirs) != ours:
             raise ValueError(
-                f"NIR takes its shape for {[int(n) for n in theirs]}, and it is {list(ours)}; its rule knows no groups "
-                "and no kernels that are not square"
+                f"NIR computes the shape {[int(n) for n in theirs]} for it instead of {list(ours)}; it supports neither "
+                "groups nor kernels that are not square"
             )
 
 
@@ -329,7 +330,7 @@ def _linear(layer: nn.Linear, before: Shape, dt: float) -> nir.NIRNode:
 def _pool(layer: nn.AvgPool2d, before: Shape, dt: float) -> nir.NIRNode:
     size, stride, padding = (np.broadcast_to(n, 2).copy() for n in (layer.kernel_size, layer.stride, layer.padding))
     if layer.ceil_mode and ((before[1:] + 2 * padding - size) % stride).any():
-        raise ValueError(f"its last windows at {list(before[1:])} are incomplete (ceil_mode), and NIR has whole ones only")
+        raise ValueError(f"its last windows at {list(before[1:])} are incomplete (ceil_mode), which NIR does not support")
     if not layer.count_include_pad and padding.any():
         raise ValueError("NIR counts the padding in an average: give count_include_pad=True")
     if layer.divisor_override not in (None, 1):
@@ -343,12 +344,12 @@ def _adaptive(layer: nn.AdaptiveAvgPool2d, before: Shape, dt: float) -> nir.NIRN
     after = [want or side for want, side in zip(asked, before[1:], strict=True)]
     size, rest = np.divmod(before[1:], after)
     if rest.any():
-        raise ValueError(f"its windows at {list(before[1:])} are not all of one size, as NIR's are")
+        raise ValueError(f"its windows at {list(before[1:])} have different sizes, which NIR does not support")
     return nir.AvgPool2d(size, size, np.zeros(2, int))
 
 
 def _flatten(layer: nn.Flatten, before: Shape, dt: float) -> nir.NIRNode:
-    """NIR's axes begin after that of the samples."""
+    """A flatten node; NIR counts axes without the batch axis."""
     rank = len(before)
     start, end = layer.start_dim % (rank + 1) - 1, layer.end_dim % (rank + 1) - 1
     return nir.Flatten(np.array(before), start, -1 if end == rank - 1 else end)
@@ -385,7 +386,7 @@ _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
     nn.Flatten: _flatten,
     LIF: _neuron,
 }
-"""The node of each layer, which is given the shape [...] of its input without B, and the time step."""
+"""Type of a layer -> (layer, shape [...] of its input without B, time step) -> NIR node."""
 
 
 # A node's layer ----------------------------------------------------------------------------------------------------------
@@ -407,34 +408,34 @@ def _unknown(name: str, kind: str) -> str:
 
 
 def _time_step(graph: nir.NIRGraph, dt: float | None) -> float:
-    told = graph.metadata.get("dt", DT) if dt is None else dt
+    given = graph.metadata.get("dt", DT) if dt is None else dt
     try:
-        seconds = float(told)
+        seconds = float(given)
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ValueError(f"the time step dt of the NIR graph is {told!r}: give seconds > 0")
+        raise ValueError(f"the time step dt of the NIR graph is {given!r}: give seconds > 0")
     return seconds
 
 
 def _subtracts(graph: nir.NIRGraph, reset: str | None) -> bool:
-    told = graph.metadata.get("reset") if reset is None else reset
-    told = told.decode() if isinstance(told, bytes) else told
+    kind = graph.metadata.get("reset") if reset is None else reset
+    kind = kind.decode() if isinstance(kind, bytes) else kind
     if reset is not None and reset not in ("zero", "subtract"):
         raise ValueError(f"reset is {reset!r}: give zero or subtract, or None for what the file says")
-    if told in ("zero", "subtract"):
-        return bool(told == "subtract")
+    if kind in ("zero", "subtract"):
+        return bool(kind == "subtract")
     if any(isinstance(node, nir.LIF | nir.IF) for node in graph.nodes.values()):
         warnings.warn(
-            "the NIR graph does not say whether a spike resets the membrane or subtracts the threshold from it: it is taken "
-            "for a reset to v_reset; give reset='subtract' for a network of snnTorch's default neurons, or reset='zero'",
+            "the NIR graph does not say whether a spike resets the membrane or subtracts the threshold from it: a reset to "
+            "v_reset is assumed; give reset='subtract' for a network of snnTorch's default neurons, or reset='zero'",
             stacklevel=3,
         )
     return False
 
 
 def _numbers(x: Any) -> Any:
-    """Whole numbers of a convolution or pooling, or its padding by name."""
+    """Integer parameters of a convolution or pooling, or its padding by name."""
     return x if isinstance(x, str) else tuple(int(n) for n in np.atleast_1d(x))
 
 
@@ -473,10 +474,10 @@ def _of_flatten(node: nir.Flatten, dt: float) -> nn.Module:
 
 def _of_lif(node: nir.LIF, dt: float) -> nn.Module:
     if np.any(node.v_leak):
-        raise ValueError("v_leak is not 0, and spikerate's membranes leak to 0")
+        raise ValueError("v_leak is not 0, but spikerate's neurons leak to 0")
     tau = _same("tau", node.tau)
     if not 0 < tau < math.inf:
-        raise ValueError(f"its tau is {tau:g}: the time constant is seconds > 0")
+        raise ValueError(f"its tau is {tau:g}: the time constant must be > 0 seconds")
     return _of_neuron(1 - dt / tau, _same("r", node.r) * dt / tau, node)
 
 
@@ -487,17 +488,17 @@ def _of_if(node: nir.IF, dt: float) -> nn.Module:
 def _of_neuron(decay: float, scale: float, node: nir.LIF | nir.IF) -> nn.Module:
     if not scale > 0:
         raise ValueError(f"its input is scaled by {scale:g}, which is not positive")
-    # 1 up to float32, in which other writers keep r and tau.
+    # Exactly 1 if it is so within float32, in which other libraries write r and tau.
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
     threshold = np.nextafter(np.float32(_same("v_threshold", node.v_threshold) / scale), np.float32(np.inf))
     return LIF(decay=decay, threshold=float(threshold), v_reset=_same("v_reset", node.v_reset) / scale)
 
 
 def _same(name: str, values: Any) -> float:
-    """The value that all neurons of a node have."""
+    """The value that all neurons of a node share."""
     found = np.unique(values)
     if len(found) != 1:
-        raise ValueError(f"its neurons differ in {name}, and a LIF has one value for all")
+        raise ValueError(f"its neurons differ in {name}, but all neurons of a LIF have the same value")
     return float(found[0])
 
 
@@ -512,4 +513,4 @@ _LAYERS: dict[type[nir.NIRNode], Callable[[Any, float], nn.Module]] = {
     nir.LIF: _of_lif,
     nir.IF: _of_if,
 }
-"""The layer of each node, which is given the time step."""
+"""Type of a NIR node -> (node, time step) -> layer."""

@@ -1,4 +1,4 @@
-"""Classes of images and recordings by a trained network."""
+"""Classification of images and recordings by a trained network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spikerate.system.modes import autocast
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of a file: classes and their confidences, the likeliest first."""
+    """A network's prediction for a file: classes with their confidences, the most likely first."""
 
     file: Path
     ranking: list[tuple[str, float]]
@@ -29,13 +29,13 @@ class Prediction:
 def predict(
     record: Record, files: Sequence[Path], weights: str, device: torch.device, check_finite: bool = False
 ) -> Iterator[Prediction]:
-    """The network of a run on files that are like the samples it was trained on, one after the other.
+    """Classify files of the kind that the network of a run was trained on, one after the other.
 
-    A confidence is the softmax of the mean logits over all time steps; it is not calibrated.
+    The confidence is the softmax of the mean logits over all time steps; it is not calibrated.
 
     Raises:
-        ValueError: the run has no weights, or does not say what its data were, or a file is broken.
-        NotFinite: with `check_finite`, something in the network or a file is infinite or not a number.
+        ValueError: the run has no weights, its record does not describe the data, or a file is broken.
+        NotFinite: with `check_finite`, a value in the network or a file is infinite or not a number.
     """
     rule = CheckFinite(BPTT()) if check_finite else BPTT()
     run, trained = record.run, Trained.of_run(record, weights)

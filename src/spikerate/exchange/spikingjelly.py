@@ -1,4 +1,4 @@
-"""Networks of SpikingJelly: to it and from it, with equal spikes."""
+"""Conversion of networks to SpikingJelly and back, with equal spikes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangula
 
 
 def to_spikingjelly(network: nn.Module) -> nn.Module:
-    """A copy of a network for SpikingJelly 2, whose neurons fire as its `LIF` do.
+    """A copy of a network with neurons of SpikingJelly 2 that fire like its `LIF`.
 
-    `LIF` becomes `LIFNode(decay_input=False)`, without leak `IFNode`, in single-step mode: run the copy on x [T, B, ...] by
-    `functional.multi_step_forward(x, copy)`, after `functional.reset_net(copy)`. The other layers stay as they are; of a
-    `Branched` there are those of its body. A surrogate that SpikingJelly does not have is carried along.
+    `LIF` becomes `LIFNode(decay_input=False)`, or `IFNode` if it has no leak, in single-step mode: run the copy on x
+    [T, B, ...] by `functional.multi_step_forward(x, copy)`, after `functional.reset_net(copy)`. The other layers stay as
+    they are; of a `Branched` the body is converted. A surrogate that SpikingJelly does not have is kept.
 
     Raises:
-        ValueError: a layer has no counterpart there; the sentence names it.
+        ValueError: a layer has no counterpart in SpikingJelly; the message names it.
         ImportError: SpikingJelly is not installed.
     """
     from spikingjelly.activation_based import neuron
@@ -45,15 +45,15 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
 
 
 def from_spikingjelly(network: nn.Module) -> nn.Module:
-    """A copy of a network of SpikingJelly 2 whose `LIF` fire as its `LIFNode` and `IFNode` do.
+    """A copy of a network of SpikingJelly 2 with `LIF` neurons that fire like its `LIFNode` and `IFNode`.
 
-    With `decay_input=True` the membrane is 1 / tau of that of a `LIF`, so threshold and surrogate are made tau times as
-    wide; with a hard reset it is counted from `v_reset`, where it starts and whereto it leaks. The containers for several
-    steps become `nn.Sequential`, and other layers of SpikingJelly stay, in single-step mode: a `Signal` hides the time.
+    With `decay_input=True` the membrane potential is 1 / tau of that of a `LIF`, so threshold and surrogate become tau times
+    as wide. With a hard reset, potentials are relative to `v_reset`, the resting potential. Multi-step containers become
+    `nn.Sequential`; other layers of SpikingJelly stay, in single-step mode, since a `Signal` hides the time axis.
 
     Raises:
-        ValueError: a layer has no counterpart here; the sentence names it.
-        TypeError: it has layers of torch's that a spiking signal can't go through; the sentence lists them all.
+        ValueError: a layer has no counterpart here; the message names it.
+        TypeError: it has layers of torch that a spiking signal can't go through; the message lists them all.
         ImportError: SpikingJelly is not installed.
     """
     from spikingjelly.activation_based import base, layer, neuron
@@ -93,7 +93,7 @@ class Spike(nn.Module):
 
 
 def _neuron_here(path: str, node: Any) -> LIF:
-    """`LIF` that fires as a `LIFNode` or `IFNode` does."""
+    """The `LIF` that fires like a `LIFNode` or `IFNode`."""
     from spikingjelly.activation_based import neuron
 
     leaky = isinstance(node, neuron.LIFNode)
@@ -106,7 +106,7 @@ def _neuron_here(path: str, node: Any) -> LIF:
             return LIF(None, node.tau, threshold, 0.0 if hard else None, node.detach_reset, surrogate)
         return IF(threshold, 0.0 if hard else None, node.detach_reset, surrogate)
     except ValueError as error:
-        raise ValueError(f"{_at(path)} can't be taken over: {error}") from error
+        raise ValueError(f"{_at(path)} can't be converted: {error}") from error
 
 
 def _surrogate_there(surrogate: Surrogate) -> nn.Module:
@@ -126,7 +126,7 @@ def _surrogate_there(surrogate: Surrogate) -> nn.Module:
 
 
 def _surrogate_here(path: str, surrogate: Any, widened: float) -> Surrogate:
-    """The surrogate of membranes that are `widened` times as wide as those that it was meant for."""
+    """The surrogate for membrane potentials that are scaled by the factor `widened`."""
     from spikingjelly.activation_based import surrogate as there
 
     match surrogate:

@@ -1,4 +1,4 @@
-"""Charts as plain geometry, in units of a box of fixed size: a page draws them in its own colours."""
+"""Charts as plain geometry in a box of fixed size, which a page draws in its own colours."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WIDTH, HEIGHT = 360.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 34.0
 """Room for the labels around the lines."""
 _MOST_DOTS = 40
-"""A line of more points is drawn without dots."""
+"""A line with more points is drawn without dots."""
 
 Form = Literal["share", "number", "count", "joules"]
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean and sample standard deviation (n - 1) of the values of n runs; of one run there is no deviation."""
+    """Mean and sample standard deviation (n - 1) over n runs; a single run has no deviation."""
 
     mean: float
     sd: float | None
@@ -34,10 +34,12 @@ class Stat:
 
 @dataclass(frozen=True)
 class Series:
-    """A line to be drawn: x -> the values of the runs there.
+    """A line to draw.
 
     Attributes:
-        mark: an x that is marked on the line, if any.
+        name: in the legend.
+        values: x -> values of the runs.
+        mark: an x to mark on the line, if any.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis."""
+    """A label at a position on an axis."""
 
     at: float
     label: str
@@ -55,7 +57,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point with its numbers in words."""
+    """A point with its values as text."""
 
     x: float
     y: float
@@ -67,10 +69,10 @@ class Line:
     """A series as SVG paths.
 
     Attributes:
-        place: among all series that were to be drawn, also those without a number: it says the colour.
+        place: index among all series, including those without values; it determines the colour.
         path: the means.
-        band: mean - sd to mean + sd, as an area; "" of one run.
-        last: the last value, in words.
+        band: the area from mean - sd to mean + sd; "" for a single run.
+        last: the last value as text.
     """
 
     name: str
@@ -95,12 +97,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of single values, their mean and their deviation, in per cent of the width.
+    """A row of single values with their mean and deviation; positions are in per cent of the width.
 
     Attributes:
-        place: among all rows that were to be drawn.
-        dots: places, and their numbers in words.
-        low, high: the ends of mean - sd to mean + sd.
+        place: index among all rows; it determines the colour.
+        dots: positions, and values as text.
+        low, high: mean - sd and mean + sd.
     """
 
     name: str
@@ -122,7 +124,7 @@ class Strips:
 
 @dataclass(frozen=True)
 class _Axis:
-    """From numbers to places: `low` lies at `start`, `high` at `end`."""
+    """Maps numbers to positions: `low` to `start` and `high` to `end`."""
 
     low: float
     high: float
@@ -133,7 +135,7 @@ class _Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, form: Form, bins: int = 5) -> _Axis:
-        """An axis with round ends that holds all values."""
+        """An axis with round ends that contains all values."""
         room = 0.05 * max(1.0, abs(values[0])) if max(values) - min(values) < 1e-6 else 0.0
         locator = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10])
         ticks = [float(t) for t in locator.tick_values(min(values) - room, max(values) + room)]
@@ -164,25 +166,25 @@ def in_words(value: float | Stat, form: Form) -> str:
 
 
 def chart(title: str, series: Sequence[Series], form: Form, x_label: str, zero: bool = False) -> Chart | None:
-    """Draw lines of finite numbers; a line without any is left out. None where no line is left.
+    """Draw lines of finite numbers; lines without values are left out. None if no line is left.
 
     Args:
-        zero: whether the axis starts at 0, whatever the values are.
+        zero: whether the axis must include 0.
     """
-    stats = {place: of for place, one in enumerate(series) if (of := _stats(one))}
+    stats = {place: points for place, one in enumerate(series) if (points := _stats(one))}
     if not stats:
         return None
-    ends = [end for of in stats.values() for s in of.values() for end in _ends(s, form)]
+    ends = [end for points in stats.values() for s in points.values() for end in _ends(s, form)]
     ys = _Axis.over([*ends, *([0.0] if zero else [])], HEIGHT - BOTTOM, TOP, form)
-    at = sorted({x for of in stats.values() for x in of})
+    at = sorted({x for points in stats.values() for x in points})
     ticks = [t for t in MaxNLocator(6, integer=True).tick_values(at[0], at[-1]) if at[0] <= t <= at[-1]] or at
     xs = _Axis(at[0] - (len(at) == 1), at[-1] + (len(at) == 1), LEFT, WIDTH - RIGHT, tuple(ticks), "number")
-    lines = tuple(_line(series[place], place, of, xs, ys, x_label) for place, of in stats.items())
+    lines = tuple(_line(series[place], place, points, xs, ys, x_label) for place, points in stats.items())
     return Chart(title, x_label, lines, xs.marks(), ys.marks())
 
 
 def strips(values: Mapping[str, Mapping[str, float]]) -> Strips:
-    """Draw shares in rows: row -> run -> value; rows without values are left out, and one at least has some."""
+    """Draw fractions in rows: row -> run -> value. Rows without values are left out; at least one row must have values."""
     stats = {name: Stat.of(list(row.values())) for name, row in values.items() if row}
     ends = [v for row in values.values() for v in row.values()]
     ends += [end for s in stats.values() for end in _ends(s, "share")]
@@ -198,7 +200,7 @@ def strips(values: Mapping[str, Mapping[str, float]]) -> Strips:
 
 
 def _ends(stat: Stat, form: Form) -> tuple[float, float]:
-    """Mean - sd and mean + sd; a share stays between 0 and 1."""
+    """Mean - sd and mean + sd; for a fraction limited to 0 and 1."""
     low, high = stat.mean - (stat.sd or 0), stat.mean + (stat.sd or 0)
     return (max(low, 0.0), min(high, 1.0)) if form == "share" else (low, high)
 

@@ -1,4 +1,4 @@
-"""What the folder of a run tells, checked: the folder may be of another version, half-written or altered."""
+"""Reading a run folder for a report, with checks: it may be of another version, incomplete or altered."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from spikerate.runs.state import Row
 from spikerate.system.codec import Own
 
 _LARGEST = 1e15
-"""Below it, a whole number is exact as a float too; what is larger, or not finite, is no figure of a run."""
+"""Whole numbers below are exact as floats; larger or infinite values are not results of a run."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The content of `result.json`; what an earlier version did not write is empty."""
+    """The content of `result.json`; entries that an earlier version did not write are empty."""
 
     epoch: int
     test: float
@@ -39,7 +39,7 @@ class Result:
     def parse(cls, record: Mapping[str, Any], T: int) -> Result:
         """The result of a run of T steps.
 
-        Raises KeyError, TypeError, AttributeError, OverflowError or ValueError where the record is of another form.
+        Raises KeyError, TypeError, AttributeError, OverflowError or ValueError if the record has another form.
         """
         low, high = map(_share, record["test_interval_95"])
         validation, operations = record.get("validation_accuracy"), record.get("operations", {})
@@ -56,17 +56,17 @@ class Result:
             rates_at_step={layer: [_share(rate) for rate in rates] for layer, rates in at_step.items()},
             confusion=_counts(record.get("confusion", [])),
             confusions=[_confusion(row) for row in record.get("confusions", [])],
-            energy=Energy({layer: _operations(of) for layer, of in operations.items()}, T) if operations else None,
+            energy=Energy({layer: _operations(entry) for layer, entry in operations.items()}, T) if operations else None,
         )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run folder tells.
+    """The content of a run folder.
 
     Attributes:
         result: None while the run is not finished.
-        rounds: before the run's own, and what the folders of those tell that have begun.
+        rounds: settings of the earlier rounds, each with the content of its folder if it has begun.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Finding:
         """Read a run folder.
 
         Raises:
-            ValueError: it holds no run, or a file of it is broken.
+            ValueError: it contains no run, or one of its files is broken.
         """
         folder = RunFolder.open(path, Own(shown=True))
         record = folder.record()
@@ -100,7 +100,7 @@ class Finding:
 
     @property
     def seconds(self) -> float:
-        """The training time, with that of the rounds before."""
+        """The training time, including that of earlier rounds."""
         before = sum(found.seconds for _, found in self.rounds if found)
         return before + float(sum(row.get("seconds", 0.0) for row in self.rows))
 
@@ -110,28 +110,30 @@ def _result(folder: RunFolder, T: int) -> Result | None:
     try:
         return Result.parse(record, T) if record else None
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
-        raise ValueError(f"{folder.result_file} is no result ({error!r}): it is altered, or of another version") from error
+        raise ValueError(
+            f"{folder.result_file} is no result ({error!r}): it was altered, or is of another version"
+        ) from error
 
 
 def _finite(row: Row, path: Path) -> Row:
-    """The numbers of a line of `metrics.jsonl` that can be drawn."""
+    """The entries of a line of `metrics.jsonl` that are finite numbers, which can be drawn."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     if "epoch" not in kept:
-        raise ValueError(f"{RunFolder(path).metrics_file} has the epoch {row['epoch']}: it is altered")
+        raise ValueError(f"{RunFolder(path).metrics_file} has the epoch {row['epoch']}: it was altered")
     return kept
 
 
 def _number(value: Any) -> float:
     number = float(value)
     if not abs(number) < _LARGEST:
-        raise ValueError(f"{value} is no number to show")
+        raise ValueError(f"{value} is not a finite number")
     return number
 
 
 def _share(value: Any) -> float:
     share = _number(value)
     if not 0 <= share <= 1:
-        raise ValueError(f"{value} is no share")
+        raise ValueError(f"{value} is not between 0 and 1")
     return share
 
 
@@ -149,6 +151,6 @@ def _confusion(row: Sequence[Any]) -> list[int]:
     return [label, found, count]
 
 
-def _operations(of: Mapping[str, Any]) -> Operations:
-    binary = {"real": False, "binary": True}[of["input"]]
-    return Operations(_number(of["acs" if binary else "macs"]), int(_number(of["dense_macs"])), binary)
+def _operations(entry: Mapping[str, Any]) -> Operations:
+    binary = {"real": False, "binary": True}[entry["input"]]
+    return Operations(_number(entry["acs" if binary else "macs"]), int(_number(entry["dense_macs"])), binary)

@@ -27,7 +27,7 @@ from spikerate.system import environment
 
 @dataclass(frozen=True)
 class _Family:
-    """Metrics that belong into one chart: key in `metrics.jsonl` -> name; a key that ends with * stands for several."""
+    """Metrics that share a chart: key in `metrics.jsonl` -> name; a key that ends with * matches several keys."""
 
     title: str
     form: Form
@@ -64,7 +64,7 @@ _NOT_DRAWN = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of neurons: how often it fires, over all steps and at each, as the mean over the runs."""
+    """The firing rate of a neuron layer, over all time steps and at each, as mean over the runs."""
 
     name: str
     rate: Stat
@@ -74,7 +74,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds only."""
+    """Runs that differ only in their seeds."""
 
     name: str
     runs: tuple[Finding, ...]
@@ -90,12 +90,12 @@ class Group:
 
     @property
     def results(self) -> list[Result]:
-        """Of the runs that are finished."""
+        """The results of the finished runs."""
         return [found.result for found in self.runs if found.result]
 
     @property
     def headline(self) -> str:
-        """What they are, in one line."""
+        """A description in one line."""
         return headline(str(self.runs[0].about.get("preset")), self.run)
 
     @property
@@ -105,27 +105,27 @@ class Group:
 
     @property
     def commands(self) -> list[str]:
-        """What repeats the runs: of a run that has itself repeated another, the command of that one."""
+        """The commands that repeat the runs; for a run made by `reproduce`, the command of its original."""
         return list(dict.fromkeys(command for found in self.runs if (command := _command(found.about))))
 
     @property
     def commit(self) -> str | None:
-        """That of the code, where it is known."""
+        """The commit of the code, if it is known."""
         return dict(self.runs[0].about.get("source") or {}).get("commit")
 
     @property
     def changed(self) -> bool:
-        """Whether the code was not that of the commit."""
+        """Whether the code had uncommitted changes."""
         return bool(dict(self.runs[0].about.get("source") or {}).get("diff"))
 
     @property
     def test(self) -> Stat | None:
-        """The test accuracy of the finished runs; None where none is finished."""
+        """The test accuracy of the finished runs; None if no run is finished."""
         return _stat(result.test for result in self.results)
 
     @property
     def validation(self) -> Stat | None:
-        """Their validation accuracy; None where there is no validation set."""
+        """Their validation accuracy; None if there is no validation set."""
         return _stat(result.validation for result in self.results)
 
     @property
@@ -140,17 +140,17 @@ class Group:
 
     @property
     def energy(self) -> Energy | None:
-        """The mean over the runs that say it."""
+        """The mean over the runs that have measured it."""
         return Energy.mean(self._energies) if self._energies else None
 
     @property
     def joules(self) -> Stat | None:
-        """The estimate for an image."""
+        """The estimated energy of an image in joules."""
         return _stat(1e-9 * energy.snn_nj for energy in self._energies)
 
     @property
     def synaptic_operations(self) -> Stat | None:
-        """Those of an image."""
+        """The synaptic operations of an image."""
         return _stat(energy.synaptic_operations for energy in self._energies)
 
     @property
@@ -159,7 +159,7 @@ class Group:
 
     @property
     def layers(self) -> list[Layer]:
-        """Those of the network that fires, in the order of `result.json`."""
+        """The neuron layers, in the order of `result.json`."""
         found = []
         for name in self.results[0].rates if self.results else ():
             rate = Stat.of([result.rates[name] for result in self.results if name in result.rates])
@@ -170,7 +170,7 @@ class Group:
 
     @property
     def confusion(self) -> Confusion | None:
-        """None where no result has it."""
+        """The confusions of classes; None if no result has them."""
         listed = [row for result in self.results for row in result.confusions]
         if listed:
             return confusion_of_pairs(listed, self._classes(1 + max(max(row[:2]) for row in listed)))
@@ -196,14 +196,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page shows.
+    """The content of the page.
 
     Attributes:
-        differing: settings that are not the same in all groups, with their values.
-        curves: of training; of one group a chart for each family of metrics, of several a chart for each metric.
-        over_time: test accuracy against T.
+        groups: runs, grouped by their settings.
+        differing: settings that differ between groups, with their values.
+        curves: learning curves; with one group a chart for each family of metrics, with several a chart for each metric.
+        over_time: test accuracy against time steps.
         strips: test accuracy of every run, in a row for each group.
-        notes: what a reader has to know.
+        notes: messages for the reader.
     """
 
     groups: tuple[Group, ...]
@@ -215,7 +216,7 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The names of the groups, or how many there are."""
+        """The names of the groups, or their number if there are many."""
         names = [group.name for group in self.groups]
         return ", ".join(names) if len(names) < 5 else f"{len(names)} settings compared"
 
@@ -224,7 +225,7 @@ def gather(paths: Sequence[Path]) -> Report:
     """Read run folders, or folders of such folders, and compare them.
 
     Raises:
-        ValueError: a folder holds no run, is broken, can't be read or is given twice; or there is none.
+        ValueError: a folder contains no run, is broken, can't be read or is given twice.
     """
     unseen: list[str] = []
     folders = [folder for path in paths for folder in _runs_in(path, unseen)]
@@ -251,10 +252,10 @@ def gather(paths: Sequence[Path]) -> Report:
 
 
 def _runs_in(path: Path, unseen: list[str]) -> list[Path]:
-    """The folder of a run itself, or the runs in a folder and in those inside; rounds are no runs.
+    """The run folder itself, or the run folders in a folder and its subfolders; earlier rounds don't count as runs.
 
     Args:
-        unseen: what can't be looked into is added to it.
+        unseen: list to which a message is added for each folder that can't be read.
     """
     if not path.is_dir():
         return [path]
@@ -264,13 +265,13 @@ def _runs_in(path: Path, unseen: list[str]) -> list[Path]:
         raise ValueError(here[0])
     found = [path] if own else []
     for folder in () if own else folders:
-        of_run, deeper = _look(folder, unseen)
-        found += [folder] if of_run else [place for place in deeper if _look(place, unseen)[0]]
+        is_run, deeper = _look(folder, unseen)
+        found += [folder] if is_run else [place for place in deeper if _look(place, unseen)[0]]
     return sorted(found) or [path]
 
 
 def _look(folder: Path, unseen: list[str]) -> tuple[bool, list[Path]]:
-    """Whether a folder is that of a run, and the folders inside."""
+    """Whether a folder is a run folder, and its subfolders."""
     try:
         with os.scandir(folder) as found:
             entries = list(found)
@@ -295,9 +296,9 @@ def _grouped(findings: Sequence[Finding]) -> tuple[Group, ...]:
 
 
 def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    of_groups = [settings(group.run) for group in groups]
-    names = dict.fromkeys(name for of in of_groups for name in of)
-    rows = [(name, [of.get(name, "-") for of in of_groups]) for name in names]
+    all_settings = [settings(group.run) for group in groups]
+    names = dict.fromkeys(name for values in all_settings for name in values)
+    rows = [(name, [values.get(name, "-") for values in all_settings]) for name in names]
     rows.append(("checksums of the data", [environment.fingerprint(_checksums(group.runs[0])) for group in groups]))
     rows.append(("weights to start from", [_start(group.runs[0]) for group in groups]))
     return [(name, values) for name, values in rows if len(set(values)) > 1]
@@ -306,7 +307,10 @@ def _differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
 def _notes(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         for found in group.runs:
-            for place, about in ((found.path, found.about), *((of.path, of.about) for _, of in found.rounds if of)):
+            for place, about in (
+                (found.path, found.about),
+                *((earlier.path, earlier.about) for _, earlier in found.rounds if earlier),
+            ):
                 if why := doubt(place, about):
                     yield why
             if not found.result:
@@ -324,7 +328,7 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _environments(about: Mapping[str, Any]) -> list[Any]:
-    """Where a run was begun, and where it went on."""
+    """The environments in which a run was started and resumed."""
     return [
         about["environment"],
         *(again.get("environment") for again in about.get("resumed") or () if isinstance(again, dict)),
@@ -336,12 +340,12 @@ def _checksums(found: Finding) -> Any:
 
 
 def _start(found: Finding) -> str:
-    """Which weights a run started from."""
+    """The checksum of the weights that a run started from, or "fresh"."""
     return str((found.about.get("init") or {}).get("sha256", "fresh"))
 
 
 def _command(about: Mapping[str, Any]) -> str | None:
-    """What repeats a run; of one by several processes, as one machine would do it."""
+    """The command that repeats a run; for several processes, as on one machine."""
     command, ranks = about.get("repeats") or about.get("command"), about.get("ranks") or 1
     if command is None or ranks == 1:
         return command
@@ -349,7 +353,7 @@ def _command(about: Mapping[str, Any]) -> str | None:
 
 
 def _longest(group: Group) -> int:
-    """How many steps the results tell of."""
+    """The largest number of time steps in the results."""
     return max((len(result.at_step) for result in group.results), default=0)
 
 
@@ -362,7 +366,7 @@ def _stat(values: Iterable[float | None]) -> Stat | None:
 
 
 def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
-    """A chart for each metric that several groups have, and of the others one for each family and group."""
+    """A chart for each metric that several groups have; for other metrics a chart for each family and group."""
     keys = {group.name: {key for found in group.runs for row in found.rows for key in row} for group in groups}
     seen: set[str] = set()
     known = sorted(set().union(*keys.values()))
@@ -372,7 +376,7 @@ def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
         names = {key: says for pattern, start in family.names.items() for key, says in _matching(pattern, start, known)}
         new = [key for key in names if key not in seen]
         seen |= names.keys()
-        common = [key for key in new if sum(key in of for of in keys.values()) > 1]
+        common = [key for key in new if sum(key in own for own in keys.values()) > 1]
         drawn = []
         for key in common:
             title = f"{family.title}: {names[key]}" if len(family.names) > 1 else family.title

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing else."""
+"""The page of a report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from spikerate.system.escape import escaped
 from spikerate.system.files import is_there, open_plain, write_whole
 
 _MARK = b'<!doctype html>\n<meta name="generator" content="spikerate report">\n'
-"""How a report begins: a file that begins so may be written anew."""
+"""The beginning of a report; only files that begin like this are overwritten."""
 
 
 def write(report: Report, file: Path) -> None:
-    """Write a report as one HTML file that needs nothing else.
+    """Write a report as one self-contained HTML file.
 
     Raises:
         ValueError: there is something else in its place, or it can't be written.
@@ -56,12 +56,12 @@ def write(report: Report, file: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What a page shows of a value: of a text from a file, nothing that could turn the page's words around."""
+    """A value as the page shows it; texts from files without characters that could change the direction of writing."""
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def check_place(file: Path) -> None:
-    """Raise `ValueError` where a report can't be put: in the place of a folder or device, or of another file."""
+    """Raise `ValueError` if a report can't be written there: the path is a folder, a device, or another kind of file."""
     if not is_there(file):
         return
     try:
@@ -72,4 +72,4 @@ def check_place(file: Path) -> None:
         raise ValueError(f"{error}; or choose another by --out") from error
     with there:
         if there.read(len(_MARK)) != _MARK:
-            raise ValueError(f"{file} is there already and is no report: choose another by --out")
+            raise ValueError(f"{file} already exists and is not a report: choose another by --out")

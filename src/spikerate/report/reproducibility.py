@@ -1,4 +1,4 @@
-"""The reproducibility card: seven questions that reviews of reproducibility ask, answered from what a run has recorded."""
+"""The reproducibility card: seven questions that reviews of reproducibility ask, answered from the record of a run."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _CODE = "src/spikerate: rules.py and signal.py (where gradients go), neuron.py, 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and its answers as name and text."""
+    """A question with its answers, each a name and a text."""
 
     asks: str
     answers: tuple[tuple[str, str], ...]
 
 
 def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Question, ...]:
-    """The card of runs that differ in their seeds only.
+    """The card of runs that differ only in their seeds.
 
     Args:
-        run: one of them.
+        run: settings of one of them.
         about: the content of its `run.json`.
-        seeds: of all of them.
+        seeds: the seeds of all runs.
     """
     data, environment, source = about["data"], about["environment"], dict(about.get("source") or {})
     packages = dict(environment.get("packages") or {})
@@ -97,15 +97,15 @@ def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) ->
 
 
 def settings(run: Run) -> dict[str, str]:
-    """All settings in words, but the seed and the place of the data."""
+    """All settings as text, except the seed and the path of the data."""
     rows = flat(encode(run) | {"before": " ".join(map(str, run.before))})
     return {name: str(value) for name, value in rows if name not in ("seed", "data.path")}
 
 
 def references(run: Run) -> list[str]:
-    """Where the parts of a run's method come from."""
+    """The references of the parts of a run's method."""
     parts = [part for one in (run.rule, run.loss, run.neuron) for part in parts_of(one)]
-    own = [f"{path}: code of the user's own" for part in (*parts, *parts_of(run.model)) if ":" in (path := path_of(part))]
+    own = [f"{path}: the user's own code" for part in (*parts, *parts_of(run.model)) if ":" in (path := path_of(part))]
     if not run.spiking:
         return ["Backpropagation in a network without spikes (ANN)", *own]
     return [_REFERENCES[type(part)] for part in parts if type(part) in _REFERENCES] + own
@@ -119,12 +119,12 @@ def _kind(run: Run) -> str:
 
 def _choice(sizes: Mapping[str, Any]) -> str:
     if sizes.get("validation"):
-        return "the epoch with the highest validation accuracy; training looks at the test set once, at its end"
-    return "the last epoch: there is no validation set; training looks at the test set once, at its end"
+        return "the epoch with the highest validation accuracy; the test set is used once, after training"
+    return "the last epoch, as there is no validation set; the test set is used once, after training"
 
 
 def _start(init: Mapping[str, Any] | None) -> str | None:
-    """Where the weights at the start were from, where they were not drawn from the seed."""
+    """Where the initial weights came from; None if they were drawn from the seed."""
     if not init:
         return None
     fresh = f"; drawn from the seed: {_text(init['fresh'])}" if init.get("fresh") else ""
@@ -132,7 +132,7 @@ def _start(init: Mapping[str, Any] | None) -> str | None:
 
 
 def _preset(run: Run, name: Any) -> dict[str, Any]:
-    """What the preset is, and what was changed of it."""
+    """The preset's description, and the settings that were changed."""
     if name not in PRESETS:
         return {"preset": name}
     preset = PRESETS[name]

@@ -1,4 +1,4 @@
-"""What a network answers on the test set, as a report shows it: confusions of classes, and examples with their spikes."""
+"""Predictions on the test set for a report: confusions of classes, and examples with their spikes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIKELIEST = 3
 
 @dataclass(frozen=True)
 class Confusion:
-    """Test samples of all runs together by their class and by what they were taken for.
+    """Test samples of all runs together, by true class and predicted class.
 
     Attributes:
         rows: class, and for each class the count and a shade in [0, 1]; empty where there are many classes.
@@ -37,7 +37,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Example:
-    """A test sample, what the network answers, and which of its units fire when.
+    """A test sample with the network's prediction and the spikes of some of its neurons.
 
     Attributes:
         picture: as a data URI.
@@ -59,7 +59,7 @@ class Example:
 
 
 def confusion(counts: Tensor, classes: list[str]) -> Confusion:
-    """Of counts [class, what it was taken for]."""
+    """The confusions from a matrix of counts [true class, predicted class]."""
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     wrong = counts.clone().fill_diagonal_(0).flatten()
     order = wrong.argsort(descending=True, stable=True)[:_MOST_CONFUSIONS].tolist()
@@ -73,7 +73,7 @@ def confusion(counts: Tensor, classes: list[str]) -> Confusion:
 
 
 def confusion_of_pairs(listed: Sequence[Sequence[int]], classes: list[str]) -> Confusion:
-    """Of rows of class, what it was taken for, and how often."""
+    """The confusions from rows of true class, predicted class and count."""
     pairs, samples = Counter[tuple[int, int]](), Counter[int]()
     for label, found, count in listed:
         pairs[label, found] += count
@@ -84,7 +84,7 @@ def confusion_of_pairs(listed: Sequence[Sequence[int]], classes: list[str]) -> C
 
 
 def examples(kept: Examples, classes: list[str]) -> Iterator[Example]:
-    """The samples that a run folder keeps, as they are shown."""
+    """The samples in a run folder, prepared for the page."""
     steps = torch.arange(1, kept.logits.shape[1] + 1).view(-1, 1)
     for k, logits in enumerate(kept.logits):
         confidences = (logits.cumsum(0) / steps).softmax(1)

@@ -1,4 +1,4 @@
-"""Who is told what becomes of a run: the command line, a program of yours, or nobody."""
+"""Interfaces that receive the messages and progress of a run; the command line implements them."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ from spikerate.runs.train import Watch
 
 
 class Onlooker(Watch, Protocol):
-    """Who looks on at one training, and at the evaluation after it."""
+    """Receives the progress of one training, and of the evaluation after it."""
 
     def wait(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-        """Hand the items of the evaluation on, as a `Track` does."""
+        """Progress of the evaluation, as a `Track`."""
 
 
 class Audience(Protocol):
-    """Who is told what becomes of a run, from the reading of its data to its result. Each rank has its own."""
+    """Receives the messages and progress of a run, from reading its data to its result. Each rank has its own."""
 
     def say(self, line: str) -> None:
-        """Something worth knowing."""
+        """Called with a message."""
 
     def title(self, line: str) -> None:
-        """What begins: a run, or one of its rounds."""
+        """Called with a heading when a run or one of its rounds begins."""
 
     def track(self, items: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-        """Hand items on while data are read, as a `Track` does."""
+        """Progress of reading the data, as a `Track`."""
 
     def begun(self, folder: RunFolder) -> None:
-        """The folder of a run is there, and its rounds are about to be trained."""
+        """Called when the folder of a run exists and its rounds are about to be trained."""
 
     def training(
         self, run: Run, folder: RunFolder, steps: int, title: str, rows: Sequence[Row]
     ) -> AbstractContextManager[Onlooker]:
-        """Who looks on at the training of a round.
+        """A context manager for the training of a round, which yields an `Onlooker`.
 
         Args:
-            run: the round, without rounds before.
-            folder: its own.
-            steps: of an epoch.
-            title: which round of several it is, if so.
-            rows: of the epochs that are done already; only rank 0 is given them.
+            run: the settings of the round.
+            folder: the folder of the round.
+            steps: steps per epoch.
+            title: "round 1 of 3", or empty if there is only one.
+            rows: metrics of the epochs that are finished already; on rank 0 only.
         """
 
     def trained(self, run: Run, folder: RunFolder, state: State, measured: Measured, last: bool) -> None:
-        """A round is trained and evaluated; `last` where no other one comes."""
+        """Called when a round is trained and evaluated; `last` if it is the last round."""
 
     def finished(self, rounds: Sequence[tuple[Run, RunFolder]]) -> None:
-        """All rounds of a run that has several are finished."""
+        """Called when all rounds of a run with several rounds are finished."""
 
 
 @dataclass(frozen=True)
 class Nobody:
-    """An audience and an onlooker who shows nothing."""
+    """An `Audience` and `Onlooker` that ignores everything."""
 
     def say(self, line: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The network whose weights are an exponential average of those that a run goes through."""
+"""The exponential average of a network's weights during training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterable[Tensor], precision: str = "fp32") -> None:
-    """Give `average` the batch-norm statistics that its own weights lead to, in place.
+    """Set the batch-norm statistics of `average` to those measured under its own weights.
 
-    They are the means over the batches of what each batch has. An average of the running statistics that the network went
-    through would be no replacement: those belong to each network on the way, and not to the average of their weights. The
-    other buffers become the network's.
+    They are means over the batches. The running statistics of `network` can't replace them, since they belong to other
+    weights. The other buffers are copied from `network`.
 
     Args:
         average: a copy of the network with other weights; it is left in training mode.
@@ -32,14 +31,14 @@ def estimate_statistics(average: nn.Module, network: nn.Module, batches: Iterabl
     """
     norms = [m for m in average.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | Synchronized)]
     momenta = [norm.momentum for norm in norms]
-    average.eval()  # dropout and branches have no part in it
+    average.eval()  # without dropout and branches
     with torch.no_grad():
         for own, value in zip(average.buffers(), network.buffers(), strict=True):
             own.copy_(value)
         for k, x in enumerate(batches):
             for norm in norms:
                 norm.train()
-                norm.momentum = 1 / (k + 1)  # which makes the running statistics the mean over all batches so far
+                norm.momentum = 1 / (k + 1)  # makes the running statistics the mean over all batches so far
             with autocast(x.device, precision):
                 BPTT()(average, x)
     for norm, momentum in zip(norms, momenta, strict=True):

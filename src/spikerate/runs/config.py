@@ -1,4 +1,4 @@
-"""What a run is: frozen values that the command line fills, `run.json` keeps and the library acts on."""
+"""The settings of a run: frozen dataclasses that the command line fills, `run.json` records and the library uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from spikerate.system.codec import Own, Unnamed, decode, encode, path_of
 from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
 _WIDEST = 4096
-"""Channels of the first stage; the last one has eight times as many, and a kernel of 150 GB."""
+"""Largest number of channels of the first stage; the last stage has eight times as many, and a kernel of 150 GB."""
 if TYPE_CHECKING:
     NetworkName = str
 else:
@@ -40,13 +40,13 @@ class Neuron(NeuronSettings):
     """The neuron of all layers."""
 
     decay: float = 0.2
-    """what is left of the membrane after one step, in (0, 1]; 1 is the neuron without leak"""
+    """fraction of the membrane potential that remains after one step, in (0, 1]; 1 is a neuron without leak"""
     threshold: float = 1.0
     """membrane potential at which a spike is fired"""
     v_reset: float | None = None
-    """None for the soft reset, which subtracts the threshold; a number to reset to it"""
+    """None: soft reset, which subtracts the threshold; a number: hard reset to that value"""
     detach_reset: bool = True
-    """whether the reset is a constant for the gradient"""
+    """treat the reset as a constant for the gradient"""
     surrogate: Surrogate = Sigmoid()
 
     def __post_init__(self) -> None:
@@ -75,9 +75,9 @@ class Model:
     name: Annotated[NetworkName, arg(aliases=["--model"])] = "resnet18"
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64
-    """channels of the first stage; the others follow from it"""
+    """channels of the first stage; the other stages follow from it"""
     stem: Literal["3x3", "7x7"] = "3x3"
-    """first layers of the ResNet-18 and -34 kinds: for small images, or ImageNet's, which make them four times smaller"""
+    """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet"""
     residual_branches: bool = False
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
 
@@ -88,10 +88,10 @@ class Model:
         if self.stem not in ("3x3", "7x7"):
             raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
         if self.stem == "7x7" and not NETWORKS[self.name].stems:
-            raise ValueError(f"model.stem is 7x7, but {self.name} has one form only: give 3x3")
+            raise ValueError(f"model.stem is 7x7, which {self.name} does not have: give 3x3")
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
-        """A new network for samples [C, H, W] with fresh weights, from PyTorch's global generator."""
+        """A new network for samples [C, H, W] initialised by PyTorch's global random generator."""
         self.check(num_classes, in_shape, neuron)
         builder, (channels, side, _) = NETWORKS[self.name], in_shape
         if builder.stems:
@@ -101,20 +101,20 @@ class Model:
         return builder.make(num_classes, channels, self.width, neuron.build)
 
     def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
-        """Raise `ValueError` where the network does not take samples [C, H, W]."""
+        """Raise `ValueError` if the network does not accept samples [C, H, W]."""
         _, height, width = in_shape
         if NETWORKS[self.name].sided and (height != width or height % 16):
             raise ValueError(
-                f"{self.name} wants a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size"
+                f"{self.name} needs a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size"
             )
 
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A network of the user's own."""
+    """The user's own network."""
 
     network: NetworkFactory
-    """what makes it, by its path"""
+    """package.module:name of a function (num_classes, in_shape, neuron) -> module"""
     residual_branches: bool = False
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
 
@@ -130,35 +130,35 @@ class OwnNetwork:
 
     @property
     def name(self) -> str:
-        """The path of what makes it."""
+        """The path package.module:name of the function."""
         return path_of(self.network)
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> nn.Module:
-        """A new network for samples [C, H, W] with fresh weights, from PyTorch's global generator.
+        """A new network for samples [C, H, W] initialised by PyTorch's global random generator.
 
         Raises:
-            ValueError: it is no module, or can't be made for them.
+            ValueError: the function fails, or does not return a module.
         """
         if isinstance(self.network, Unnamed):
-            raise ValueError(f"{self.name} is code of the user's own: name it, --network {self.name}")
+            raise ValueError(f"{self.name} is the user's own code: name it again by --network {self.name}")
         try:
             network = self.network(num_classes, in_shape, neuron.build)
         except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as error:
             raise ValueError(f"{self.name} makes no network for samples {list(in_shape)}: {_told(error)}") from error
         if not isinstance(network, nn.Module):
-            raise ValueError(f"{self.name} makes a {type(network).__name__}: give what returns a torch.nn.Module")
+            raise ValueError(f"{self.name} makes a {type(network).__name__}: give a function that returns a torch.nn.Module")
         return network
 
     def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
-        """Raise `ValueError` where the network does not take samples [C, H, W], by one step of one sample."""
+        """Raise `ValueError` if the network does not accept samples [C, H, W]; it runs one step of one sample."""
         with torch.random.fork_rng(devices=[]):
             check_network(self.build(num_classes, in_shape, neuron), f"the network of {self.name}", num_classes, in_shape)
 
 
 def check_network(network: nn.Module, name: str, num_classes: int, in_shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError`, calling it by `name`, where a network on the CPU does not map samples [C, H, W] to logits.
+    """Raise `ValueError` if a network on the CPU does not map samples [C, H, W] to logits; messages call it `name`.
 
-    It is seen by one time step of one sample, in evaluation mode.
+    One time step of one sample is run in evaluation mode.
     """
     was_training = network.training
     try:
@@ -174,20 +174,20 @@ def check_network(network: nn.Module, name: str, num_classes: int, in_shape: tup
 
 
 def _told(error: Exception) -> str:
-    """An error of the user's code in one line."""
+    """An error in the user's code, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass(frozen=True)
 class Round:
-    """What comes before a run's own part: the same network and method with other time steps, epochs and learning rate."""
+    """A round of training before the run itself: the same network and method, other time steps, epochs, learning rate."""
 
     T: int | None
     """time steps; None for an ANN of the same shape"""
     epochs: int
-    """passes over the training images"""
+    """passes over the training samples"""
     lr: float
-    """learning rate at the start"""
+    """highest learning rate"""
 
     def __post_init__(self) -> None:
         check_count("before.epochs", self.epochs, "a number of epochs", MOST_EPOCHS)
@@ -203,7 +203,7 @@ class Round:
         """The inverse of `str`.
 
         Raises:
-            ValueError: the text is not of the form ann:EPOCHS:LR or T:EPOCHS:LR, or a number is out of its range.
+            ValueError: the text is not of the form ann:EPOCHS:LR or T:EPOCHS:LR, or a number is out of range.
         """
         found = re.fullmatch(r"(ann|[0-9]{1,9}):([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
         if not found:
@@ -233,25 +233,25 @@ class Run:
     optim: OptimizerFactory = SGD()
     search: Search | None = None
     T: int = 4
-    """time steps; recordings are cut into so many frames"""
+    """time steps, which is also the number of frames of a recording"""
     epochs: int = 300
-    """passes over the training images"""
+    """passes over the training samples"""
     before: Annotated[tuple[Round, ...], _AS_TEXTS] = ()
-    """rounds before this run's own, each starting from the weights of the one before: ann:300:0.1 6:300:0.01 for instance"""
+    """rounds to train before this run, each from the best weights of the previous one, as ann:300:0.1 6:300:0.01"""
     batch: int = 128
-    """images in a batch"""
+    """batch size, over all ranks together"""
     seed: int = 0
-    """seed of the weights, the order of the images and their augmentation"""
+    """seed of the initial weights, the order of the samples and their augmentation"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: convolutions in bfloat16 by autocast; membranes, statistics and weights stay in float32"""
+    """bf16: convolutions in bfloat16 by autocast; membrane potentials, statistics and weights stay in float32"""
     compile: bool = False
-    """compile the network by torch.compile: a minute once, then faster steps"""
+    """compile the network by torch.compile, which takes about a minute and makes steps faster"""
     accumulate: int = 1
-    """parts of a batch whose gradients are added up before the step: less memory; batch norm sees one part at a time"""
+    """divide each batch into this number of parts and accumulate gradients: less memory; batch norm uses each part alone"""
     sync_bn: bool = False
-    """batch-norm statistics over the images of all ranks; else each rank's own, as in the papers"""
+    """batch-norm statistics over the samples of all ranks instead of each rank's own, which the papers use"""
     deterministic: bool = False
-    """only operations that give the same bits each time; slower on a GPU, and for some an error"""
+    """use only operations that are reproducible to the bit; slower on a GPU, where some operations raise an error"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
 
@@ -272,54 +272,54 @@ class Run:
             raise ValueError(f"precision is {self.precision!r}: give fp32 or bf16")
         if self.batch < 2 * self.accumulate:
             raise ValueError(
-                f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs two images at least in each part"
+                f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs at least two images in each part"
             )
         if self.loss.per_step and not self.rule.per_step:
             loss, rule = type(self.loss).__name__, type(self.rule).__name__
             raise ValueError(
-                f"{loss} wants a gradient at every step, and {rule} has one for the rate only: choose another rule"
+                f"{loss} needs a gradient at every step, but {rule} has one for the rate only: choose another rule"
             )
         if not self.spiking and self.T != 1:
-            raise ValueError(f"T is {self.T}, but an ANN knows no time: give 1")
-        # Of neurons that are not ours nobody knows the decay.
+            raise ValueError(f"T is {self.T}, but an ANN has no time steps: give 1")
+        # The decay of the user's own neurons is not known.
         if isinstance(self.rule, OTTT) and isinstance(self.neuron, Neuron) and self.rule.decay != self.neuron.decay:
-            raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT wants the same")
+            raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT needs the same")
         if self.search is not None:
             if not adaptable(self.neuron):
-                raise ValueError("search is for the temperature of Dspike: give such neurons, or leave search alone")
+                raise ValueError("search is for the temperature of Dspike: give --surrogate dspike, or leave search alone")
             if self.search.samples > self.batch:
-                raise ValueError(f"search.samples is {self.search.samples}: give at most those of a batch, {self.batch}")
+                raise ValueError(f"search.samples is {self.search.samples}: give at most the batch size, {self.batch}")
         if self.sync_bn and self.compile:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
         if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
-            raise ValueError("before puts a round ahead of an ANN: an ANN can be the first one only")
-        for of in self.before:
-            self._of(of)  # which checks it
+            raise ValueError("before puts a round ahead of an ANN: only the first round can be an ANN")
+        for earlier in self.before:
+            self._of(earlier)  # checks its settings
 
     @property
     def spiking(self) -> bool:
-        """Whether the network spikes, and is no ANN."""
+        """Whether the network is spiking, not an ANN."""
         return self.neuron.spiking
 
     @property
     def rounds(self) -> tuple[Run, ...]:
-        """The plain runs to do in order, each from the weights of the one before; the last is this one's own part."""
-        return (*(self._of(of) for of in self.before), replace(self, before=()))
+        """All rounds in order, as runs without `before`; the last one is this run itself."""
+        return (*(self._of(earlier) for earlier in self.before), replace(self, before=()))
 
     @property
     def in_words(self) -> str:
-        """What its own part is: "T = 6, 300 epochs"."""
+        """Time steps and epochs without earlier rounds: "T = 6, 300 epochs"."""
         steps = f"T = {self.T}" if self.spiking else "ANN"
         return f"{steps}, {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"
 
-    def _of(self, of: Round) -> Run:
-        own = replace(self, before=(), epochs=of.epochs, optim=replace(self.optim, lr=of.lr))
+    def _of(self, earlier: Round) -> Run:
+        own = replace(self, before=(), epochs=earlier.epochs, optim=replace(self.optim, lr=earlier.lr))
         return (
             replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
-            if of.T is None
-            else replace(own, T=of.T)
+            if earlier.T is None
+            else replace(own, T=earlier.T)
         )
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a run will cost, by counting its operations."""
+"""An estimate of a run's cost from its number of operations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from spikerate.runs.config import Run
 
 MACHINE = "2 cores of an AMD EPYC (avx512_bf16)"
 _FAST, _PLAIN = 4.5e11, 1.8e11
-"""Operations a second measured there in bf16, compiled, and eager: ResNet-18 of width 64, 32 x 32, batch 32, T = 4, RateBP,
-471 and 1,190 ms a step (docs/results.md)."""
+"""Operations per second measured on it, compiled in bf16 and eager in fp32: ResNet-18 of width 64, 32 x 32, batch 32, T = 4,
+RateBP, 471 and 1,190 ms per step (docs/results.md)."""
 
 
 def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
@@ -32,12 +32,12 @@ def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differen
 
 
 def least_seconds(run: Run, flops: float) -> float:
-    """What that takes on `MACHINE` at the rate of a wide network; narrow ones run at a lower rate."""
+    """The time of so many operations on `MACHINE` at the speed of a wide network; narrow networks are slower."""
     return flops / (_FAST if run.precision == "bf16" and run.compile else _PLAIN)
 
 
 def in_words(seconds: float) -> str:
-    """A duration to two digits at most: "40 s", "12 min", "5 h", "33 days"."""
+    """A duration as text, rounded: "40 s", "12 min", "5 h", "33 days"."""
     for unit, size in (("days", 86400 * 2), ("h", 7200), ("min", 120)):
         if seconds >= size:
             return f"{seconds / (size / 2):,.0f} {unit}"

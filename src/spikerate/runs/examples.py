@@ -1,4 +1,4 @@
-"""A few samples with what the network answers at each step and which neurons fire: small enough to keep beside a result."""
+"""Examples: a few test samples with the network's logits at each time step and the spikes of some neurons."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from spikerate.system.files import is_there, pack_tensors, read_tensors, write_w
 from spikerate.system.modes import autocast, mode
 
 _SIDE = 96
-"""Larger pictures are made so small."""
+"""Largest side of a picture; larger ones are reduced."""
 _UNITS, _FEWEST = 128, 6
-"""Units whose spikes are kept, of all layers together, and of each layer at least."""
+"""Number of neurons whose spikes are kept: in all layers together, and at least in each layer."""
 _EVENTS = ((0.90, 0.62, 0.0), (0.34, 0.71, 0.91))
-"""Colours of the two kinds of events, off and on."""
+"""Colours of off and on events."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N samples of a test set, as a network with L layers of neurons sees them in T steps.
+    """N samples of a test set, with the response of a network with L layers of neurons in T steps.
 
     Attributes:
-        index: [N] int64, their places in the test set.
+        index: [N] int64, indices in the test set.
         labels: [N] int64, the true classes.
-        logits: [N, T, K] float32, of each step.
-        pictures: [N, 3, H, W] uint8, red, green and blue; of recordings, the events of all frames.
-        spikes: [N, L, U, T] uint8, whether a unit fires; U units, spread evenly over each layer.
-        rates: [N, L, T] float32, spikes per neuron of the layer.
-        layers: L module paths, in the order in which they fire.
+        logits: [N, T, K] float32, at each step.
+        pictures: [N, 3, H, W] uint8, red, green and blue; for recordings the events of all frames.
+        spikes: [N, L, U, T] uint8, spikes of U neurons, spread evenly over each layer.
+        rates: [N, L, T] float32, spikes per neuron of each layer.
+        layers: L module paths, in the order of their calls.
     """
 
     index: Tensor
@@ -49,7 +49,7 @@ class Examples:
 
     @classmethod
     def take(cls, network: nn.Module, data: DataSet, index: Tensor, run: Run) -> Examples:
-        """Run a network in evaluation mode on test samples `index` [N], and keep what it does."""
+        """Run a network in evaluation mode on the test samples with indices `index` [N], and record its response."""
         device, own = next(network.parameters()).device, data.test[index.cpu()]
         (samples,) = own.read([Block(torch.arange(len(own)))], device)
         x = data.units.scale(samples)
@@ -76,7 +76,7 @@ class Examples:
 
     @classmethod
     def read(cls, folder: Path) -> Examples | None:
-        """Those of a run folder; None where it has none.
+        """The examples in a run folder; None if there are none.
 
         Raises:
             ValueError: the file is broken.
@@ -89,7 +89,7 @@ class Examples:
             examples = cls(**tensors, layers=tuple(map(str, facts["layers"])))
             examples._check()
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} holds no examples ({error}): it is altered, or of another version") from error
+            raise ValueError(f"{file} contains no examples ({error}): it was altered, or is of another version") from error
         return examples
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -110,13 +110,13 @@ class Examples:
             if (tuple(tensor.shape), tensor.dtype) != wanted[name] or not tensor.numel():
                 raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
         if not 0 <= float(self.rates.min()) <= float(self.rates.max()) <= 1:
-            raise ValueError("a rate is no share")
+            raise ValueError("a rate is not between 0 and 1")
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
             raise ValueError(f"a label is not one of {K} classes")
 
 
 def _fire(network: nn.Module, x: Tensor) -> tuple[Tensor, tuple[str, ...], list[Tensor]]:
-    """Logits [T, B, K], the layers of neurons, and what they give [T, B, ...], of a network in evaluation mode."""
+    """Logits [T, B, K], module paths of the neuron layers, and their spikes [T, B, ...], in evaluation mode."""
     trains = Trains()
     with mode(network, training=False), torch.no_grad():
         logits = Meter(trains)(network, x).steps
@@ -125,14 +125,14 @@ def _fire(network: nn.Module, x: Tensor) -> tuple[Tensor, tuple[str, ...], list[
 
 
 def _some(train: Tensor, units: int) -> Tensor:
-    """[T, B, ...] -> [B, units, T]: which of some units fire, spread evenly over the layer."""
+    """[T, B, ...] -> [B, units, T]: the spikes of some neurons, spread evenly over the layer."""
     flat = train.flatten(2)
     chosen = torch.arange(units, device=train.device) * flat.shape[2] // units
     return (flat[:, :, chosen] != 0).permute(1, 2, 0).to(torch.uint8)
 
 
 def _pictures(x: Tensor) -> Tensor:
-    """Samples [B, C, H, W] or [B, T, C, H, W], in multiples of their unit -> [B, 3, h, w] uint8, h and w 96 at most."""
+    """Scaled samples [B, C, H, W] or [B, T, C, H, W] -> pictures [B, 3, h, w] uint8 of at most 96 x 96 pixels."""
     shown = x.float().mean(1) if x.dim() == 5 else x.float()
     height, width = shown.shape[2:]
     shrink = max(1.0, max(height, width) / _SIDE)

@@ -1,4 +1,4 @@
-"""A run from its settings to its result: trained, evaluated once on the test set, and recorded."""
+"""A single training from its settings to its result: trained, evaluated once on the test set, and recorded."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from spikerate.system.progress import Track, untracked
 
 _SEEN_SECONDS = 5
 EXAMPLES = 8
-"""Test samples of which a run folder keeps the spikes."""
+"""Number of test samples whose spikes are kept in a run folder."""
 
 LARGEST_CONFUSION = 1000
-"""Classes; of more, `result.json` has the confusions that occur, in rows of class, what it was taken for, and how often."""
+"""With more classes, `result.json` has a sparse list instead of the confusion matrix: true class, predicted class, count."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a network answers on the test set, how often each layer fires there, and what an image costs."""
+    """Results on the test set: predictions, firing rates of the layers, and the cost of an image."""
 
     answers: Answers
     ledger: Ledger
@@ -49,12 +49,12 @@ class Measured:
 
     @property
     def at_step(self) -> list[Accuracy]:
-        """After each step."""
+        """The accuracy after each time step."""
         return self.answers.at_step
 
     @property
     def accuracy(self) -> Accuracy:
-        """After all steps."""
+        """The accuracy after all time steps."""
         return self.at_step[-1]
 
     def record(self, network: nn.Module, best: Row) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def measure(
     track: Track = untracked,
     check_finite: bool = False,
 ) -> Measured:
-    """Evaluate a network on the test set for T steps, those of the run by default.
+    """Evaluate a network on the test set for T time steps, by default those of the run.
 
-    Each rank does its share, no sample is counted twice. `check_finite` as for `answers`.
+    The samples are divided among the ranks. `check_finite` as for `answers`.
     """
     ledger, tally = Ledger(), Tally.of(network)
     device = next(network.parameters()).device
@@ -105,7 +105,7 @@ def measure(
 def different_spikes(
     one: nn.Module, other: nn.Module, data: DataSet, run: Run, T: int | None = None, track: Track = untracked
 ) -> tuple[int, int]:
-    """How many spikes of two networks of the same neurons differ on the test set, and how many there could be."""
+    """How many outputs of neurons differ between two networks with the same neurons on the test set, and of how many."""
     device = next(one.parameters()).device
     batches = plain_batches(data, data.test, run.batch, device)
     differ = places = 0
@@ -123,10 +123,13 @@ def different_spikes(
 def measure_gradients(
     network: nn.Module, data: DataSet, run: Run, compare: Comparison, T: int | None = None, track: Track = untracked
 ) -> list[Fidelity]:
-    """How well gradients agree on the first training samples of the run's order, not augmented, for T steps or the run's.
+    """How well gradients agree on the first training samples (in the run's order, without augmentation).
+
+    Args:
+        T: time steps; by default those of the run.
 
     Raises:
-        ValueError: there are not so many samples, or a gradient is not finite.
+        ValueError: there are fewer samples than asked for, or a gradient is not finite.
     """
     if compare.samples > len(data.train):
         raise ValueError(f"samples is {compare.samples}, but there are {len(data.train)} to train on: give that at most")
@@ -136,7 +139,7 @@ def measure_gradients(
 
 
 def data_card(data: DataSet) -> dict[str, Any]:
-    """What `run.json` says of a data set."""
+    """The description of a data set in `run.json`."""
     sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     return {
         "name": data.name,
@@ -156,7 +159,7 @@ def data_card(data: DataSet) -> dict[str, Any]:
 
 
 def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
-    """Raise `ValueError`, before anything is written, where network and data do not go together."""
+    """Raise `ValueError` if network and data do not fit together; called before anything is written."""
     for own in run.rounds:
         own.model.check(len(data.classes), data.shape, own.neuron)
         if own.search is not None or own.loss.branches:
@@ -168,15 +171,15 @@ def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     if smallest < 2:
         raise ValueError(
             f"{len(data.train)} training samples with accumulate={run.accumulate} on {ranks.n} ranks give parts of "
-            f"{smallest}: batch norm needs two samples at least in each"
+            f"{smallest}: batch norm needs at least two samples in each"
         )
 
 
 def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:
-    """The folder of a new run, or that of the same run where torchrun has started it again.
+    """Create the folder of a new run, or open that of the same run if torchrun has restarted it.
 
     Raises:
-        ValueError: network and data do not go together, or the folder is taken, or can't be written.
+        ValueError: network and data do not fit together, or the folder is in use or can't be written.
     """
     with ranks.barrier():
         check_fits(run, data, ranks)
@@ -188,7 +191,7 @@ def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: 
 
 
 def check_shared(path: Path, ranks: Ranks) -> None:
-    """Raise `ValueError` on every rank where one of them does not see what rank 0 has just written to the run folder."""
+    """Raise `ValueError` on every rank unless all ranks see what rank 0 has just written to the run folder."""
     end, record = time.monotonic() + _SEEN_SECONDS, RunFolder(path).run_file
     with ranks.barrier():
         while not record.is_file() and time.monotonic() < end:
@@ -199,12 +202,12 @@ def check_shared(path: Path, ranks: Ranks) -> None:
         if digest != seen[0][1]:
             raise ValueError(
                 f"rank {rank} on {host} does not see the run folder {path} as rank 0 on {seen[0][0]} has written it: give "
-                "by --out a folder on a file system that all hosts share"
+                "--out with a folder on a file system that all hosts share"
             )
 
 
 def use_threads_of(folder: RunFolder) -> None:
-    """As many threads as the run was begun with: another number adds up in another order, and rounds otherwise."""
+    """Use the number of threads that the run began with: another number changes the order of sums, and so their rounding."""
     threads = folder.about().get("environment", {}).get("threads")
     if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
         torch.set_num_threads(threads)
@@ -221,11 +224,11 @@ def perform(
     track: Track = untracked,
     start: Start | None = None,
 ) -> tuple[State, Measured]:
-    """Train from where the folder stands, and evaluate the best weights on the test set.
+    """Train from the last checkpoint in the folder, or from the start, and evaluate the best weights on the test set.
 
     Args:
-        run: without rounds before.
-        start: what gives a run its weights that has no checkpoint yet: the round before, for instance.
+        run: settings without earlier rounds.
+        start: where initial weights come from if there is no checkpoint yet; by default they are drawn from the seed.
 
     Raises:
         as `Trainer.train`.

@@ -32,9 +32,9 @@ class Part:
     """A part of a run of which there are several kinds.
 
     Attributes:
-        field: of the run; with a dot, of one of its parts.
-        base: the class that all kinds inherit from, the user's own too.
-        kinds: name -> class; each can be made without arguments.
+        field: name of the field of the run, or "part.field" for a field of one of its parts.
+        base: the class that all kinds inherit from, including the user's own.
+        kinds: name -> class, which needs no arguments.
     """
 
     field: str
@@ -45,8 +45,7 @@ class Part:
         """The class of that name, or what the user's own path "package.module:name" leads to, which is imported.
 
         Raises:
-            ValueError: there is none; the sentence has the near match and all names. Or it can't be imported, or is no such
-                part.
+            ValueError: the name is unknown (the message lists all names), can't be imported, or is another kind of part.
         """
         if ":" in name:
             return self._checked(name, imported(name))
@@ -145,13 +144,13 @@ PARTS = {
 
 
 def in_words() -> str:
-    """The options and their kinds, in a sentence."""
+    """The options and their kinds as text."""
     ours = "; ".join(f"{option} {'|'.join(part.kinds)}" for option, part in PARTS.items() if part.kinds)
-    return f"Kinds of parts: {ours}. Each, and --reader, takes package.module:name of your own, too."
+    return f"Kinds of parts: {ours}. Each of them, and --reader, also accepts your own package.module:name."
 
 
 def take_kinds(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The kinds that a command line chooses, option -> name, and the rest of its words.
+    """The kinds that a command line chooses, option -> name, and its other words.
 
     Raises:
         ValueError: an option has no value.
@@ -175,7 +174,7 @@ def take_kinds(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def take_own(args: Sequence[str]) -> tuple[Own, list[str]]:
-    """The code of the user's own that a command line names again, for a run that there is, and the rest of its words.
+    """The user's own code that a command line names again, for a run that there is, and the rest of its words.
 
     Raises:
         ValueError: an option has no value, or names a kind of ours, or what can't be imported.
@@ -188,7 +187,7 @@ def take_own(args: Sequence[str]) -> tuple[Own, list[str]]:
 
 
 def own_of(chosen: Mapping[str, str]) -> Own:
-    """The code of the user's own among the kinds that a command line has chosen."""
+    """The user's own code among the kinds that a command line has chosen."""
     found = {name: PARTS[option].value(name) for option, name in chosen.items() if ":" in name}
     return Own.of(*(made(name, kind) if isinstance(kind, type) else kind for name, kind in found.items()))
 
@@ -200,7 +199,7 @@ def with_kinds(run: Run, chosen: Mapping[str, str]) -> Run:
     stays as it is. An ANN gets T = 1, neurons without a temperature no search for it, and OTTT the decay of the neurons.
 
     Args:
-        chosen: option of `PARTS` -> name of a kind, or path to code of the user's own.
+        chosen: option of `PARTS` -> name of a kind, or path to the user's own code.
 
     Raises:
         ValueError: a name is unknown, code can't be imported, the kinds don't go together, or a part of a part is not there.

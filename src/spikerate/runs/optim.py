@@ -16,9 +16,9 @@ from spikerate.system.ranges import LARGEST, SMALLEST
 
 @dataclass(frozen=True)
 class OptimizerFactory(ABC):
-    """What `Run.optim` takes: how a run changes its weights.
+    """The base class of `Run.optim`: an optimiser with its schedule.
 
-    Ours are `SGD`, `AdamW` and `Muon`. One of your own is a frozen dataclass with a field `lr` and the method `build`:
+    It is implemented by `SGD`, `AdamW` and `Muon`. Your own is a frozen dataclass with a field `lr` and a method `build`:
 
         @dataclass(frozen=True)
         class RMSprop(OptimizerFactory):
@@ -27,8 +27,8 @@ class OptimizerFactory(ABC):
             def build(self, network):
                 return [torch.optim.RMSprop(network.parameters(), lr=self.lr)]
 
-    Its optimisers may be any of PyTorch's kind whose `step()` takes no closure, and whose `state_dict()` holds tensors,
-    numbers, None, and lists, tuples and dicts of them, in the groups' settings strings too: that is what a checkpoint keeps.
+    Its optimisers may be any of PyTorch's whose `step()` needs no closure, and whose `state_dict()` consists of tensors,
+    numbers, None, and lists, tuples and dicts of these (strings only in the groups' settings), as checkpoints store these.
     """
 
     lr: float
@@ -36,12 +36,12 @@ class OptimizerFactory(ABC):
     _: KW_ONLY
     schedule: Schedule = Cosine()
     clip: float | None = None
-    """longest Euclidean norm of all gradients together; a longer one is scaled down to it"""
+    """largest Euclidean norm of all gradients together; larger gradients are scaled down to it"""
     ema: float | None = None
-    """decay of an exponential average of the weights, 0.999 for instance, in (0, 1); validation images, `best` weights and
-    test then see the averaged network"""
+    """decay of an exponential average of the weights, in (0, 1), for instance 0.999; validation accuracy, `best` weights and
+    test accuracy are then those of the averaged network"""
     loss_scale: Literal["1/T", "1"] = "1"
-    """factor on the gradient of the loss: the authors of RateBP and ESD divide it by T; the loss shown is never scaled"""
+    """factor on the gradient of the loss: the authors of RateBP and ESD divide it by T; the reported loss is never scaled"""
 
     def __post_init__(self) -> None:
         self.check("lr", SMALLEST <= self.lr <= LARGEST, f"a positive number up to {LARGEST:g}")
@@ -53,9 +53,9 @@ class OptimizerFactory(ABC):
 
     @abstractmethod
     def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
-        """New optimisers of a network's parameters; each parameter is in one of them.
+        """New optimisers for a network's parameters, each of which is in exactly one of them.
 
-        The learning rate of each of their groups is the highest; at every step, it is that times the schedule's share.
+        Their groups have the highest learning rate; at every step it is multiplied by the schedule.
         """
 
     def lr_at(self, step: int, steps: int) -> float:
@@ -69,7 +69,7 @@ class OptimizerFactory(ABC):
     def ema_at(self, step: int) -> float:
         """The decay of the average at step 0, 1, ...: min(ema, (1 + step) / (10 + step)).
 
-        The first weights, which are random, are so forgotten soon.
+        It is small at first, so that the average soon forgets the random initial weights.
 
         Raises:
             ValueError: there is no average.
@@ -79,7 +79,7 @@ class OptimizerFactory(ABC):
         return min(self.ema, (1 + step) / (10 + step))
 
     def check(self, name: str, right: bool, wanted: str) -> None:
-        """Raise `ValueError` that names a field and what is wanted of it, unless its value is right."""
+        """Raise `ValueError` with the field's name, its value and what is `wanted`, unless it is `right`."""
         if not right:
             raise ValueError(f"optim.{name} is {getattr(self, name)!r}: give {wanted}")
 
@@ -95,7 +95,7 @@ class SGD(OptimizerFactory):
     weight_decay: float = 5e-4
     """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
     nesterov: bool = False
-    """Nesterov's momentum, which looks one step ahead"""
+    """use Nesterov momentum"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class AdamW(OptimizerFactory):
     betas: tuple[float, float] = (0.9, 0.999)
     """decay of the averages of the gradient and of its square, each in [0, 1)"""
     eps: float = 1e-8
-    """added to the root of the averaged square"""
+    """added to the square root of the averaged square"""
     weight_decay: float = 0.05
     """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
 
@@ -135,9 +135,9 @@ class AdamW(OptimizerFactory):
 class Muon(OptimizerFactory):
     """Orthogonalised momentum for kernels and hidden matrices, `torch.optim.Muon`, and AdamW for all other parameters.
 
-    A kernel [O, C, h, w] is seen as the matrix [O, C h w]. A step is scaled to the length that one of AdamW typically has
-    (`match_rms_adamw`), so that both take learning rates of the same size. The others are biases, batch norm, and the heads:
-    the network's last matrix, and those with as many outputs, which the branches end in.
+    A kernel [O, C, h, w] is treated as the matrix [O, C h w]. Updates are scaled to the typical size of AdamW's
+    (`match_rms_adamw`), so that both use learning rates of the same magnitude. AdamW trains biases, batch norm, and the
+    classifiers of head and branches: the network's last matrix, and all matrices with as many outputs.
 
     References: Jordan et al., "Muon", 2024; Liu et al., "Muon is scalable for LLM training", 2025.
     """
@@ -147,7 +147,7 @@ class Muon(OptimizerFactory):
     momentum: float = 0.95
     """momentum, in [0, 1)"""
     nesterov: bool = True
-    """Nesterov's momentum, which looks one step ahead"""
+    """use Nesterov momentum"""
     weight_decay: float = 0.05
     """weight decay of matrices and kernels; vectors (batch norm, biases) have none"""
     adamw_lr: float | None = None
@@ -166,7 +166,7 @@ class Muon(OptimizerFactory):
         _check_adam(self, self.adamw_betas, self.weight_decay, "adamw_betas")
 
     def build(self, network: nn.Module) -> Sequence[torch.optim.Optimizer]:
-        """As of every factory.
+        """New optimisers: Muon, and AdamW for the other parameters.
 
         Raises:
             ValueError: the network has no kernels and no hidden matrices, or the installed PyTorch has no Muon.
@@ -185,7 +185,7 @@ class Muon(OptimizerFactory):
         return optimizers
 
     def _muon(self, kernels: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """torch's Muon takes matrices only: it gets such views of the kernels, and before each step of their gradients."""
+        """torch's Muon, which takes matrices only, on views of the kernels and, before each step, of their gradients."""
         try:
             kind = torch.optim.Muon
         except AttributeError as error:
@@ -202,7 +202,7 @@ class Muon(OptimizerFactory):
 
         def lend(*_: Any) -> None:
             for kernel, matrix in zip(kernels, matrices, strict=True):
-                matrix.data = _as_matrix(kernel.detach(), like=kernel)  # again, since a module that moves changes its own
+                matrix.data = _as_matrix(kernel.detach(), like=kernel)  # anew, since moving a module replaces its data
                 matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, like=kernel)
 
         muon.register_step_pre_hook(lend)
@@ -210,7 +210,7 @@ class Muon(OptimizerFactory):
 
 
 def _as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
-    """[O, C, h, w] as [O, C h w], the columns in the order that they have in the memory of `like`, whose view is no copy."""
+    """[O, C, h, w] as [O, C h w] with columns in the memory order of `like`, so that a view of `like` needs no copy."""
     last = kernel.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
     return (kernel.permute(0, 2, 3, 1) if last else kernel).reshape(len(kernel), -1)
 

@@ -1,4 +1,4 @@
-"""Presets: each published experiment as a run under a name, with the paper's record beside it."""
+"""Presets: the published experiments as named runs, with reference, results and differences from the paper."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from spikerate.system.codec import path_of
 
 RATE = "Rate-based backpropagation: Yu, Liu, Wang, Li, Wang; NeurIPS 2024; arXiv 2410.11488"
 ESD = "Enhanced self-distillation: Zhao, Yu, Yu, Liu, Wang; NeurIPS 2025; arXiv 2510.06254"
-DSPIKE = "Dspike, the surrogate that adapts: Li, Guo, Zhang, Deng, Hai, Gu; NeurIPS 2021"
+DSPIKE = "Dspike, the adaptive surrogate: Li, Guo, Zhang, Deng, Hai, Gu; NeurIPS 2021"
 RIVALS = "What the papers compare with: per-step loss (TET), online training (OTTT, SLTT) and the ANN"
-SMALL = "For a laptop, on built-in and other small sets"
+SMALL = "For a laptop, on built-in and other small data sets"
 OWN = "Your own data"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A run, and what is known of it.
+    """The settings of a run with their description.
 
     Attributes:
         run: the settings.
         paper: the reference, by which presets are grouped.
         title: data and network.
         method: how it is trained.
-        figures: the authors' figure and how it was selected, and ours.
-        differs: where the settings are not the paper's.
+        figures: the authors' result, how it was selected, and our result.
+        differs: how the settings differ from the paper's.
     """
 
     run: Run
@@ -45,18 +45,18 @@ class Preset:
 
     @property
     def text(self) -> str:
-        """All of it, in sentences."""
+        """The whole description in sentences."""
         return " ".join(part for part in (f"{self.headline}.", f"{self.paper}.", self.differs, self.figures) if part)
 
     @property
     def headline(self) -> str:
-        """One line."""
+        """A description in one line."""
         steps = [f"T = {own.T}" if own.spiking else "ANN" for own in self.run.rounds]
         return f"{self.title}, {' -> '.join(steps)}: {self.method}"
 
 
 def headline(name: str, run: Run) -> str:
-    """A run of a preset in one line, by its own settings; "" of another name, or where one of both is an ANN."""
+    """A run of a preset in one line, by its own settings; "" if there is no such preset, or only one of both is an ANN."""
     its = PRESETS.get(name)
     if its is None or its.run.spiking != run.spiking:
         return ""
@@ -119,18 +119,18 @@ _IMAGES = replace(
     precision="bf16",
 )
 
-_CHOSEN = "validation samples choose the epoch, the authors chose it on the test set; --data.validation 0 trains on all"
+_CHOSEN = "the epoch is chosen on a validation set, the authors chose it on the test set; --data.validation 0 trains on all"
 _GROUPS = (
-    "AutoAugment, and the choice of one change for recordings, draw for groups of 8 samples; Cutout is black; an incomplete "
-    "last batch of an epoch is left out."
+    "AutoAugment, and the choice of one augmentation for recordings, are drawn for groups of 8 samples; Cutout is black; an "
+    "incomplete last batch of an epoch is dropped."
 )
-_NONE = "Authors' figure: not at hand. Ours: none yet, it takes a GPU."
-_LOG = "Authors' figure: {} at the best epoch, chosen on the test set, {} at the last, in their log, one seed. Ours: none."
+_NONE = "Authors' result: not known to us. Ours: none yet, it needs a GPU."
+_LOG = "Authors' result: {} at the best epoch, chosen on the test set, {} at the last, in their log, one seed. Ours: none."
 _LOG_OF_CIFAR100, _LOG_OF_IMAGENET = _LOG.format("80.20", "79.54"), _LOG.format("70.70", "70.49")
 
 
 def by_method(run: Run, method: str) -> Run:
-    """The run by a method of `METHODS`; the papers divide the loss of the rate-based ones by T, and that of BPTT not."""
+    """The run with a method of `METHODS`. The papers divide the loss by T for the rate-based methods, but not for BPTT."""
     _, rule, loss = METHODS[method]
     run = replace(run, T=1, neuron=Rectified()) if method == "ann" else run
     optim = run.optim if not rule.per_step else replace(run.optim, loss_scale="1")
@@ -178,7 +178,7 @@ def _imagenet() -> Iterator[tuple[str, Preset]]:
 
 def _cifar10_dvs() -> Iterator[tuple[str, Preset]]:
     title = "CIFAR10-DVS, VGGSNN"
-    differs = f"The 9,000 / 1,000 split is drawn at random; the authors' own is not known. Differs: {_CHOSEN}. {_GROUPS}"
+    differs = f"The 9,000 / 1,000 split is drawn at random; the authors' split is not known. Differs: {_CHOSEN}. {_GROUPS}"
     for method in ("rate", "rate-s", "bptt"):
         yield f"cifar10-dvs-{method}", _preset(_DVS, method, RATE, title, differs=differs)
     augment = Augment(flip=True, roll=5, rotation=30.0, cutout=16, one_of=True)
@@ -195,8 +195,8 @@ def _rivals() -> Iterator[tuple[str, Preset]]:
 
 
 _ROUNDS = (
-    "The ANN's epochs, the batch, the neuron (that of the co-authors' later code; the clip range goes from 0 to twice its "
-    "threshold) and 32 samples for the search are our choices; the temperature is handed on with the weights."
+    "The ANN's epochs, the batch size, the neuron (that of the co-authors' later code; the clip range goes from 0 to twice "
+    "its threshold) and 32 samples for the search are our choices; each round starts with the previous temperature."
 )
 _TITLES = {"": "BPTT, adaptive Dspike", "-rate": "RateBP, adaptive Dspike", "-esd": "ESD, adaptive Dspike"}
 
@@ -227,10 +227,10 @@ def _dspike() -> Iterator[tuple[str, Preset]]:
         ),
         "cifar10-dvs": ("CIFAR10-DVS, ResNet-18", "75.4 % at T = 10", event),
         "imagenet-vgg16": ("ImageNet, VGG-16", "71.24 %", replace(large, model=Model("vgg16", 64))),
-        "imagenet-resnet34": ("ImageNet, ResNet-34", "not at hand", replace(large, model=Model("resnet34", 64, "7x7"))),
+        "imagenet-resnet34": ("ImageNet, ResNet-34", "not known to us", replace(large, model=Model("resnet34", 64, "7x7"))),
     }
     for name, (title, figure, run) in runs.items():
-        figures = f"Authors' figure: {figure}, as printed in later papers. Ours: none yet, it takes a GPU."
+        figures = f"Authors' result: {figure}, as printed in later papers. Ours: none yet, it needs a GPU."
         for suffix, method in _TITLES.items() if name == "cifar10" else [("", _TITLES[""])]:
             yield (
                 f"dspike-{name}{suffix}",
@@ -258,13 +258,17 @@ _OURS = {
 
 
 def _small() -> Iterator[tuple[str, Preset]]:
-    """Settings of our own, the same for all methods, the loss never divided by T."""
+    """Our own settings, the same for all methods; the loss is never divided by T."""
     simple = Augment(crop=4, flip=True)
     fast = replace(_SMALL, epochs=10, batch=64, precision="bf16", compile=True)
     small = "small ResNet-18"
     runs = {
         "digits": (SMALL, f"Digits, {small}", _SMALL),
-        "digits-dvs": (SMALL, f"Digits seen by an event camera, {small}", replace(_SMALL, data=Data("digits-dvs"), T=6)),
+        "digits-dvs": (
+            SMALL,
+            f"Digits recorded by a simulated event camera, {small}",
+            replace(_SMALL, data=Data("digits-dvs"), T=6),
+        ),
         "cifar10-small": (SMALL, f"CIFAR-10, {small}", replace(fast, data=Data("cifar10", validation=5000, augment=simple))),
         "mnist": (SMALL, f"MNIST, {small}", replace(fast, data=Data("mnist", validation=5000))),
         "fashion-mnist": (
@@ -308,7 +312,7 @@ def preset(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
-        ValueError: there is none; the sentence has the near matches.
+        ValueError: the name is unknown; the message suggests similar ones.
     """
     if name in PRESETS:
         return PRESETS[name]

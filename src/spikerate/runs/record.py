@@ -1,4 +1,4 @@
-"""A run is a folder: `run.json`, `metrics.jsonl`, checkpoints and results, each written whole or not at all."""
+"""The folder of a run: `run.json`, `metrics.jsonl`, checkpoints and results, each written completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,26 +33,27 @@ from spikerate.system.files import (
 )
 
 FORMAT = 2
-"""2: what was called held out is called validation, and optimisers are kinds of their own."""
+"""Version of the files. Since 2, the validation set is called so, and optimisers are parts of a chosen kind."""
 RUN_FILE = "run.json"
-"""By which a folder is that of a run."""
+"""The file by which a folder is recognised as that of a run."""
 LOCK = ".lock"
-"""The empty file that the one process that writes into a run folder holds locked."""
+"""The empty file that the process that writes into a run folder keeps locked."""
 _LEFT = re.compile(r"\.(run\.json|result\.json|metrics\.jsonl|[\w-]+\.safetensors)(\.[0-9a-f]{16})?\.tmp")
-"""Temporary files of a training, of which there is one at a time; a report may be written meanwhile."""
+"""Names of temporary files of a training. Those of a report are left alone, which another process may be writing."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run.
 
-    `run.json`: configuration and reproducibility card. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
-    state, from which the run goes on; the other files follow from it. `best.safetensors`: the weights of the epoch with
-    the highest validation accuracy. `result.json`: what the evaluation gave; `examples.safetensors`: a few test samples and
-    their spikes. Rounds before the run's own have such folders of their own inside: `round1-ann`, `round2-T6`, ...
+    `run.json`: settings, data, software and hardware. `metrics.jsonl`: a line for each epoch. `last.safetensors`: the
+    checkpoint, from which the run is resumed and the other files can be restored. `best.safetensors`: the weights of the
+    epoch with the highest validation accuracy. `result.json`: the evaluation on the test set. `examples.safetensors`: a few
+    test samples and their spikes. Earlier rounds have such folders inside: `round1-ann`, `round2-T6`, ...
 
     Attributes:
-        own: the code of the user's own that the run may name.
+        path: the folder.
+        own: the user's own code that the run may use.
     """
 
     path: Path
@@ -66,7 +67,7 @@ class RunFolder:
             about: further entries of `run.json`, as JSON types.
 
         Raises:
-            ValueError: there is something in the folder already, or it can't be written.
+            ValueError: the folder is not empty, or can't be written.
         """
         check_free(path)
         folder = cls(path, Own.of(run))
@@ -81,32 +82,32 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, own: Own = Own()) -> RunFolder:
-        """A folder that holds a run.
+        """Open the folder of a run.
 
         Args:
-            own: the code of the user's own that the run may name.
+            own: the user's own code that the run may name.
 
         Raises:
-            ValueError: it holds none, or its name is not UTF-8.
+            ValueError: it does not contain a run, or its name is not UTF-8.
         """
         check_name(path)
         if not is_there(path / RUN_FILE):
-            raise ValueError(f"{path} holds no run (no run.json): give the folder that spikerate train has printed")
+            raise ValueError(f"{path} contains no run (no run.json): give the folder that spikerate train has printed")
         return cls(path, own)
 
     @property
     def run_file(self) -> Path:
-        """Configuration and reproducibility card."""
+        """Settings, data, software and hardware."""
         return self.path / RUN_FILE
 
     @property
     def metrics_file(self) -> Path:
-        """A line for each epoch."""
+        """The metrics, a line for each epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def result_file(self) -> Path:
-        """What the evaluation gave."""
+        """The evaluation on the test set."""
         return self.path / "result.json"
 
     @property
@@ -121,18 +122,18 @@ class RunFolder:
 
     @property
     def stands(self) -> Literal["", "begun", "finished"]:
-        """How far the run is; "" where there is none yet."""
+        """Whether the run has begun or is finished; "" if there is no run yet."""
         if is_there(self.result_file):
             return "finished"
         return "begun" if is_there(self.run_file) else ""
 
     def rounds(self, run: Run) -> list[tuple[Run, RunFolder]]:
-        """The rounds of `run` in order, each with its folder: one inside this, and for the last this one itself.
+        """The rounds of `run` in order, each with its folder: subfolders for earlier rounds, and this one for the last.
 
         Raises:
             ValueError: a folder is a link.
         """
-        names = (f"round{k}-{f'T{of.T}' if of.T else 'ann'}" for k, of in enumerate(run.before, 1))
+        names = (f"round{k}-{f'T{earlier.T}' if earlier.T else 'ann'}" for k, earlier in enumerate(run.before, 1))
         return list(zip(run.rounds, (*(RunFolder(inside(self.path, name), self.own) for name in names), self), strict=True))
 
     def about(self) -> dict[str, Any]:
@@ -144,10 +145,10 @@ class RunFolder:
         file = self.run_file
         (record,) = _records(file)
         if record.get("format") != FORMAT:
-            raise ValueError(f"{file} is not of format {FORMAT}: another version of spikerate wrote it, and reads it")
+            raise ValueError(f"{file} is not of format {FORMAT}: use the version of spikerate that wrote it")
         for entry in ("data", "environment"):
             if not isinstance(record.setdefault(entry, {}), dict):
-                raise ValueError(f"{file} has an entry {entry} that is no record: it was altered")
+                raise ValueError(f"{file} has an entry {entry} that is not a record: it was altered")
         _check_about(record, file)
         return record
 
@@ -155,7 +156,7 @@ class RunFolder:
         """The content of `run.json` and the settings in it, read once.
 
         Raises:
-            ValueError: it is broken, or of another format, or names code of the user's own that is not in `own`.
+            ValueError: it is broken, or of another format, or names the user's own code that is not in `own`.
         """
         about = self.about()
         try:
@@ -170,15 +171,15 @@ class RunFolder:
         """The configuration.
 
         Raises:
-            ValueError: `run.json` is broken, or of another format, or names code of the user's own that is not in `own`.
+            ValueError: `run.json` is broken, or of another format, or names the user's own code that is not in `own`.
         """
         return self.record().run
 
     def check_settings(self) -> None:
-        """Raise `ValueError` unless the settings in `run.json` are those that the run was begun with."""
+        """Raise `ValueError` unless the settings in `run.json` are those that the run began with."""
         if why := doubt(self.path, self.about()):
             again = f"spikerate train PRESET --init {shlex.quote(str(self.path))}"
-            raise ValueError(f"{why}; put those back, or train on with others by {again}")
+            raise ValueError(f"{why}; restore them, or train further with other settings by {again}")
 
     def amend(self, **entries: Any) -> None:
         """Add entries to `run.json`, as JSON types."""
@@ -193,11 +194,11 @@ class RunFolder:
         file = self.metrics_file
         rows = _records(file, lines=True)
         if not all(type(row.get("epoch")) is int for row in rows):
-            raise ValueError(f"{file} has a line without an epoch: it is altered, or of another version")
+            raise ValueError(f"{file} has a line without an epoch: it was altered, or is of another version")
         return rows
 
     def rows(self) -> list[Row]:
-        """Those of the epochs that are done, by the checkpoint, from which `metrics.jsonl` follows; none without one.
+        """The metrics of the finished epochs from the checkpoint; empty if there is none.
 
         Raises:
             ValueError: it is broken.
@@ -210,10 +211,10 @@ class RunFolder:
         return list(facts["rows"])
 
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`; empty where the run is not finished.
+        """The content of `result.json`; empty if the run is not finished.
 
         Raises:
-            ValueError: it is broken, or lacks a figure that every result has.
+            ValueError: it is broken, or lacks a number that every result has.
         """
         file = self.result_file
         if not is_there(file):
@@ -222,7 +223,7 @@ class RunFolder:
         for name in ("validation_accuracy", "test_accuracy", "firing_rate"):
             value = record.get(name)
             if not (is_number(value) or (value is None and name == "validation_accuracy")):
-                raise ValueError(f"{file} is no result ({name} is {value!r:.40}): it is altered, or of another version")
+                raise ValueError(f"{file} is no result ({name} is {value!r:.40}): it was altered, or is of another version")
         return record | {"validation_accuracy": record.get("validation_accuracy")}
 
     @property
@@ -232,15 +233,15 @@ class RunFolder:
 
     @property
     def has_epochs(self) -> bool:
-        """Whether an epoch is finished, so that there are metrics."""
+        """Whether at least one epoch is finished."""
         return is_there(self.metrics_file)
 
     def save(self, state: State) -> None:
-        """Write the checkpoint; after an epoch, also the metrics, and the weights where they are the best so far.
+        """Write the checkpoint; after an epoch also the metrics, and the weights if they are the best so far.
 
         Raises:
-            SaveError: something can't be written. The checkpoint before is intact; where there was no room for this one,
-                it lies in a temporary folder that the sentence names.
+            SaveError: a file can't be written. The previous checkpoint is intact; if the new one could not be written to
+                the folder, it is in a temporary folder that the message names.
         """
         content = pack_tensors(state.tensors(), state.facts())
         try:
@@ -256,7 +257,7 @@ class RunFolder:
             ) from error
 
     def publish(self, state: State) -> None:
-        """Write what follows from a state; after a resume again, the run may have died before."""
+        """Write metrics and best weights from a state; also after a resume, since the run may have been killed before."""
         if not state.rows:
             return
         write_whole(self.metrics_file, b"".join(json.dumps(row).encode() + b"\n" for row in state.rows))
@@ -264,10 +265,10 @@ class RunFolder:
             self.save_weights("best", state.trained, state.best)
 
     def restore(self, state: State) -> None:
-        """Take the state of the checkpoint.
+        """Load the checkpoint into `state`.
 
         Raises:
-            ValueError: it is broken, or of another network.
+            ValueError: the checkpoint is broken, or of another network.
         """
         tensors, facts = read_tensors(self.state_file)
         state.restore(tensors, facts, str(self.state_file))
@@ -292,10 +293,10 @@ class RunFolder:
         load_weights(network, *self.weights(name))
 
     def hand_on(self, network: nn.Module) -> None:
-        """Give the best weights to the network of the next round.
+        """Load the best weights into the network of the next round.
 
         Raises:
-            ValueError: they are missing or broken, or of a network of another shape.
+            ValueError: the weights are missing or broken, or of a network of another shape.
         """
         inherit_weights(network, *self.weights("best"))
 
@@ -304,16 +305,16 @@ class RunFolder:
         write_json(self.result_file, result)
 
     def weights(self, name: str) -> tuple[dict[str, Tensor], str]:
-        """Parameters and buffers in `NAME.safetensors`, and what to call the file in an error.
+        """Parameters and buffers in `NAME.safetensors`, and the name of the file for messages.
 
         Raises:
             ValueError: the file is missing or broken.
         """
         file = self.path / f"{name}.safetensors"
         if not is_there(file):
-            raise ValueError(f"{file} is not there: the run has not finished its first epoch, or it was removed")
+            raise ValueError(f"{file} does not exist: the run has not finished its first epoch, or the file was removed")
         tensors, _ = read_tensors(file)
-        # A state has the network and, where the run has one, the average of its weights, which is what counts then.
+        # A checkpoint has the network's weights and perhaps their average, which is then the network to use.
         prefix = "average." if any(name.startswith("average.") for name in tensors) else "network."
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, str(file)
 
@@ -322,7 +323,7 @@ class RunFolder:
 
     def _resume(self) -> str:
         own = "".join(map(named_again, self.own.code.values()))
-        return f"go on by: spikerate train --resume {shlex.quote(str(self.path))}{own}"
+        return f"continue by: spikerate train --resume {shlex.quote(str(self.path))}{own}"
 
     def _rescue(self, content: bytes) -> str:
         try:
@@ -336,10 +337,11 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Record:
-    """What `run.json` says of a run, as it was read: commands hand it on instead of reading the file again.
+    """The content of `run.json`, which commands read once and pass on.
 
     Attributes:
-        about: its entries, as JSON types.
+        folder: the run folder.
+        about: all entries, as JSON types.
         run: the settings.
     """
 
@@ -349,18 +351,19 @@ class Record:
 
     @property
     def doubt(self) -> str:
-        """Why the settings are not to be trusted; "" where they are those that the run was begun with."""
+        """Why the settings can't be trusted; "" if they are those that the run began with."""
         return doubt(self.folder.path, self.about)
 
 
 @contextmanager
 def sole_writer(path: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Be the only process that writes into a run folder, which is made where it is not there.
+    """Hold the lock by which only one process writes into a run folder; the folder is created if it does not exist.
 
-    What a writer that was killed has left of half a file is removed.
+    Temporary files of a process that was killed are removed.
 
     Args:
-        say: is told where the file system has no locks, so that nobody knows.
+        path: the folder.
+        say: called with a message if the file system does not support locks.
 
     Raises:
         ValueError: another process writes there, or the folder can't be written.
@@ -369,7 +372,7 @@ def sole_writer(path: Path, say: Callable[[str], None] = lambda line: None) -> I
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not held.enter_context(locked(path / LOCK)):
-                say(f"the file system of {path} has no locks: see to it that no other process writes into the folder")
+                say(f"the file system of {path} has no locks: make sure that no other process writes into the folder")
             for file in path.iterdir():
                 if _LEFT.fullmatch(file.name) and is_leftover(file):
                     file.unlink()
@@ -381,14 +384,14 @@ def sole_writer(path: Path, say: Callable[[str], None] = lambda line: None) -> I
 
 
 def doubt(path: Path, about: Mapping[str, Any]) -> str:
-    """Why the settings in a `run.json` of this content, in the folder `path`, are not to be trusted; "" where they are."""
+    """Why the settings in the `run.json` of the folder `path`, whose content is `about`, can't be trusted; or ""."""
     if about.get("fingerprint") == fingerprint(about.get("run")):
         return ""
-    return f"{path / RUN_FILE} was edited: it tells other settings than those that the run was begun with"
+    return f"{path / RUN_FILE} was edited: its settings are not those that the run began with"
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written where it belongs."""
+    """A checkpoint could not be written to the run folder."""
 
 
 def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
@@ -403,12 +406,12 @@ def _records(file: Path, lines: bool = False) -> list[dict[str, Any]]:
         raise ValueError(f"{file} can't be read as JSON: {error}") from error
     for record in records:
         if not isinstance(record, dict):
-            raise ValueError(f"{file} holds a {type(record).__name__}, and no record: it was altered")
+            raise ValueError(f"{file} contains a {type(record).__name__} instead of a record: it was altered")
     return records
 
 
 def _check_about(about: Mapping[str, Any], file: Path) -> None:
-    """Raise `ValueError` where an entry of `run.json` is not of its kind; one that is missing is fine."""
+    """Raise `ValueError` if an entry of `run.json` has the wrong type; entries may be missing."""
     data, environment = about["data"], about["environment"]
     entries: tuple[tuple[str, Any, type], ...] = (
         *((name, about.get(name), str) for name in ("preset", "command", "repeats")),
@@ -427,11 +430,11 @@ def _check_about(about: Mapping[str, Any], file: Path) -> None:
     )
     for name, value, kind in entries:
         if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{file} has an entry {name} that is no {kind.__name__}: it was altered")
+            raise ValueError(f"{file} has an entry {name} that is not of type {kind.__name__}: it was altered")
 
 
 def check_name(path: Path) -> None:
-    """Raise `ValueError` where the name of a run folder is not UTF-8, which the readers of tensor files want."""
+    """Raise `ValueError` if the name of a run folder is not UTF-8, which reading tensor files requires."""
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError as error:
@@ -440,21 +443,21 @@ def check_name(path: Path) -> None:
 
 
 def check_free(path: Path) -> None:
-    """Raise `ValueError` unless a run can be put into `path`: a new or an empty folder, whose name is UTF-8."""
+    """Raise `ValueError` unless `path` can be the folder of a new run: it does not exist or is empty, its name is UTF-8."""
     check_name(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder by --out")
     if path.is_dir() and not all(file.name == LOCK or is_leftover(file) for file in path.iterdir()):
         if is_there(path / RUN_FILE):
             raise ValueError(
-                f"the folder {path} holds another run already: choose another by --out, "
+                f"the folder {path} already contains another run: choose another by --out, "
                 f"or continue that one by spikerate train --resume {shlex.quote(str(path))}"
             )
-        raise ValueError(f"the folder {path} holds something else already: choose another by --out, or remove it")
+        raise ValueError(f"the folder {path} is not empty: choose another by --out, or remove it")
 
 
 def compare(then: Sequence[Row], now: Sequence[Row]) -> dict[str, tuple[Any, Any, Any]]:
-    """Metric -> epoch and values of two runs where they differ first; times are left out."""
+    """Metric -> first epoch in which two runs differ, and both values. Durations are left out."""
     differing: dict[str, tuple[Any, Any, Any]] = {}
     for one, other in zip(then, now, strict=False):
         for name in sorted((one.keys() | other.keys()) - {"seconds", "search_seconds"}):

@@ -1,11 +1,11 @@
-"""Whole runs, from Python as from the command line: trained with all their rounds, for many seeds, resumed, reproduced.
+"""Whole runs in Python, as on the command line: train with all rounds, train several seeds, resume, reproduce.
 
     run = preset("digits-esd").run
     folder = train(run, Path("runs/mine"))
     folder.result()["test_accuracy"]
 
-Where torchrun has started several processes, each of them calls the same function. A signal that asks to stop, as
-Control-C, ends a run after its step with everything saved, by raising `Interrupted`; `resume` goes on from there.
+If torchrun has started several processes, each of them calls the same function. A signal that asks to stop, such as
+Control-C, ends a run after the current step with everything saved, by raising `Interrupted`; `resume` continues it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from spikerate.system.files import inside
 from spikerate.system.interrupt import Interrupt, Interrupted
 
 _MINUTES = 10.0
-"""Between two checkpoints at most."""
+"""Largest time between two checkpoints."""
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """A round of a run, the same round of another one, and where they differ.
+    """The comparison of a round of a run with the same round of its repetition.
 
     Attributes:
+        original, again: the folders of the two.
         differing: metric -> the first epoch in which it differs, or "test", and both values.
     """
 
@@ -55,7 +56,7 @@ class Repetition:
         """Compare two finished runs.
 
         Raises:
-            ValueError: a file of one is missing or broken.
+            ValueError: a file of one of them is missing or broken.
         """
         kept = ([*folder.metrics(), folder.result() | {"epoch": "test"}] for folder in (original, again))
         differing = compare(*([dict(flat(row)) for row in rows] for rows in kept))
@@ -64,7 +65,7 @@ class Repetition:
 
     @property
     def agrees(self) -> bool:
-        """Whether all metrics do."""
+        """Whether all metrics agree."""
         return not self.differing
 
 
@@ -76,16 +77,18 @@ def train(
     audience: Audience = Nobody(),
     save_minutes: float = _MINUTES,
 ) -> RunFolder:
-    """Train a run with all its rounds, and keep it in a folder.
+    """Train a run with all its rounds, and write it to a folder.
 
     Args:
-        path: of the folder, which is made; there may be an empty one.
+        run: the settings.
+        path: the folder of the run, which does not exist yet or is empty.
         about: further entries of `run.json`: `preset` and `command`, as texts.
-        start: the weights that the first round starts from; None for fresh ones.
-        save_minutes: a checkpoint is written at least so often, and after every epoch.
+        start: initial weights of the first round; None to draw them from the seed.
+        audience: receives messages and progress.
+        save_minutes: largest time between checkpoints; there is also one after every epoch.
 
     Raises:
-        ValueError: settings, data and network do not go together, or the folder is taken.
+        ValueError: settings, data and network do not fit together, or the folder is in use.
         Interrupted, NotFinite, SaveError: as `Trainer.train`.
         LostRank: another process has ended, or does not answer.
     """
@@ -111,15 +114,24 @@ def train_seeds(
     audience: Audience = Nobody(),
     save_minutes: float = _MINUTES,
 ) -> dict[int, RunFolder]:
-    """One run for each seed, in turn: seed -> its folder in `base`. The same call again goes on where it stopped.
+    """Train a run once for each seed, one after the other. The same call again continues where it stopped.
 
-    Each process that torchrun has started takes its share of the seeds, so that other folders may not be finished yet.
+    Each process that torchrun has started trains its share of the seeds, so other folders may not be finished yet.
 
     Args:
-        about: as for `train`, as the others.
+        run: the settings; its seed is replaced.
+        seeds: the seeds.
+        base: the folder of the run folders.
+        about: as for `train`.
+        start: as for `train`.
+        audience: as for `train`.
+        save_minutes: as for `train`.
+
+    Returns:
+        seed -> run folder.
 
     Raises:
-        ValueError: as `train`, or a folder holds a run of other settings.
+        ValueError: as `train`, or a folder contains a run with other settings.
         Interrupted, NotFinite, SaveError: as `train`.
     """
     ranks, about = ranks_from_environment(), dict(about or {})
@@ -130,7 +142,7 @@ def train_seeds(
         if folder.stands:
             init = folder.about().get("init") or {}
             if folder.config() != own or init.get("sha256") != (start.sha256 if start else None):
-                raise ValueError(f"{folder.path} holds a run of other settings: choose another folder by --out")
+                raise ValueError(f"{folder.path} contains a run with other settings: choose another folder by --out")
         if folder.result():
             continue
         data, alone = load_data(own, audience), Ranks(local=ranks.local)
@@ -151,17 +163,19 @@ def resume(
     audience: Audience = Nobody(),
     save_minutes: float = _MINUTES,
 ) -> RunFolder:
-    """Go on with a run that was stopped, from its last checkpoint; a folder of a round stands for its whole run.
+    """Continue a run that was stopped, from its last checkpoint.
 
-    The result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
+    The result is bit-identical to that of a run that never stopped (same machine, threads and versions).
 
     Args:
-        data: folder of the data set, where it has moved.
-        device: another than before.
-        audience: as for `train`, as the others.
+        folder: the folder of the run, or of one of its rounds.
+        data: folder of the data set, if it has moved.
+        device: another device than before.
+        audience: as for `train`.
+        save_minutes: as for `train`.
 
     Raises:
-        ValueError: the run, its settings or its data are not those of then.
+        ValueError: the run, its settings or its data are not the same as before.
         Interrupted, NotFinite, SaveError, LostRank: as `train`.
     """
     folder = whole(folder)
@@ -194,19 +208,22 @@ def reproduce(
     init: Path | None = None,
     audience: Audience = Nobody(),
 ) -> list[Repetition]:
-    """Run a finished run again, and compare every metric: a `Repetition` for each round.
+    """Train a finished run again, and compare every metric.
 
     Args:
-        path: of the folder of the new run.
-        command: the command line that asked for it, for `run.json`.
-        data: folder of the data set, where it has moved.
-        init: the weights that the run started from, where they have moved.
+        original: the folder of the finished run.
+        path: the folder of the new run.
+        command: the command line, for `run.json`.
+        data: folder of the data set, if it has moved.
+        init: the weights that the run started from, if they have moved.
+        audience: as for `train`.
 
     Returns:
-        On other ranks than the first, nothing.
+        a `Repetition` for each round; an empty list on ranks other than 0.
 
     Raises:
-        ValueError: the run is not finished or a round of another, or its settings, data or weights are not those of then.
+        ValueError: the run is not finished, is a round of another run, or its settings, data or initial weights are not the
+            same as before.
         Interrupted, NotFinite, SaveError, LostRank: as `train`.
     """
     if whole(original) != original:
@@ -237,12 +254,12 @@ def reproduce(
 
 
 def whole(folder: RunFolder) -> RunFolder:
-    """The folder of the whole run, given that or one of its rounds'."""
+    """The folder of the whole run, given that folder or the folder of one of its rounds."""
     return RunFolder.open(folder.path.absolute().parent, folder.own) if "round" in folder.about() else folder
 
 
 def _init(start: Start | None, run: Run, data: DataSet, audience: Audience) -> dict[str, Any]:
-    """The entry of `run.json` on the weights to start from; says what of the network stays fresh."""
+    """The entry `init` of `run.json`; reports which parts of the network are not initialised from these weights."""
     if start is None:
         return {}
     with torch.device("meta"):
@@ -255,27 +272,27 @@ def _init(start: Start | None, run: Run, data: DataSet, audience: Audience) -> d
 
 @contextmanager
 def _joined(run: Run) -> Iterator[Ranks]:
-    """The ranks, connected, which have the same settings and the same code."""
+    """The connected ranks, after checking that all have the same settings and the same code."""
     launched_here = ranks_from_environment()
     if run.batch // run.accumulate < 2 * launched_here.n:
         raise ValueError(
             f"batch is {run.batch} with accumulate={run.accumulate} on {launched_here.n} ranks: "
-            "batch norm needs two images at least in each part on each rank"
+            "batch norm needs at least two images in each part on each rank"
         )
     gpu = pick_device(run.device, launched_here.local).type == "cuda"
     with process_group(gpu, slow_start=run.compile) as ranks:
-        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # hosts may differ in places
+        anywhere = replace(run, data=replace(run.data, path=None, cache=None, workers=None))  # may differ between hosts
         ranks.check_same({**environment.versions(), "code": environment.source(), "run": encode(anywhere)})
         yield ranks
 
 
 def _writing(path: Path, ranks: Ranks, audience: Audience) -> AbstractContextManager[None]:
-    """Only one process at a time writes into a run folder; rank 0 holds it for all."""
+    """The lock on the run folder, which rank 0 holds for all ranks."""
     return sole_writer(path, audience.say) if ranks.first else nullcontext()
 
 
 def _check_free(path: Path) -> None:
-    """Before the data are read; the other ranks may come when rank 0 has made the folder."""
+    """Check the folder before the data are read; only on rank 0, which may have created it when the others look."""
     if ranks_from_environment().first and not restarted():
         check_free(path)
 
@@ -291,7 +308,7 @@ def _perform(
     again: str | None = None,
     start: Start | None = None,
 ) -> None:
-    """All rounds of a run, from where their folders stand, the first one from `start`; `data` are cut for its last one."""
+    """Train the rounds of a run that are not finished, the first from `start`; `data` has the frames of the last round."""
     audience.title(": ".join(filter(None, (name, headline(name, run)))))
     again = again or f"spikerate train --resume {shlex.quote(str(folder.path))}{named_again(run)}"
     about = {entry: value for entry, value in folder.about().items() if entry in ("preset", "command", "repeats")}
@@ -315,7 +332,7 @@ def _perform(
                     raise Interrupted(stop.signal)
             before = place
     except Interrupted as stopped:
-        audience.say(f"stopped ({stopped}), and saved; go on by: {again}")
+        audience.say(f"stopped ({stopped}), and saved; continue by: {again}")
         raise
     if run.before and ranks.first:
         audience.finished(rounds)
@@ -332,7 +349,7 @@ def _perform_round(
     title: str,
     last: bool,
 ) -> Interrupt:
-    """One round, or the whole of a run without rounds before; returns whether it was asked to stop meanwhile."""
+    """Train one round; returns the `Interrupt` that tells whether it was asked to stop meanwhile."""
     audience.say(
         f"{len(data.train):,} samples to train on, {len(data.validation):,} for validation, {len(data.test):,} to test; "
         f"{run.in_words} of {run.batch} samples a batch, on {pick_device(run.device, ranks.local)}"

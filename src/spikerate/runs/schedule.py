@@ -1,4 +1,4 @@
-"""Learning-rate schedules as values: each is a function of the step, and keeps no state that a resume could forget."""
+"""Learning-rate schedules: each is a function of the step, without state that would have to be saved."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """The share of the highest learning rate that each step has; one of your own is a frozen dataclass with `__call__`."""
+    """The learning rate of each step as a fraction of the highest one. Your own is a frozen dataclass with `__call__`."""
 
     warmup: float = 0.0
-    """share of the steps in which the learning rate first rises linearly, in [0, 1)"""
+    """fraction of the run's steps in which the learning rate rises linearly, in [0, 1)"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"schedule.warmup is {self.warmup}: give a share of the run's steps, in [0, 1)")
+            raise ValueError(f"schedule.warmup is {self.warmup}: give a fraction of the run's steps, in [0, 1)")
 
     @abstractmethod
     def __call__(self, step: int, steps: int) -> float:
-        """The share for step 0, 1, ... of a run of `steps` steps."""
+        """The fraction of the highest learning rate at step 0, 1, ... of a run of `steps` steps."""
 
     def warmed(self, step: int, steps: int) -> tuple[float, float]:
-        """How far the warm-up is, in (0, 1], and then how far the run is after it, in [0, 1).
+        """The progress of the warm-up, in (0, 1], and that of the run after it, in [0, 1).
 
-        With n = round(warmup * steps) steps of warm-up, step k < n has (k + 1) / (n + 1): no step is wasted on 0.
+        With n = round(warmup * steps) steps of warm-up, step k < n has (k + 1) / (n + 1), so that no step has 0.
         """
         n = round(self.warmup * steps)
         return ((step + 1) / (n + 1), 0.0) if step < n else (1.0, (step - n) / (steps - n))
@@ -34,7 +34,7 @@ class Schedule(ABC):
 @dataclass(frozen=True)
 class _Falling(Schedule, ABC):
     final: float = 0.0
-    """share of the highest learning rate that is left at the end, in [0, 1]"""
+    """fraction of the highest learning rate at the end, in [0, 1]"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,16 +64,16 @@ class Linear(_Falling):
 
 @dataclass(frozen=True)
 class OneCycle(_Falling):
-    """A triangle: a line from `start` to 1 during the warm-up, and one from there to `final`, which the last step has.
+    """A triangle: linear from `start` to 1 during the warm-up, then linear to `final` at the last step.
 
-    As `torch.optim.lr_scheduler.OneCycleLR` with `anneal_strategy="linear"`, without its cycle of the momentum.
+    As `torch.optim.lr_scheduler.OneCycleLR` with `anneal_strategy="linear"`, but without a cycle of the momentum.
     Reference: Smith and Topin, "Super-convergence", 2018.
     """
 
     warmup: float = 0.3
-    """share of the steps until the highest learning rate, in [0, 1)"""
+    """fraction of the run's steps until the highest learning rate, in [0, 1)"""
     start: float = 0.04
-    """share of the highest learning rate that the first step has, in [0, 1]"""
+    """fraction of the highest learning rate at the first step, in [0, 1]"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,17 +88,17 @@ class OneCycle(_Falling):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Steps down: times `factor` at each share of the run in `at`."""
+    """A step function: the learning rate is multiplied by `factor` at each fraction of the run in `at`."""
 
     at: tuple[float, ...] = (0.5, 0.75)
-    """shares of the run after which the learning rate falls, each in (0, 1)"""
+    """fractions of the run after which the learning rate falls, each in (0, 1)"""
     factor: float = 0.1
-    """what the learning rate is multiplied by each time, in (0, 1]"""
+    """factor on the learning rate at each of them, in (0, 1]"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(0 < share < 1 for share in self.at):
-            raise ValueError(f"schedule.at is {self.at}: give shares of the run's steps, each between 0 and 1")
+            raise ValueError(f"schedule.at is {self.at}: give fractions of the run's steps, each between 0 and 1")
         if not 0 < self.factor <= 1:
             raise ValueError(f"schedule.factor is {self.factor}: give a number in (0, 1]")
 
@@ -117,4 +117,4 @@ class Constant(Schedule):
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"schedule.{name} is {value}: give a share of the highest learning rate, in [0, 1]")
+        raise ValueError(f"schedule.{name} is {value}: give a fraction of the highest learning rate, in [0, 1]")

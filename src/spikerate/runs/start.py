@@ -1,4 +1,4 @@
-"""Trained weights as the start of a new run, of other settings or of other classes."""
+"""Trained weights as the initial weights of a new run, possibly with other settings or classes (`--init`)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from spikerate.system.files import digest
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The best weights of a run, or those of an exported file, and the classes that the new run has.
+    """Initial weights for a new run: the best weights of another run, or those of an exported file.
 
-    What the new run has no weights for stays as it is drawn from its seed: the classifiers of network and branches where
-    the classes are others, the branches where there are none or others, the temperatures of surrogates that have none.
+    Parts of the new network without matching weights keep their initialisation from the seed: the classifiers of network
+    and branches if the classes differ, the branches if there are none or others, the temperatures of surrogates if there
+    are none.
 
     Attributes:
-        path: of the run folder or the file.
-        trained_on: names of the classes, in order.
-        weights: name in the network without branches, or in `branches`.
-        classes: of the new run.
+        path: the run folder or the file.
+        trained_on: names of the classes that the weights were trained on, in order.
+        weights: name in the network without branches, or in `branches` -> weights.
+        classes: names of the classes of the new run.
     """
 
     path: Path
@@ -37,10 +38,10 @@ class Start:
 
     @classmethod
     def read(cls, path: Path, own: Own = Own()) -> Start:
-        """The weights of a run folder or of what `spikerate export` wrote to a .safetensors file.
+        """The weights of a run folder, or of a .safetensors file of `spikerate export`.
 
         Args:
-            own: the code of the user's own that the network may have.
+            own: the user's own code that the network may have.
 
         Raises:
             ValueError: as `read_trained`, or a weight is not finite.
@@ -59,38 +60,39 @@ class Start:
 
     @classmethod
     def again(cls, record: Any, given: Path | None = None, own: Own = Own()) -> Start:
-        """The weights that the `record` of a run tells of, wherever they lie now.
+        """The same weights that a run started from.
 
         Args:
-            given: where; by default where they were.
+            record: the entry `init` in the record of that run.
+            given: where the weights are now; by default where they were.
             own: as for `read`.
 
         Raises:
-            ValueError: as `read`, or they are not the same; the sentence asks for them.
+            ValueError: as `read`, or the weights are not the same.
         """
         try:
             path, sha256 = given or Path(record["path"]), str(record["sha256"])
         except (KeyError, TypeError) as error:
-            raise ValueError("the entry init of run.json does not say which weights the run started from") from error
+            raise ValueError("the entry init of run.json does not name the weights that the run started from") from error
         wanted = f"give the weights of sha256 {sha256[:16]}, which the run started from, by --init"
         if not path.exists():
-            raise ValueError(f"{path} is not there any more: {wanted}")
+            raise ValueError(f"{path} does not exist any more: {wanted}")
         start = cls.read(path, own)
         if start.sha256 != sha256:
-            raise ValueError(f"{path} has other weights than then: {wanted}")
+            raise ValueError(f"{path} has other weights than before: {wanted}")
         return start
 
     @property
     def sha256(self) -> str:
-        """Of names and values of all weights."""
+        """The SHA-256 of names and values of all weights."""
         return digest(self.weights)
 
     def onto(self, classes: Sequence[str]) -> Start:
-        """The same for a run of these classes."""
+        """The same weights for a run with these classes."""
         return replace(self, classes=tuple(classes))
 
     def record(self, network: nn.Module) -> dict[str, Any]:
-        """What `run.json` tells of the start, as JSON types.
+        """The entry `init` of `run.json`, as JSON types.
 
         Raises:
             ValueError: as `hand_on`.
@@ -99,16 +101,16 @@ class Start:
         return {"path": str(self.path.absolute()), "sha256": self.sha256, "fresh": fresh}
 
     def hand_on(self, network: nn.Module) -> None:
-        """Give the weights to the network of the new run, in place.
+        """Load the weights into the network of the new run.
 
         Raises:
-            ValueError: it has other layers.
+            ValueError: the network has other layers.
         """
         taken, _ = self._parted(network)
         network.load_state_dict(taken, strict=False)
 
     def _parted(self, network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-        """What the network takes, by its own names, and what stays fresh."""
+        """The weights that the network takes, by its own names, and the parts that keep their initialisation."""
         body, branches = body_of(network), network.branches if isinstance(network, Branched) else nn.ModuleDict()
         prefix = "body." if isinstance(network, Branched) else ""
         known = {name: value for name, value in self.weights.items() if not name.startswith("branches.")}
@@ -117,24 +119,24 @@ class Start:
         without = sorted(name for name in own if name.endswith("surrogate.temperature") and name not in known)
         for name, value in own.items():
             if name not in without and (name not in known or known[name].shape != value.shape):
-                there = tuple(known[name].shape) if name in known else "not there"
-                raise ValueError(f"{self.path} is of another network: {name} is {there}, and here {tuple(value.shape)}")
-        over = known.keys() - body.state_dict().keys()
-        over = {name for name in over if not name.endswith("surrogate.temperature")}
-        if over:
-            raise ValueError(f"{self.path} is of another network: it has {min(over)}, which is not here")
+                shape = tuple(known[name].shape) if name in known else "missing"
+                raise ValueError(f"{self.path} is of another network: {name} is {shape}, and here {tuple(value.shape)}")
+        unused = known.keys() - body.state_dict().keys()
+        unused = {name for name in unused if not name.endswith("surrogate.temperature")}
+        if unused:
+            raise ValueError(f"{self.path} is of another network: it has {min(unused)}, which this network does not have")
         taken = {f"{prefix}{name}": known[name] for name in own if name not in without}
-        of_branches = {f"branches.{name}": value for name, value in branches.state_dict().items()}
+        branch_state = {f"branches.{name}": value for name, value in branches.state_dict().items()}
         last = {f"branches.{name}" for name in self._drawn(branches, branches.children())}
-        theirs = {name: self.weights.get(name) for name in of_branches if name not in last}
-        same = all(w is not None and w.shape == of_branches[name].shape for name, w in theirs.items())
+        theirs = {name: self.weights.get(name) for name in branch_state if name not in last}
+        same = all(w is not None and w.shape == branch_state[name].shape for name, w in theirs.items())
         if same:
             taken |= {name: w for name, w in theirs.items() if w is not None}
-        fresh = {"classifier": drawn, "branches": of_branches and not same, "temperatures": without}
+        fresh = {"classifier": drawn, "branches": branch_state and not same, "temperatures": without}
         return taken, [part for part, names in fresh.items() if names]
 
     def _drawn(self, whole: nn.Module, parts: Any) -> set[str]:
-        """Names in `whole` of the last layers of its parts, where these are for other classes."""
+        """Names in `whole` of the weights of its parts' last layers, if the classes differ; otherwise none."""
         if self.classes == self.trained_on:
             return set()
         names = {module: name for name, module in whole.named_modules()}

@@ -1,4 +1,4 @@
-"""The state of a training run: all that its next step depends on."""
+"""The state of a training run: everything that its next step depends on."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Row = dict[str, Any]
 
 @dataclass
 class State:
-    """Network and optimisers, and how far the run has come.
+    """Network and optimisers, and the progress of the run.
 
-    Random numbers need no place here: those of a step are drawn from a generator made of (seed, epoch, step), and the
-    learning rate is a function of the step. The rules keep nothing between steps.
+    It needs no random state, since the random numbers of a step follow from (seed, epoch, step), and no state of the
+    schedule, since the learning rate is a function of the step. Training rules keep nothing between steps.
 
     Attributes:
-        optimizers: new ones, whose groups have the highest learning rates; these are kept as `initial_lr`, torch's name.
-        average: a copy of the network that follows its weights; None where the run has none.
-        epoch: finished epochs.
-        step: finished steps of the epoch after them.
-        totals: sums of the terms over these steps.
-        rows: of the finished epochs, as in `metrics.jsonl`.
-        found: by the search before the epoch that is under way; what it set is in the network's buffers.
+        network: the network.
+        optimizers: new optimisers whose groups have the highest learning rates, which are kept as `initial_lr`.
+        average: a copy of the network with averaged weights; None if the run does not average.
+        epoch: number of finished epochs.
+        step: number of finished steps of the current epoch.
+        totals: sums of the loss terms over these steps.
+        rows: metrics of the finished epochs, as in `metrics.jsonl`.
+        found: results of the temperature search before the current epoch; the temperatures are in the network's buffers.
     """
 
     network: nn.Module
@@ -48,34 +49,34 @@ class State:
 
     @property
     def trained(self) -> nn.Module:
-        """The network that is looked at and kept as `best`: the average where there is one."""
+        """The network to evaluate and to save as `best`: the average if there is one."""
         return self.network if self.average is None else self.average
 
     def set_lr(self, share: float) -> None:
-        """Give every group of the optimisers that share of its highest learning rate."""
+        """Set the learning rate of every group to this fraction of its highest one."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
 
     @property
     def best(self) -> Row:
-        """The row of the epoch whose weights are `best`: the highest validation accuracy, and of equals the last."""
+        """The row of the epoch whose weights are `best`: that of the highest validation accuracy, the last one on a tie."""
         return max(self.rows, key=lambda row: (row.get("validation", 0.0), row["epoch"]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and buffers, those of the average, the optimisers' tensors and the totals, under names of their own."""
+        """All tensors by name: weights and buffers of network and average, tensors of the optimisers, and the totals."""
         kept = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self.average is not None:
             kept |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         return kept | self._optimizers()[1] | {f"totals.{name}": value for name, value in self.totals.items()}
 
     def facts(self) -> dict[str, Any]:
-        """The rest, as JSON types."""
+        """Everything except tensors, as JSON types."""
         counted = {"epoch": self.epoch, "step": self.step, "rows": self.rows, "found": self.found}
         return counted | {"optimizers": self._optimizers()[0]}
 
     def _optimizers(self) -> tuple[list[Any], dict[str, Tensor]]:
-        """What the optimisers keep, and its tensors, by the names that they have in it."""
+        """The state of the optimisers, in which tensors are replaced by names, and these tensors by name."""
         tensors: dict[str, Tensor] = {}
         kept = []
         for k, optimizer in enumerate(self.optimizers):
@@ -87,13 +88,14 @@ class State:
         return kept, tensors
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], where: str) -> None:
-        """Take the state of a file, in place.
+        """Load the state in a file.
 
         Args:
-            where: what to call the file in an error.
+            tensors, facts: content of the file.
+            where: name of the file for messages.
 
         Raises:
-            ValueError: the file is of another network, optimiser or version of spikerate, or its facts can't be.
+            ValueError: the file is of another network, optimiser or version of spikerate, or has impossible content.
         """
         parts = parts_of(tensors, facts, where)
         load_weights(self.network, parts["network"], where)
@@ -106,10 +108,10 @@ class State:
         self.rows, self.found = facts["rows"], facts["found"]
 
     def check_within(self, epochs: int, steps: int) -> None:
-        """Raise `ValueError` where a run of so many epochs of so many steps can't have come so far."""
+        """Raise `ValueError` if a run with this number of epochs and steps per epoch can't have this progress."""
         if self.step >= steps or self.epoch > epochs or (self.epoch == epochs and self.step):
             raise ValueError(
-                f"the checkpoint is after epoch {self.epoch} and {self.step} steps more, and the run has "
+                f"the checkpoint is after epoch {self.epoch} and {self.step} more steps, but the run has "
                 f"{epochs} epochs of {steps} steps: it was altered"
             )
 
@@ -118,7 +120,7 @@ class State:
         try:
             found = [one["type"] for one in kept]
             if found != names:
-                raise ValueError(f"it is of {', '.join(found)}, and the run of {', '.join(names)}")
+                raise ValueError(f"it is of {', '.join(found)}, but the run uses {', '.join(names)}")
             for optimizer, one in zip(self.optimizers, kept, strict=True):
                 state = {name: _unpack(value, tensors) for name, value in one.items() if name != "type"}
                 _check_keys(optimizer, state)
@@ -129,28 +131,29 @@ class State:
 
 
 def parts_of(tensors: dict[str, Tensor], facts: dict[str, Any], where: str) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint by what they are of, "network", "average", "optimizer" or "totals", and by name.
+    """The tensors of a checkpoint, grouped as "network", "average", "optimizer" and "totals".
 
     Args:
-        where: what to call the file in an error.
+        tensors, facts: content of the file.
+        where: name of the file for messages.
 
     Raises:
-        ValueError: it is of another version of spikerate, or its facts can't be.
+        ValueError: the file is of another version of spikerate, or has impossible content.
     """
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}, "totals": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
     if len(parts) != 4 or {"epoch", "step", "rows", "found", "optimizers"} != facts.keys():
-        raise ValueError(f"{where} is of another version of spikerate, or holds weights only")
+        raise ValueError(f"{where} is of another version of spikerate, or contains weights only")
     impossible = _impossible(parts["totals"], *(facts[name] for name in ("epoch", "step", "rows", "found")))
     if impossible:
-        raise ValueError(f"{where} tells what can't be, so it was altered: {impossible}")
+        raise ValueError(f"{where} has impossible content, so it was altered: {impossible}")
     return parts
 
 
 def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, found: Any) -> str:
-    """What no training can have written into a checkpoint, in words; "" where all is well."""
+    """A phrase for content that no training can have written into a checkpoint; "" if there is none."""
     for name, value in (("epoch", epoch), ("step", step)):
         if type(value) is not int or value < 0:
             return f"{name} is {value!r:.40}"
@@ -158,34 +161,34 @@ def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, fou
         return f"after epoch {epoch} it has no {epoch} rows"
     for k, row in enumerate(rows, 1):
         if not isinstance(row, dict) or row.get("epoch") != k or not {"lr", "loss", "seconds"} <= row.keys():
-            return f"row {k} is none of epoch {k}"
+            return f"row {k} is not that of epoch {k}"
         for name, value in row.items():
-            of_layers = name == "firing_rates"
-            if isinstance(value, dict) != of_layers or not all(map(is_number, value.values() if of_layers else [value])):
+            by_layer = name == "firing_rates"
+            if isinstance(value, dict) != by_layer or not all(map(is_number, value.values() if by_layer else [value])):
                 return f"{name} of epoch {k} is {value!r:.40}"
     if not isinstance(found, dict) or not all(map(is_number, found.values())):
-        return f"what a search found is {found!r:.40}"
+        return f"the result of the temperature search is {found!r:.40}"
     if bool(totals) != bool(step):
         return f"after {step} steps it has sums of {len(totals)} terms"
     for name, total in totals.items():
         if total.dim() or not total.is_floating_point() or not total.isfinite():
-            return f"the sum of {name} is no finite number"
+            return f"the sum of {name} is not a finite number"
     return ""
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+    """Whether the value is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor], texts: bool) -> Any:
-    """A value as JSON types, its tensors put aside under names that begin with `name`.
+    """A value as JSON types; its tensors are moved to `tensors`, under names that begin with `name`.
 
     Args:
-        texts: whether there may be strings in it: torch's `load_state_dict` spoils those of a parameter's state.
+        texts: whether it may contain strings; torch's `load_state_dict` damages strings in the state of a parameter.
 
     Raises:
-        ValueError: there is something in it that a file can't hold.
+        ValueError: it contains something that a file can't store.
     """
     match value:
         case Tensor():
@@ -201,7 +204,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor], texts: bool) -> Any
             return value
         case str() if texts:
             return value
-    raise ValueError(f"the optimiser's state has {name}, of type {type(value).__name__}, which a checkpoint can't hold")
+    raise ValueError(f"the optimiser's state has {name}, of type {type(value).__name__}, which a checkpoint can't store")
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -219,23 +222,23 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _check_keys(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raise `ValueError` where the groups of a state are not those of the optimiser."""
+    """Raise `ValueError` unless the groups in a state match those of the optimiser."""
     own, saved = optimizer.param_groups, state["param_groups"]
     if [group.keys() for group in own] != [group.keys() for group in saved]:
-        raise ValueError("the settings of its parameter groups are others")
+        raise ValueError("its parameter groups have other settings")
 
 
 def _match_memory(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
-    """Give each tensor of a parameter's shape that one's memory format, or the optimiser would take its slow path."""
+    """Bring tensors to the memory format of the parameter of their shape; otherwise the optimiser takes its slow path."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for k, of_one in state.items():
-        for name, value in of_one.items():
+    for k, entries in state.items():
+        for name, value in entries.items():
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameters[k].shape:
-                of_one[name] = torch.empty_like(parameters[k], dtype=value.dtype, requires_grad=False).copy_(value)
+                entries[name] = torch.empty_like(parameters[k], dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def inherit_weights(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Parameters and buffers of the round before, by name, in place; an ANN has no surrogate that could have a temperature.
+    """Load parameters and buffers of the previous round; temperatures of surrogates stay if it was an ANN, which has none.
 
     Raises:
         ValueError: they are of another network.
@@ -245,7 +248,7 @@ def inherit_weights(network: nn.Module, weights: dict[str, Tensor], where: str) 
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Parameters and buffers, in place.
+    """Load parameters and buffers into a network.
 
     Raises:
         ValueError: they are of another network.

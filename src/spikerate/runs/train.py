@@ -37,31 +37,31 @@ _SAVE, _STOP = 1, 2
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN handles together."""
 _LOOK = 100
-"""Steps after which it is seen whether all were finite, which waits for the device."""
+"""Steps between checks for losses that are not finite, which synchronise with the device."""
 _ESTIMATE = 2048
-"""Training samples by which the batch-norm statistics of an averaged network are estimated."""
+"""Training samples that estimate the batch-norm statistics of an averaged network."""
 _PROBE = 128
-"""Images by which silent layers are found at the end of each epoch."""
+"""Images that find silent layers at the end of each epoch."""
 
 
 class Start(Protocol):
-    """Where the weights of a run come from, if not from its seed: the round before, or another run."""
+    """Initial weights that do not come from the seed: those of the previous round, or of another run."""
 
     def hand_on(self, network: nn.Module) -> None:
-        """Give them to the network, in place; raises `ValueError` where it is another."""
+        """Load the weights into the network; raises `ValueError` if it is another network."""
 
 
 class Watch(Protocol):
-    """Who looks on while a network is trained."""
+    """Receives the progress of a training."""
 
     def say(self, line: str) -> None:
-        """Something worth knowing."""
+        """Called with a message."""
 
     def step(self, step: int, terms: Terms) -> None:
-        """So many steps of the run are done; `terms` are scalars on the device: reading one waits for it."""
+        """Called after each step; `terms` are scalars on the device, and reading one synchronises with it."""
 
     def epoch(self, row: Row) -> None:
-        """An epoch is done; `row` is its line in `metrics.jsonl`."""
+        """Called after each epoch with its line in `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Quiet:
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one, the one of number `local`.
+    """The device of that name; "auto" is the GPU with the index `local` if there is a GPU, else the CPU.
 
     Raises:
-        ValueError: the name is no device, or there is no such device here.
+        ValueError: the name is not a device, or this machine does not have it.
     """
     if name == "auto":
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -92,17 +92,17 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which is not to be had here: give auto, cpu or cuda") from error
+        raise ValueError(f"device is {name!r}, which this machine does not have: give auto, cpu or cuda") from error
     return device
 
 
 def build_network(run: Run, num_classes: int, shape: tuple[int, int, int], device: torch.device) -> nn.Module:
-    """The network of a run with fresh weights for samples [C, H, W], on the device."""
+    """The network of a run for samples [C, H, W], with newly initialised weights, on the device."""
     return place(run.build(num_classes, shape), device)
 
 
 def place(network: nn.Module, device: torch.device) -> nn.Module:
-    """A network on the device, its kernels in channels-last order, which all layers then take over, unless it is unsafe."""
+    """Move a network to the device, with kernels (and so activations) in channels-last order unless that is unsafe."""
     network = network.to(device)
     if device.type == "cpu" and any(map(_unsafe_channels_last, network.modules())):
         return network
@@ -120,10 +120,10 @@ def _unsafe_channels_last(module: nn.Module) -> bool:
 
 
 class Outputs(nn.Module):
-    """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, the final head's last.
+    """A network run by a rule: x [T, B, ...] -> the logits [B, K] of all its outputs, those of the final head last.
 
-    With `per_step`, the final head's are those of every step, [B, T, K]. With `with_rates` the rule is a `FiringRates`, and
-    the mean rates of its L layers come last, [B, L].
+    With `per_step`, the final head's logits are those of every step, [B, T, K]. With `with_rates`, the rule is a
+    `FiringRates`, and the mean rates [B, L] of its L layers follow as the last item.
     """
 
     def __init__(
@@ -142,14 +142,21 @@ class Outputs(nn.Module):
 
 
 def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
-    """`forward` of samples [B, ...], in the precision of the run and for its time steps."""
+    """`forward` applied to samples [B, ...], for the time steps and in the precision of the run."""
     with autocast(x.device, run.precision):
         return forward(over_time(x, run.T))
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """What runs the network, compiled where the run asks for it: to train, to look at its accuracy, to vary a weight."""
+    """The functions that run the network, compiled if the run asks for it.
+
+    Attributes:
+        forward: for training.
+        look: for validation.
+        rates: for finite differences.
+        compiled: whether `forward` is compiled.
+    """
 
     forward: nn.Module
     look: Callable[..., Any]
@@ -159,15 +166,19 @@ class _Ready:
 
 @dataclass(frozen=True, eq=False)
 class Trainer:
-    """One run on one rank: the steps of the run, in order, from where its state stands.
+    """The training of one run on one rank, from the last checkpoint if there is one.
 
     Args:
-        folder: where the run is kept; only rank 0 writes.
-        stop: asks the run to end after the step.
-        save_minutes: a checkpoint is written at least so often, and after every epoch.
-        start: where a run without a checkpoint has its weights from; None for fresh ones.
-        network: any module of what signals go through, on the CPU, which is trained in place; by default that of `run.model`
-            with fresh weights. The commands build the run's own from `run.json`, and read no weights of another.
+        run: the settings.
+        data: the data set.
+        folder: the run folder; only rank 0 writes into it.
+        watch: receives messages and progress.
+        ranks: the processes that train together.
+        stop: asks the training to end after the current step.
+        save_minutes: largest time between checkpoints; there is also one after every epoch.
+        start: where the initial weights come from if there is no checkpoint; None to draw them from the seed.
+        network: a module of supported layers on the CPU, which is trained in place; by default a new one of `run.model`.
+            The commands build the network in `run.json`, and do not read weights of another one.
     """
 
     run: Run
@@ -181,17 +192,17 @@ class Trainer:
     network: nn.Module | None = None
 
     def train(self) -> State:
-        """Train to the end, and keep state, rows and best weights in the folder.
+        """Train to the end, and write state, metrics and best weights to the folder.
 
-        The best epoch is chosen on the validation images; the test images are not touched. A folder with a checkpoint is
-        continued: the result is, bit for bit, that of a run that never stopped (same machine, threads and versions).
+        The best epoch is chosen on the validation set; the test set is not used. A folder with a checkpoint is continued,
+        and the result is bit-identical to that of a run that never stopped (same machine, threads and versions).
 
         Raises:
-            Interrupted: `stop` was asked for; the state is saved.
+            Interrupted: `stop` asked to end; the state is saved.
             NotFinite: the loss or a gradient is not finite; the state before that step is saved.
             SaveError: the folder can't be written.
-            ValueError: the checkpoint is broken, of another network, or tells what can't be; or `network` does not give
-                logits for such samples, or lacks the stages that the loss wants.
+            ValueError: the checkpoint is broken, of another network, or has impossible content; or `network` does not return
+                logits for such samples, or lacks the stages that the loss needs.
         """
         run, ranks = self.run, self.ranks
         device = pick_device(run.device, ranks.local)
@@ -200,14 +211,14 @@ class Trainer:
             network = self._network(device)
             if run.sync_bn and ranks.n > 1:
                 network = synchronize_batch_norm(network, ranks.total)
-            # As rank 0 sees it: the others may look when it has written one.
+            # Decided by rank 0, since it may have written a checkpoint by the time the others look.
             resumed = bool(ranks.broadcast("resume" if self.folder.has_state else ""))
             if self.start and not resumed:
                 self.start.hand_on(network)
             average = None if run.optim.ema is None else copy.deepcopy(network)
             state = State(network, run.optim.build(network), average)
             if run.compile and self.start:
-                torch.compiler.reset()  # the graphs of many T would reach the compiler's limit
+                torch.compiler.reset()  # the graphs of several T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
             with_rates = run.penalty.weight > 0
             wanted = FiringRates(run.rule) if with_rates else run.rule
@@ -241,10 +252,10 @@ class Trainer:
             self._save(state)
 
     def _epoch(self, state: State, data: DataSet, device: torch.device, ready: _Ready, careful: bool) -> bool:
-        """Train for the rest of the epoch, and save; or stop where a sum of terms is not finite, and say that by False.
+        """Train for the rest of the epoch, and save. Returns False if a sum of loss terms is not finite.
 
-        A step whose terms are not finite leaves its mark in their sums, so that no step need wait for the device. To find
-        it, the steps since the checkpoint are done again, with care.
+        A term that is not finite makes the sum over the steps not finite, too, so most steps need not synchronise with the
+        device. To find the step, the steps since the checkpoint are repeated with `careful`, which checks each of them.
         """
         run, ranks, network = self.run, self.ranks, state.network
         start = saved = time.perf_counter()
@@ -262,15 +273,15 @@ class Trainer:
             terms = self._step(state, ready.forward, parts, careful)
             if ready.compiled and done == 0:
                 took = time.perf_counter() - begun
-                self.watch.say(f"compiled: the first step took {took:.0f} s; a cache keeps that for other runs")
+                self.watch.say(f"compiled: the first step took {took:.0f} s; later runs can use the compiler's cache")
             if state.average is not None:
                 update_average(state.average, network, run.optim.ema_at(done))
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             if careful and not health.all_finite(state.totals):
                 raise health.NotFinite(
-                    f"epoch {state.epoch + 1} step {state.step}: the sum of a term is not finite, though the term is; "
-                    "a smaller --optim.lr may help"
+                    f"epoch {state.epoch + 1} step {state.step}: the sum of a loss term is not finite, although the term "
+                    "is; a smaller --optim.lr may help"
                 )
             self.watch.step(done + 1, terms)
             wish = ranks.all_max(self._wish(saved))
@@ -313,14 +324,14 @@ class Trainer:
                 outputs = self._run(forward, part.x)
                 outputs = [ranks.gather_shares(logits, len(part.labels)) for logits in outputs]
                 rates = outputs.pop() if run.penalty.weight > 0 else None
-                of_part = run.loss(outputs, part.labels)
+                part_terms = run.loss(outputs, part.labels)
                 if rates is not None:
                     penalty = run.penalty(dict(enumerate(rates.unbind(1))))["loss"]
-                    of_part |= {"loss": of_part["loss"] + penalty, "penalty": penalty}
-                # The mean over ranks of gradients that each go to the rank's own images only.
-                (of_part["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
+                    part_terms |= {"loss": part_terms["loss"] + penalty, "penalty": penalty}
+                # Times n, since gradients are averaged over the ranks, and each rank's go to its own images only.
+                (part_terms["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
             with torch.no_grad():
-                named = of_part | accuracies(outputs, part.labels)
+                named = part_terms | accuracies(outputs, part.labels)
                 terms = {name: terms.get(name, 0) + value.detach() * weight for name, value in named.items()}
         norm = {"gradient_norm": health.gradient_norm(network)}
         if careful and not health.all_finite(terms | norm):
@@ -330,7 +341,7 @@ class Trainer:
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        network.zero_grad()  # an optimiser may have parameters of its own that are views of the network's
+        network.zero_grad()  # again, since an optimiser's parameters may be views of the network's, as Muon's are
         return terms | norm
 
     def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
@@ -354,14 +365,14 @@ class Trainer:
         raise health.NotFinite(
             f"{step.replace('-', ' ')}: {'the loss' if names else 'a gradient'} is not finite"
             + (f" (terms: {', '.join(names)})" if names else "")
-            + (f"; it appears first {found}" if found else "; run again, the layers were finite")
+            + (f"; it appears first {found}" if found else "; when the step was repeated, all layers were finite")
             + f"{kept}. A smaller --optim.lr or --precision fp32 may help"
         )
 
     def _search(
         self, search: Search, state: State, data: DataSet, device: torch.device, rates: Callable[..., Tensor]
     ) -> Row:
-        """Set the temperatures of the epoch to come by the first samples of its order, which every rank has all."""
+        """Set the temperatures for the coming epoch by its first samples, which are the same on all ranks."""
         run, start = self.run, time.perf_counter()
         body = body_of(state.network)
         (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
@@ -377,7 +388,7 @@ class Trainer:
         return Accuracy(right, n)
 
     def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
-        """The firing rate of all neurons and of each layer on a few images; says which layers are stuck, or no more."""
+        """The firing rate of all neurons and of each layer on a few images; reports layers that are stuck, or no longer."""
         images = (data.validation if len(data.validation) else data.train)[slice(_PROBE)]
         x, _ = next(plain_batches(data, images, _PROBE, device))
         ledger = self._run(lambda x: health.firing(state.network, x), x)
@@ -392,7 +403,7 @@ class Trainer:
         return {"firing_rate": ledger.mean_rate(), "firing_rates": rates}
 
     def _wish(self, saved: float) -> int:
-        """What this rank wants after a step; the ranks do what one of them wants most."""
+        """What this rank asks for after a step: to go on, save or stop; the largest request of all ranks counts."""
         if self.stop.asked:
             return _STOP
         return _SAVE if self.ranks.first and time.perf_counter() - saved > 60 * self.save_minutes else 0
@@ -407,7 +418,7 @@ class Trainer:
 def _deterministic(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add up in another order each time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise the order of cuBLAS's sums may vary
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:
@@ -420,7 +431,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def compiler(
     run: Run, device: torch.device, say: Callable[[str], None]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What makes a rule ready to run: `torch.compile` where the run asks for it and it works here."""
+    """A function that prepares a rule: `torch.compile` if the run asks for it and it works here, else the identity."""
 
     def eager(rule: Callable[..., Any]) -> Callable[..., Any]:
         return rule
@@ -432,7 +443,7 @@ def compiler(
         return eager
     problem = compiler_problem(device)
     if problem:
-        say(f"not compiled, since {problem}: the steps take longer, the result is the same")
+        say(f"not compiled, since {problem}: the steps take longer, but the result is the same")
         return eager
     say("compiling the network at the first step, which takes a minute or two")
     return compiled

@@ -1,4 +1,4 @@
-"""A trained network and what one must know to ask it: from its run folder, or from one file without the training's state."""
+"""A trained network with what is needed to use it, from its run folder or from an exported file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Card:
-    """What one must know to build a trained network and to ask it.
+    """What is needed to build a trained network and to use it.
 
     Attributes:
-        adaptive: whether the temperature of its surrogates is state.
+        model: architecture.
+        neuron: neurons of all layers.
+        adaptive: whether the temperature of its surrogates is a buffer (`AdaptiveDspike`).
         T: time steps.
         shape: (C, H, W) of a sample.
-        recorded: whether samples are recordings cut into T frames, and not still images.
+        recorded: whether samples are recordings cut into T frames, not still images.
         classes: K names, in the order of the logits.
-        units: what the numbers of samples mean.
+        units: how stored samples are scaled and normalised.
     """
 
     model: Model | OwnNetwork
@@ -52,14 +54,14 @@ class Card:
         counts = 1 <= self.T <= MOST_STEPS and min(self.shape) >= 1 and max(self.shape[1:]) <= LARGEST_SIDE
         finite = all(map(math.isfinite, (*mean, *std, unit)))
         if not (counts and finite and len(mean) == len(std) == self.shape[0] and min((*std, unit)) > 0):
-            raise ValueError("the numbers do not go together")
+            raise ValueError("its numbers are impossible or contradict each other")
 
     @classmethod
     def of_run(cls, record: Record) -> Card:
-        """What the record of a run says.
+        """The card of a run, from its record.
 
         Raises:
-            ValueError: it is broken, of another version, or does not say what the samples were.
+            ValueError: the record is broken, of another version, or does not describe the samples.
         """
         run = record.run
         try:
@@ -70,8 +72,8 @@ class Card:
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{record.folder.run_file} does not say what its samples are ({error!r}): it is altered, or of another "
-                "version"
+                f"{record.folder.run_file} does not describe the samples ({error!r}): it was altered, or is of "
+                "another version"
             ) from error
 
     @property
@@ -80,7 +82,7 @@ class Card:
         return (self.T, *self.shape) if self.recorded else self.shape
 
     def build(self) -> nn.Module:
-        """The network with fresh weights, for evaluation and without branches; the global generator is left alone."""
+        """The network without branches in evaluation mode, with random weights; the global random state is unchanged."""
         with torch.random.fork_rng(devices=[]):
             body = self.model.build(len(self.classes), self.shape, self.neuron)
         return (adapt(body) if self.adaptive else body).eval()
@@ -107,20 +109,19 @@ class Trained:
         return cls(body_of(whole).eval(), card)
 
     def facts(self) -> dict[str, Any]:
-        """The card with its format and version, as JSON types: what stands in every exported file."""
+        """The card with its format and version as JSON types, which is part of every exported file."""
         return {"format": FORMAT, "spikerate": version("spikerate"), "network": encode(self.card)}
 
     def pack(self) -> bytes:
-        """A safetensors file of the weights, with the facts in its metadata; `load` reads it."""
+        """The bytes of a safetensors file with the weights, and the facts in its metadata; `load` reads it."""
         return pack_tensors(self.network.state_dict(), self.facts())
 
 
 def load(path: str | Path, *own: Any) -> nn.Module:
-    """The network of a run folder (its best weights), or of a file that `spikerate export` has written.
+    """The network of a run folder (its best weights), or of a .safetensors file of `spikerate export`.
 
-    It is in evaluation mode, on the CPU, and knows nothing of its training: [B, C, H, W] -> [B, K] by any rule, for
-    instance `BPTT()(load(path), x)` with normalised samples x [T, B, C, H, W]. `read_trained` tells their units, the
-    classes and T as well.
+    It is in evaluation mode, on the CPU and without branches. Call it by any rule, for instance `BPTT()(load(path), x)`,
+    with normalised samples x [T, B, C, H, W]. `read_trained` also returns their units, the classes and T.
 
     Args:
         own: classes and functions of your own that the network has: a file that names them imports nothing.
@@ -132,36 +133,39 @@ def load(path: str | Path, *own: Any) -> nn.Module:
 
 
 def read_trained(path: Path, weights: str = "best", own: Own = Own()) -> Trained:
-    """The network and its card, from a run folder or from a file that `Trained.pack` has made.
+    """The network and its card, from a run folder or from a file made by `Trained.pack`.
 
     Args:
-        weights: of a run, "best" or "last"; a file has one set.
-        own: the code of the user's own that the network may have.
+        path: the folder or the file.
+        weights: "best" or "last" weights of a run; a file has one set of weights only.
+        own: the user's own code that the network may use.
 
     Raises:
-        ValueError: as `load`, or the last weights are asked of a file.
+        ValueError: as `load`, or the last weights of a file are asked for.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist: give the folder of a run, or a .safetensors file of spikerate export")
     if not path.is_dir() and weights != "best":
-        raise ValueError(f"{path} is a file, which has one set of weights: the {weights} ones are in the folder of the run")
+        raise ValueError(f"{path} is a file, which has only one set of weights: the {weights} ones are in the run folder")
     return Trained.of_run(RunFolder.open(path, own).record(), weights) if path.is_dir() else _of_file(path, own)
 
 
 def _of_file(path: Path, own: Own) -> Trained:
     tensors, facts = read_tensors(path.resolve())  # a link of the user's own
     if "network" not in facts:
-        raise ValueError(f"{path} holds weights without their network: give the run folder, or what spikerate export wrote")
+        raise ValueError(
+            f"{path} has weights but does not describe the network: give a run folder, or a file of spikerate export"
+        )
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}: spikerate {facts.get('spikerate')} has written it")
     try:
         card: Card = decode(Card, facts["network"], "network", own)
-        with torch.device(
-            "meta"
-        ):  # a few bytes can tell of a network that fills the memory: it is no larger than its weights
+        # First on the meta device: a few bytes can describe a network that fills the memory, but weights of that size
+        # are not in the file.
+        with torch.device("meta"):
             load_weights(card.build(), {name: value.to("meta") for name, value in tensors.items()}, str(path))
         network = card.build()
     except ValueError as error:
-        raise ValueError(f"{path} does not say what its network is: {error}") from error
+        raise ValueError(f"{path} does not describe its network: {error}") from error
     load_weights(network, tensors, str(path))
     return Trained(network, card)

@@ -1,4 +1,4 @@
-"""Values as JSON and back: frozen dataclasses of ours by name, and code of the user's own by the path that it has."""
+"""Values as JSON and back: frozen dataclasses of ours by name, and the user's own code by the path that it has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TYPES_SHOWN = ("rule", "loss", "neuron", "surrogate", "optim", "schedule")
 
 @dataclass(frozen=True)
 class Own:
-    """The code of the user's own that may stand for what a file names.
+    """The user's own code that may stand for what a file names.
 
     Attributes:
         code: path, "package.module:name" -> class or function: what the user has named in this command, or has passed.
@@ -57,7 +57,7 @@ class Unnamed:
 
 
 def named_again(value: Any) -> str:
-    """The options that name the code of the user's own in a value, each after a space; "" where there is none."""
+    """The options that name the user's own code in a value, each after a space; "" where there is none."""
     named = []
     for part in parts_of(value):
         if ":" in (path := path_of(part)):
@@ -107,7 +107,7 @@ def decode(kind: Any, value: Any, where: str = "run", own: Own = Own()) -> Any:
     An abstract class stands for those of ours that inherit from it, and for `own` ones.
 
     Raises:
-        ValueError: a field is unknown or missing, or a value has the wrong type or range, or is code of the user's own that
+        ValueError: a field is unknown or missing, or a value has the wrong type or range, or is the user's own code that
             is not among `own`; the sentence says where.
     """
     if typing.get_origin(kind) is Annotated:
@@ -171,7 +171,7 @@ def _decode_part(kind: Any, value: Any, where: str, own: Own) -> Any:
         return stands(path=path, fields=fields)
     option = OPTIONS.get(kind.__name__, "--" + where.split(".")[1])
     raise ValueError(
-        f"{where} is code of the user's own, {path}, which is never imported from a file: name it again, {option} {path}"
+        f"{where} is the user's own code, {path}, which is never imported from a file: name it again, {option} {path}"
     )
 
 

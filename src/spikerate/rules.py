@@ -260,7 +260,7 @@ def _join(outputs: list[Any]) -> Any:
 def _joined(chunks: Sequence[Any]) -> Any:
     if not all(map(_is_signal, chunks)):
         return chunks[-1]
-    return chunks[-1].process_group(chunks[:-1])
+    return chunks[-1].joined(chunks[:-1])
 
 
 def _is_signal(y: Any) -> bool:

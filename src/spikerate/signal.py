@@ -278,7 +278,7 @@ class Signal(ABC):
     def tap(self) -> Tensor:
         """The rate [B, ...] over all steps of all chunks, for a branch of the network; final in the last chunk."""
 
-    def process_group(self, earlier: Sequence[Signal]) -> Signal:
+    def joined(self, earlier: Sequence[Signal]) -> Signal:
         """This signal of the last chunk with the steps of those of the chunks before too."""
         train = torch.cat([y.expanded() for y in (*earlier, self)])
         return replace(self, train=train, constant=False, T=len(train))
@@ -608,8 +608,8 @@ class RateCoded(Signal):
             return _mean(train, self.T), True
         return train.new_zeros(()).expand(train.shape[1:]), False
 
-    def process_group(self, earlier: Sequence[Signal]) -> RateCoded:
-        joined = super().process_group(earlier)
+    def joined(self, earlier: Sequence[Signal]) -> RateCoded:
+        joined = super().joined(earlier)
         assert isinstance(joined, RateCoded)
         return joined if self.valued else replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
 

@@ -131,7 +131,7 @@ def test_a_report_shows_path_and_fields_and_imports_nothing(spikerate: Command, 
     done = spikerate("report", "run")  # in a folder without the package
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "stranger.parts:Louder" in page and "code of the user" in page
+    assert "stranger.parts:Louder" in page and "the user&#39;s own code" in page
     assert "Further terms of the loss" in page and "largest-logit" in page
     shown = gather([tmp_path / "run"]).groups[0].run
     assert shown.spiking and encode(shown) == encode(RUN)

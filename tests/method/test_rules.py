@@ -327,7 +327,7 @@ def assert_compiles(rule: Any, T: int, neurons: list[nn.Module]) -> None:
     """Compiled code has the gradients of the eager rule, in a network with these neurons."""
     first, *between = neurons
     start, *rest = small_network(lambda: first)
-    layers = [layer for n in between for layer in (nn.BatchNorm2d(4), n)]
+    layers = [layer for n in between for layer in (nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), n)]
     network = nn.Sequential(start, *rest[:2], *layers, *rest[2:]).double()
     x = torch.rand(T, 4, 2, 6, 6, dtype=torch.float64)
     torch.compiler.reset()

@@ -206,7 +206,7 @@ def test_runs_that_can_not_be_measured(spikerate: Spikerate, tmp_path: Path) -> 
     before = sorted(tmp_path.rglob("*"))
     for name, words in (
         ("digits-ann", "digits-ann is an ANN, which has no spikes"),
-        ("digits-rate", "best.safetensors is not there"),
+        ("digits-rate", "best.safetensors does not exist"),
         ("other", "its checksums differ"),
     ):
         done = spikerate("gradient", name)

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikerate.system.environment import compiler_problem
 
-_WORTH = 2**19
+_WORTH = 2**20
 """Elements of a train from which on a compiled kernel is worth its compilation; smaller ones stay in the cache."""
 _LONGEST = 16
 """Steps that one kernel unrolls."""

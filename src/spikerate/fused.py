@@ -1,9 +1,9 @@
-"""Passes over memory made one: elementwise work on trains, compiled once for each number of steps and used by eager code.
+"""Elementwise work on trains, fused into one pass over memory: compiled once for each number of steps, used by eager code.
 
 Between two convolutions a spiking network does nothing but small elementwise steps over [T, B, ...]: charge, compare, slope,
 reset, sums over time. Run one by one, each is a pass over memory, and together they cost more than the convolutions. Here a
 function of flat trains [T, N] is compiled by `torch.compile` for any N, so that a handful of kernels serve all layers, all
-batch sizes, training and evaluation. Eager code is its oracle, and the way where no compiler is.
+batch sizes, training and evaluation. Where there is no compiler, the same function runs eagerly; the tests compare both.
 
 `TORCH_COMPILE_DISABLE=1` in the environment turns it off, as it turns off all of `torch.compile`.
 """
@@ -34,13 +34,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which a train [T, B, ...] lies in memory: its axes, and their sizes in that order."""
+    """The order in which a train [T, B, ...] lies in memory.
+
+    Attributes:
+        axes: its axes, time first, then those with the largest stride.
+    """
 
     axes: tuple[int, ...]
 
     @classmethod
     def of(cls, train: Tensor) -> Order | None:
-        """That of a train that is dense from its second axis on; None of another."""
+        """The order of a train whose elements lie side by side in memory; None where there are gaps between them."""
         strides = train.stride()
         axes = tuple(sorted(range(1, train.dim()), key=lambda axis: (-strides[axis], axis)))
         dense = 1
@@ -79,7 +83,7 @@ def run(f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: in
     try:
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
             flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order))
-    except Exception as error:  # whatever the compiler stumbles over; what is wrong with `f` itself, eager code says
+    except Exception as error:  # of the compiler, of any kind; an error of `f` itself is raised again by the eager call
         _give_up(train.device.type, type(subject), error)
         return f(subject, train.expand(T, *train.shape[1:]), state)
     return _restored(flat, order, train)
@@ -91,7 +95,7 @@ def _pays(train: Tensor, T: int, kind: type) -> bool:
     device = train.device.type
     if device not in ("cpu", "cuda") or (device, kind) in _given_up or not _works(device):
         return False
-    return _get_current_dispatch_mode() is None  # what looks at each operation, to count it for instance, wants them all
+    return _get_current_dispatch_mode() is None  # a counter of operations, for instance, has to see each of them
 
 
 _given_up: set[tuple[str, type]] = set()
@@ -113,7 +117,7 @@ def _works(device: str) -> bool:
 
 @functools.cache
 def _compiled(f: Callable[[Any, Tensor, Any], Any]) -> Callable[..., Any]:
-    # Sizes are marked by hand: once the compiler has seen two numbers of steps, it would take them for a size like others.
+    # dynamic=False, with N marked as dynamic: by itself the compiler would make T dynamic, too, when it changes.
     return torch.compile(_on_flat(f), fullgraph=True, dynamic=False)
 
 

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from spikerate.recompute import Recomputed
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
+from spikerate.system.allocator import keep_large_blocks
 from spikerate.system.ranges import MOST_STEPS, check_plain
 
 Network = Callable[[Signal], Any]
@@ -199,6 +200,8 @@ def forward(
         ValueError, TypeError, RuntimeError: as `BPTT`.
     """
     check_input(x)
+    if x.device.type == "cpu":
+        keep_large_blocks()
     outputs = []
     watches = _watch_backward_hooks(network)
     try:

@@ -8,6 +8,7 @@ nothing of size T.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,54 @@ from torch.autograd import Function
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over the processes that share a batch."""
+
+
+class Counts:
+    """Spikes counted in one byte each, from which a train or a rate follows to the last bit: what layers keep of an input.
+
+    Args:
+        of: the train [T, B, ...] of zeros and ones, or the rate [B, ...].
+        steps: over which the spikes are counted; 1 for a train.
+        data: uint8, the counts of the rate [B, ...]; those of a train, [T x B, ...], are made when they are first asked for.
+    """
+
+    def __init__(self, of: Tensor, steps: int = 1, data: Tensor | None = None) -> None:
+        self._of = weakref.ref(of)
+        self._data = data
+        self.steps = steps
+        self.dtype = of.dtype
+
+    def are_of(self, tensor: Tensor) -> bool:
+        """Whether they are counts of this tensor, and not of one that somebody put in its place."""
+        return self._of() is tensor
+
+    @property
+    def data(self) -> Tensor:
+        if self._data is None:
+            of = self._of()
+            assert of is not None
+            self._data = of.detach().to(torch.uint8).flatten(0, 1)
+        return self._data
+
+
+def kept_as(counts: Counts | None, input: Tensor) -> Counts | None:
+    """The counts if they are of this input, and can be kept instead of it."""
+    usable = counts is not None and counts.are_of(input) and not torch.compiler.is_compiling() and not transformed()
+    return counts if usable else None
+
+
+_Kind = tuple[int, torch.dtype, torch.dtype]
+"""Of counts that are kept: over how many steps; the type of the tensor that was counted, and that of the layer's input."""
+
+
+def _input(kept: Tensor, kind: _Kind | None) -> Tensor:
+    """What a layer was given, from what it has kept."""
+    if kind is None:
+        return kept
+    steps, counted, dtype = kind
+    if steps == 1:
+        return kept.to(dtype)
+    return (kept.to(torch.promote_types(counted, torch.float32)) / steps).to(counted).to(dtype)
 
 
 class _Last(Function):
@@ -102,24 +151,28 @@ class _Linear(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return value.view_as(value)
+    def forward(
+        value: Tensor | None, input: Tensor, weight: Tensor, bias: Tensor | None, data: Tensor | None, counts: _Kind | None
+    ) -> Tensor:
+        return F.linear(input, weight, bias) if value is None else value.view_as(value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:3])
+        _, input, weight, _, data, ctx.counts = inputs
+        ctx.save_for_backward(input if data is None else data, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        kept, weight = ctx.saved_tensors
+        input = _input(kept, ctx.counts)
         rows = grad.flatten(0, -2)
-        _, need_input, need_weight, need_bias = ctx.needs_input_grad
+        _, need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
         grads = (
             grad @ weight if need_input else None,
             rows.T @ input.flatten(0, -2) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
-        return None, *_last(grads, grad, input, weight)
+        return None, *_last(grads, grad, input, weight), None, None
 
 
 class _Convolution(Function):
@@ -127,25 +180,31 @@ class _Convolution(Function):
 
     @staticmethod
     def forward(
-        value: Tensor,
+        value: Tensor | None,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        data: Tensor | None,
+        counts: _Kind | None,
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
     ) -> Tensor:
-        return value.view_as(value)
+        if value is not None:
+            return value.view_as(value)
+        none = [0] * len(stride)
+        return torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, False, none, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, input, weight, _, *ctx.geometry = inputs
-        ctx.save_for_backward(input, weight)
+        _, input, weight, _, data, ctx.counts, *ctx.geometry = inputs
+        ctx.save_for_backward(input if data is None else data, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        kept, weight = ctx.saved_tensors
+        input = _input(kept, ctx.counts)
         stride, padding, dilation, groups = ctx.geometry
         grads = torch.ops.aten.convolution_backward(
             grad,
@@ -160,7 +219,7 @@ class _Convolution(Function):
             groups,
             ctx.needs_input_grad[1:4],
         )
-        return None, *_last(grads, grad, input, weight), None, None, None, None
+        return None, *_last(grads, grad, input, weight), *[None] * 6
 
 
 class _Normalize(Function):
@@ -246,19 +305,29 @@ def scale(value: Tensor, input: Tensor, gain: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """(value [B, ..., O], input [B, ..., I]) -> `value`, with the gradient of `F.linear(input, weight, bias)`."""
+    """(value [B, ..., O], input [B, ..., I]) -> `value`, with the gradient of `F.linear(input, weight, bias)`.
+
+    Without a value, that of `F.linear(input, weight, bias)`. `counts` are kept instead of the input that they are of.
+    """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __call__(self, value: Tensor, input: Tensor) -> Tensor:
-        weight, bias = self.weight.to(value.dtype), _cast(self.bias, value)
-        return _apply(_Linear, value, input.to(value.dtype), weight, bias)
+    def takes(self, input: Tensor) -> bool:
+        """Whether the layer can be computed of it without a value."""
+        return _computes(input, self.weight)
+
+    def __call__(self, value: Tensor | None, input: Tensor, counts: Counts | None = None) -> Tensor:
+        dtype = _dtype(value, input)
+        weight, bias = self.weight.to(dtype), _cast(self.bias, dtype)
+        return _apply(_Linear, value, input.to(dtype), weight, bias, *_kept(counts, dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
     """(value [B, O, ...], input [B, C, ...]) -> `value`, with the gradient of the convolution of `input`.
+
+    Without a value, that of the convolution. `counts` are kept instead of the input that they are of.
 
     Attributes:
         weight: [O, C / groups, ...].
@@ -273,11 +342,18 @@ class Convolution:
     groups: int
     border: Sequence[int]
 
-    def __call__(self, value: Tensor, input: Tensor) -> Tensor:
-        weight, bias = self.weight.to(value.dtype), _cast(self.bias, value)
-        input = F.pad(input, self.border) if self.border else input
+    def takes(self, input: Tensor) -> bool:
+        """Whether the layer can be computed of it without a value."""
+        return _computes(input, self.weight)
+
+    def __call__(self, value: Tensor | None, input: Tensor, counts: Counts | None = None) -> Tensor:
+        dtype = _dtype(value, input)
+        weight, bias = self.weight.to(dtype), _cast(self.bias, dtype)
+        data, kind = _kept(counts, dtype)
+        if self.border:
+            input, data = F.pad(input, self.border), None if data is None else F.pad(data, self.border)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return _apply(_Convolution, value, input.to(value.dtype), weight, bias, *geometry)
+        return _apply(_Convolution, value, input.to(dtype), weight, bias, data, kind, *geometry)
 
 
 Layer = Linear | Convolution
@@ -304,5 +380,30 @@ def normalize(
     return _apply(_Normalize, value, input, weight, bias, mean, invstd, eps, total)
 
 
-def _cast(bias: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(like.dtype)
+def _dtype(value: Tensor | None, input: Tensor) -> torch.dtype:
+    """The type that a layer computes in."""
+    if value is not None:
+        return value.dtype
+    return torch.get_autocast_dtype(input.device.type) if autocast(input) else input.dtype
+
+
+def autocast(input: Tensor) -> bool:
+    """Whether layers compute in another type than that of their tensors; on the meta device they can't."""
+    kind = input.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _computes(input: Tensor, weight: Tensor) -> bool:
+    """Whether torch's own layer would compute in the type of `_dtype`; of other types it says itself what is wrong."""
+    if autocast(input):
+        return torch.float64 not in (input.dtype, weight.dtype)
+    return input.dtype == weight.dtype
+
+
+def _kept(counts: Counts | None, dtype: torch.dtype) -> tuple[Tensor | None, _Kind | None]:
+    """The counts that are kept, and their kind."""
+    return (None, None) if counts is None else (counts.data, (counts.steps, counts.dtype, dtype))
+
+
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)

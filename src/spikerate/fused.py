@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from spikerate.system.environment import compiler_problem
 
 _WORTH = 2**20
 """Elements of a train from which on a compiled kernel is worth its compilation; smaller ones stay in the cache."""
+_IN_CACHE = 2**17
+"""Neurons of a layer that are run together where nothing is compiled, so that their temporary values fit into the cache."""
 _LONGEST = 16
 """Steps that one kernel unrolls."""
 _VARIANTS = 256
@@ -64,7 +67,9 @@ class Order:
         return flat.unflatten(1, [like.shape[axis] for axis in self.axes[1:]]).permute(inverse)
 
 
-def run(f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: int, state: Any = None) -> Any:
+def run(
+    f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: int, state: Any = None, spent: Any = None
+) -> Any:
     """`f(subject, steps, state)` of the steps of a train, as one pass over memory where that is possible and pays.
 
     Args:
@@ -73,20 +78,76 @@ def run(f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: in
         train: [T, B, ...], or [1, B, ...] where it is constant.
         T: the number of steps.
         state: a tuple of tensors [B, ...] and numbers, or None.
+        spent: the tuple of such in `state` that the last of what `f` returns takes the place of; it may be overwritten.
 
     Returns:
         what `f` returns, tensors [T, B, ...] and [B, ...] in (nested) tuples.
     """
     order = Order.of(train) if _pays(train, T, type(subject)) else None
     if order is None:
-        return f(subject, train.expand(T, *train.shape[1:]), state)
+        return _eager(f, subject, train.expand(T, *train.shape[1:]), state, spent)
     try:
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
             flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order))
     except Exception as error:  # of the compiler, of any kind; an error of `f` itself is raised again by the eager call
         _give_up(train.device.type, type(subject), error)
-        return f(subject, train.expand(T, *train.shape[1:]), state)
+        return _eager(f, subject, train.expand(T, *train.shape[1:]), state, spent)
     return _restored(flat, order, train)
+
+
+def _eager(f: Callable[[Any, Tensor, Any], Any], subject: Any, steps: Tensor, state: Any, spent: Any) -> Any:
+    """`f` of a few samples at a time on a CPU, so that its temporary values stay in the cache and take no memory.
+
+    The compiler, which makes one pass over memory of it, and GPUs get all samples at once, and so does autograd.
+    """
+    graph = torch.is_grad_enabled() and steps.requires_grad
+    if graph or torch.compiler.is_compiling() or steps.device.type != "cpu" or steps[0].numel() <= _IN_CACHE:
+        return f(subject, steps, state)
+    size = max(1, _IN_CACHE // steps[0, 0].numel())
+    out: Any = None
+    for start in range(0, steps.shape[1], size):
+        few = slice(start, start + size)
+        done = f(subject, steps[:, few], _samples(state, few))
+        if out is None:
+            out = _room(done, steps) if spent is None else (*_room(done[:-1], steps), _over(spent, done[-1], steps))
+        _write(done, out, few, steps.dim())
+    return out
+
+
+def _samples(state: Any, few: slice) -> Any:
+    """A state of a few of the samples."""
+    if isinstance(state, tuple):
+        return tuple(_samples(one, few) for one in state)
+    return state[few] if isinstance(state, Tensor) else state
+
+
+def _room(done: Any, steps: Tensor) -> Any:
+    """Room for what `f` returns of all samples, in the memory format of the steps [T, B, ...]; from what it did of a few."""
+    if isinstance(done, tuple):
+        return tuple(_room(one, steps) for one in done)
+    if not isinstance(done, Tensor):
+        return done
+    one = torch.empty_like(steps[0], dtype=done.dtype)
+    if done.dim() < steps.dim():
+        return one
+    return one.new_empty_strided((len(done), *one.shape), (one.numel(), *one.stride()))
+
+
+def _over(spent: tuple[Any, ...], state: tuple[Any, ...], steps: Tensor) -> tuple[Any, ...]:
+    """Room for a state in the memory of the one before, where that is of the same type."""
+    return tuple(
+        old if isinstance(old, Tensor) and isinstance(new, Tensor) and old.dtype == new.dtype else _room(new, steps)
+        for old, new in zip(spent, state, strict=True)
+    )
+
+
+def _write(done: Any, out: Any, few: slice, dim: int) -> None:
+    """Write what `f` did of a few samples, tensors of `dim` axes with time and of one less without, to its place."""
+    if isinstance(done, tuple):
+        for part, whole in zip(done, out, strict=True):
+            _write(part, whole, few, dim)
+    elif isinstance(done, Tensor):
+        (out[:, few] if done.dim() == dim else out[few]).copy_(done)
 
 
 def _pays(train: Tensor, T: int, kind: type) -> bool:
@@ -111,6 +172,8 @@ def _give_up(device: str, kind: type, error: Exception) -> None:
 def _works(device: str) -> bool:
     if compiler_problem(torch.device(device)) or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False
+    # Said of the gains that are carried from chunk to chunk; it means nothing.
+    warnings.filterwarnings("ignore", message="bf16 and fp16 are mixed")
     _log.warning("compiling the passes between the layers: seconds, once")
     return True
 

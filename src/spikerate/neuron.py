@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +15,6 @@ from spikerate.system.ranges import check_number, check_plain, check_positive
 
 State = tuple[Any, ...]
 """The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
-_IN_CACHE = 2**17
-"""Neurons of a layer that are run together on a CPU, so that their temporary values fit into its cache."""
 
 
 class LIF(nn.Module):
@@ -45,10 +42,18 @@ class LIF(nn.Module):
             given.
         TypeError: called on a tensor instead of a `Signal`.
 
+    Attributes:
+        binary: whether spikes are 0 or 1, so that a byte can hold one. A subclass says so again if its own are, too.
+
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
     """
 
     elementwise: ClassVar[bool] = True
+    binary: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        cls.binary = bool(vars(cls).get("binary", False))
 
     def __init__(
         self,
@@ -106,15 +111,12 @@ class LIF(nn.Module):
     @torch.no_grad()
     def spikes(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, ...] without gradient, for the input currents [T, B, ...] and membranes that start at 0."""
-        return _in_blocks(self._spikes, inputs, None)[0]
-
-    def _spikes(self, inputs: Tensor, state: State | None) -> tuple[list[Tensor], State]:
         spikes: list[Tensor] = []
         v = None
         for current in inputs.unbind(0):
             v = self._charge(None if v is None else self._reset(v, spikes[-1]), current)
             spikes.append((v >= self.threshold).to(current.dtype))
-        return spikes, ()
+        return _stack(spikes)
 
     def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Spikes with the gradient through every step.
@@ -152,9 +154,6 @@ class LIF(nn.Module):
             spikes [T, B, ...] and the state after the last step. Its last two are sums over all steps so far: of the spikes,
             and of `slope * reach`.
         """
-        return _in_blocks(self._trace, inputs, state)
-
-    def _trace(self, inputs: Tensor, state: State | None) -> tuple[list[Tensor], State]:
         spikes: list[Tensor] = []
         u, carried, count, total = state or (None, 0.0, None, None)
         for current in inputs.unbind(0):
@@ -167,7 +166,7 @@ class LIF(nn.Module):
             spikes.append(s.to(current.dtype))
             carried = self._passed_on(v, s, slope) * reach
             u = self._reset(v, s)
-        return spikes, (u, carried, count, total)
+        return _stack(spikes), (u, carried, count, total)
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -328,42 +327,14 @@ def _rectified(inputs: Tensor) -> Tensor:
     return torch.where(x <= 0, 0, x).unflatten(0, inputs.shape[:2])
 
 
-def _in_blocks(
-    run: Callable[[Tensor, State | None], tuple[list[Tensor], State]], inputs: Tensor, state: State | None
-) -> tuple[Tensor, State]:
-    """`run` on a few samples at a time, so that temporary values stay in the processor's cache.
-
-    The compiler, which fuses everything into one pass over memory, and GPUs get all samples at once.
-
-    Args:
-        run: currents [T, b, ...] and state -> T spike tensors [b, ...] and the state after them.
-        inputs: [T, B, ...].
-
-    Returns:
-        spikes [T, B, ...] and the state.
-    """
-    whole = torch.compiler.is_compiling() or inputs.device.type != "cpu" or inputs[0].numel() <= _IN_CACHE
-    if whole:
-        spikes, after = run(inputs, state)
-        return _stack(spikes), after
-    size = max(1, _IN_CACHE // inputs[0, 0].numel())
-    blocks = inputs.split(size, 1)
-    states: Iterable[State | None] = [None] * len(blocks)
-    if state:
-        states = zip(*(v.split(size) if isinstance(v, Tensor) else [v] * len(blocks) for v in state), strict=True)
-    parts = [run(x, own) for x, own in zip(blocks, states, strict=True)]
-    last = (torch.cat(v) if isinstance(v[0], Tensor) else v[0] for v in zip(*(after for _, after in parts), strict=True))
-    return _stack([spikes[t] for t in range(len(inputs)) for spikes, _ in parts], len(inputs)), tuple(last)
-
-
 def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:
     """`total + slope * reach`, in one pass over memory."""
     return torch.addcmul(total, slope, reach) if isinstance(reach, Tensor) else torch.add(total, slope, alpha=reach)
 
 
-def _stack(steps: list[Tensor], T: int | None = None) -> Tensor:
-    """Stack tensors [b, ...] of T steps in order to [T, B, ...]; keeps their memory format, unlike `torch.stack`."""
-    return torch.cat(steps).unflatten(0, (T or len(steps), -1))
+def _stack(steps: list[Tensor]) -> Tensor:
+    """Stack the tensors [B, ...] of T steps to [T, B, ...]; keeps their memory format, unlike `torch.stack`."""
+    return torch.cat(steps).unflatten(0, (len(steps), -1))
 
 
 def IF(

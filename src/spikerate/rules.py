@@ -157,7 +157,7 @@ class RateBP(Rule):
 
     `chunk=None` is the multi-step form (rate_M), `chunk=1` the single-step form (rate_S), `chunk=n` runs n steps at a
     time: memory for activations grows with the chunk, and batch norm normalises each chunk separately. Its running
-    statistics are updated once per chunk.
+    statistics are updated once per chunk. Chunks cost one more pass, of the rates, instead of sums that would be carried.
 
     Call and errors as for `BPTT`. Activation checkpointing works with `chunk=None` only (`RuntimeError`).
 
@@ -179,7 +179,7 @@ class RateBP(Rule):
         return forward(network, x, partial(RateCoded, average=rate), self.chunk, graphs="last")
 
     def passes(self, T: int) -> float:
-        return T + 2
+        return T + 2 + (self.chunk is not None and self.chunk < T)
 
 
 def forward(

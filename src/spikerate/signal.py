@@ -204,10 +204,11 @@ class Signal(ABC):
         tape: the state that layers carry from chunk to chunk.
         exits: logits [B, K] of the early exits, first to last; only on the output of a `Branched` in training.
         number: position on the tape of the layer that returned the signal; it must be the same in every chunk.
+        counts: the spikes in one byte each, which layers keep instead of a train or rate that is of spikes; None if unknown.
         plain: names of the fields that contain no tensors.
     """
 
-    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape", "number")
+    plain: ClassVar[tuple[str, ...]] = ("constant", "T", "tape", "number", "counts")
 
     train: Tensor
     constant: bool
@@ -215,6 +216,7 @@ class Signal(ABC):
     tape: Tape
     exits: tuple[Tensor, ...] = field(default=(), kw_only=True)
     number: int = field(default=0, kw_only=True)
+    counts: autograd.Counts | None = field(default=None, kw_only=True)
 
     def __init_subclass__(cls) -> None:
         pytree.register_pytree_node(cls, _leaves, partial(_grown, cls))
@@ -451,7 +453,20 @@ class Stepwise(Signal):
         with torch.no_grad():
             spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=autograd.scale(spikes, self.expanded(), slopes), constant=False)
+        return self._fired(neuron, autograd.scale(spikes, self.expanded(), slopes))
+
+    def _fired(self: _Own, neuron: Neuron, spikes: Tensor) -> _Own:
+        counts = autograd.Counts(spikes) if _binary(neuron) and not torch.compiler.is_compiling() else None
+        return replace(self, train=spikes, constant=False, counts=counts)
+
+    def _mapped(self, f: PerStep, others: Sequence[Signal], layer: autograd.Layer | None) -> Tensor:
+        """The train of `f`, which keeps one byte of each spike for its gradient where it is a layer of spikes."""
+        counts = autograd.kept_as(self.counts, self.train)
+        # Autocast shares the weights that it casts between chunks, which are cast once for each layer here.
+        shared = not self.tape.whole and autograd.autocast(self.train)
+        if layer is None or counts is None or shared or not (torch.is_grad_enabled() and layer.takes(self.train)):
+            return mapped(f, (self, *others))
+        return layer(None, self.train.flatten(0, 1), counts).unflatten(0, self.train.shape[:2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -459,7 +474,8 @@ class Unrolled(Stepwise):
     """The gradient goes through every step: backpropagation through time, and inference."""
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Unrolled:
-        return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        constant = all(s.constant for s in (self, *others))
+        return replace(self, train=self._mapped(f, others, at_rate), constant=constant)
 
     def fire(self, neuron: Neuron) -> Unrolled:
         if self.tape.whole and not torch.is_grad_enabled():
@@ -467,7 +483,7 @@ class Unrolled(Stepwise):
         self.tape.meet("a neuron", neuron)
         spikes, state = _fused(_unroll, neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
-        return replace(self, train=spikes, constant=False)
+        return self._fired(neuron, spikes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -475,7 +491,8 @@ class Spatial(Stepwise):
     """The gradient goes through the layers at each step but not through time: spatial learning through time (SLTT)."""
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Spatial:
-        return replace(self, train=mapped(f, (self, *others)), constant=all(s.constant for s in (self, *others)))
+        constant = all(s.constant for s in (self, *others))
+        return replace(self, train=self._mapped(f, others, at_rate), constant=constant)
 
     def fire(self, neuron: Neuron) -> Spatial:
         return self._at_once(neuron)
@@ -550,9 +567,16 @@ class RateCoded(Signal):
             valued = all(s.valued for s in signals) or _has_weights(f, [s.average for s in signals])
             average = f(*(s._with_value() if valued else s.average for s in signals))
         else:
-            value, valued = self._value(train, constant)
-            average = at_rate(value, self._with_value())
-        return replace(self, train=train, constant=constant, average=average, valued=valued, number=self.tape.met)
+            rate, valued = self._with_value(), True
+            average = at_rate(self._after_weights(f, train, constant, rate), rate, autograd.kept_as(self.counts, rate))
+        return self._after(average, train, valued, constant)
+
+    def _after_weights(self, f: PerStep, train: Tensor, constant: bool, rate: Tensor) -> Tensor:
+        """The mean over all chunks after a layer; over several it is what the layer makes of the rate: no sum is carried."""
+        with torch.no_grad():
+            if self.tape.whole or constant:
+                return _mean(train, self.T)
+            return f(rate.detach()) if self.tape.last else _nothing(train)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
@@ -560,7 +584,7 @@ class RateCoded(Signal):
             train = mapped(f, (self,))
         value, valued = self._value(train, self.constant)
         average = anchor(value, f(self._with_value()))
-        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
+        return self._after(average, train, valued, self.constant)
 
     def normalize(self, norm: Normalization) -> RateCoded:
         self.tape.meet("a batch norm", norm.weight, norm.bias, norm.running_mean, self.number)
@@ -577,19 +601,28 @@ class RateCoded(Signal):
                 mean = self.tape.mean(mean, self.T)
                 invstd = self.tape.mean(invstd.square(), self.T).sqrt()
         average = autograd.normalize(value, input, norm.weight, norm.bias, mean, invstd, norm.eps, norm.total)
-        return replace(self, train=train, average=average, valued=valued, number=self.tape.met)
+        return self._after(average, train, valued, self.constant)
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
         with torch.no_grad():
-            if self.tape.whole:
-                spikes, value, gain = _fused(_rate_and_gain, neuron, self.train, self.T)
+            before = self.tape.recall() if not self.tape.whole else None
+            if self.tape.last:
+                spikes, value, gain, data = _fused(_rate_and_gain, neuron, self.train, self.T, (before, self.tape.T))
+                state = None
             else:
-                spikes, state = _fused(_trace, neuron, self.train, self.T, self.tape.recall())
-                self.tape.keep(state)
-                value, gain = ((total / self.tape.T).to(spikes.dtype) for total in state[-2:])
+                spikes, state = _fused(_trace, neuron, self.train, self.T, (before, self.tape.T), before)
+                value, gain, data = *[_nothing(spikes)] * 2, None
+            self.tape.keep(state)
         average = autograd.scale(value, self.average, gain)
-        return replace(self, train=spikes, constant=False, average=average, valued=True, number=self.tape.met)
+        known = data is not None and not torch.compiler.is_compiling()
+        counts = autograd.Counts(average, self.tape.T, data) if known else None
+        return replace(self._after(average, spikes, True, False), counts=counts)
+
+    def _after(self, average: Tensor, train: Tensor, valued: bool, constant: bool) -> RateCoded:
+        """The signal that a layer returns."""
+        made = replace(self, train=train, constant=constant, average=average, valued=valued, counts=None)
+        return replace(made, number=self.tape.met)
 
     def tap(self) -> Tensor:
         return self._with_value()
@@ -606,12 +639,12 @@ class RateCoded(Signal):
         """The mean of a train over all chunks, and whether it is that: over several it takes a sum, so it is 0 instead."""
         if self.tape.whole or constant:
             return _mean(train, self.T), True
-        return train.new_zeros(()).expand(train.shape[1:]), False
+        return _nothing(train), False
 
     def joined(self, earlier: Sequence[Signal]) -> RateCoded:
         joined = super().joined(earlier)
         assert isinstance(joined, RateCoded)
-        return joined if self.valued else replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
+        return replace(joined, average=anchor(joined.train.mean(0), self.average), valued=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -724,16 +757,28 @@ def _has_weights(f: PerStep, inputs: Sequence[Tensor]) -> bool:
         return f(*(x.detach() for x in inputs)).requires_grad
 
 
+def _nothing(train: Tensor) -> Tensor:
+    """Zeros [B, ...] that take no memory: in place of a value that nobody asks for."""
+    return train.new_zeros(()).expand(train.shape[1:])
+
+
+def _binary(neuron: Neuron) -> bool:
+    """Whether the spikes of a neuron are known to be 0 or 1."""
+    return bool(getattr(type(neuron), "binary", False))
+
+
 @torch.no_grad()
 def _mean(train: Tensor, T: int) -> Tensor:
     """The mean of a train over time, [B, ...]."""
     return train[0] if len(train) == 1 else fused.run(_mean_of_steps, None, train, T)
 
 
-def _fused(f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None) -> Any:
+def _fused(
+    f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None, spent: Any = None
+) -> Any:
     """`f` of a neuron and the steps of a train, as one pass over memory where the neuron allows it."""
     if neuron.elementwise:
-        return fused.run(f, neuron, train, T, state)
+        return fused.run(f, neuron, train, T, state, spent)
     return f(neuron, train.expand(T, *train.shape[1:]), state)
 
 
@@ -744,13 +789,40 @@ def _mean_of_steps(_: None, steps: Tensor, state: None) -> Tensor:
     return steps.mean(0)
 
 
-def _rate_and_gain(neuron: Neuron, steps: Tensor, state: None) -> tuple[Tensor, Tensor, Tensor]:
-    spikes, (*_, total, gain) = neuron.trace(steps, None)
-    return spikes, (total / len(steps)).to(spikes.dtype), (gain / len(steps)).to(spikes.dtype)
+def _rate_and_gain(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The spikes of the last chunk; the rate and its gain over all T steps; the counts of spikes in a byte, if they fit."""
+    before, T = state
+    spikes, (*_, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
+    counts = total.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
+    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts
 
 
-def _trace(neuron: Neuron, steps: Tensor, state: Any) -> tuple[Tensor, Any]:
-    return neuron.trace(steps, state)
+def _trace(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Any]:
+    """The spikes of a chunk that another one follows, and the state in the least memory.
+
+    Counts of spikes are whole numbers. Sums of gains become numbers of half the width where activations are those, too.
+    """
+    before, T = state
+    spikes, (*own, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
+    if _binary(neuron):
+        total = total.to(torch.uint8 if T <= _MOST_IN_A_BYTE else torch.int32)
+    if gain.is_floating_point() and steps.dtype.itemsize == 2:
+        gain = (gain / T).to(torch.float16)
+    return spikes, (*own, total, gain)
+
+
+def _unpacked(state: Any, T: int, dtype: torch.dtype) -> Any:
+    """What `_trace` has packed, as the neuron left it."""
+    if state is None:
+        return None
+    *own, total, gain = state
+    wide = torch.promote_types(dtype, torch.float32)
+    if gain.dtype == torch.float16:
+        gain = gain.to(wide) * T
+    return (*own, total if total.is_floating_point() else total.to(wide), gain)
+
+
+_MOST_IN_A_BYTE = 255
 
 
 def _spikes(neuron: Neuron, steps: Tensor, state: None) -> Tensor:

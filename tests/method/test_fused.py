@@ -203,3 +203,20 @@ def test_the_order_in_memory_comes_back(order: list[int], sizes: list[int], T: i
     assert flat.dim() == 2 and flat.data_ptr() == train.data_ptr()
     assert torch.equal(found.unflat(flat, train), train)
     assert fused.Order.of(torch.rand(T, 4, 6)[:, :, ::2]) is None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_blocks_that_fit_into_the_cache_change_nothing(rule: Any, neuron: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_WORTH", 2**60)
+    torch.manual_seed(1)
+    net, x = network(NEURONS[neuron]).double(), torch.rand(4, 5, 2, 4, 4, dtype=torch.float64)
+    net.to(memory_format=torch.channels_last)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    whole = step(rule, net, x)
+    monkeypatch.setattr(fused, "_IN_CACHE", 2 * 4 * 4 * 4)
+    net.load_state_dict(start)
+    for a, b in zip(step(rule, net, x), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    fired = BPTT()(net[:3].eval(), x.float().double()).train  # type: ignore[operator]
+    assert fired.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from spikerate import BPTT, IF, LIF, RateBP, Signal, preact_resnet18, resnet18, sew_resnet18
+from spikerate import BPTT, IF, LIF, SLTT, RateBP, Signal, fused, preact_resnet18, resnet18, sew_resnet18, signal
 from spikerate.recompute import Bits
 from spikerate.signal import Tape
 
@@ -146,15 +147,15 @@ def test_a_step_more_keeps_one_bit_of_each_neuron() -> None:
     logits = 4 * 4 * (8 * 8 + 10)  # what the last layer keeps of a step: its input, and the logits
     for a, b in ((2, 4), (4, 8)):
         assert neurons / 8 <= (kept[b] - kept[a]) / (b - a) <= neurons / 8 + 2 * logits
-    assert kept[8] < 0.04 * allocated(training(BPTT(), 8))[1]
+    assert kept[8] < 0.05 * allocated(training(BPTT(), 8))[1]
 
 
-def test_checkpoints_take_a_third_of_the_memory_at_its_peak() -> None:
+def test_checkpoints_take_two_fifths_of_the_memory_at_its_peak() -> None:
     def peak(rule: BPTT) -> int:
         loss = training(rule, 8)
         return allocated(lambda: loss().backward())[0]  # type: ignore[no-untyped-call]
 
-    assert peak(BPTT(checkpoint=True)) < 0.36 * peak(BPTT())
+    assert peak(BPTT(checkpoint=True)) < 0.41 * peak(BPTT())
 
 
 def _bytes(state: Any) -> int:
@@ -177,23 +178,112 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_chunks_carry_four_numbers_a_neuron_and_nothing_in_the_end(carried: list[int]) -> None:
-    """The membrane, the sums of spikes and of gains, and the mean that batch norm is differentiated at."""
-    training(RateBP(chunk=1), 4)()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunks_carry_the_least_and_nothing_in_the_end(carried: list[int], precision: str) -> None:
+    """The membrane, the spikes counted in a byte, and the sum of gains, in half of the bits where activations are so."""
+    with torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
+        training(RateBP(chunk=1), 4)()
     neurons = 4 * 8 * (5 * 32**2 + 4 * 2 * 16**2 + 4 * 4 * 8**2 + 4 * 8 * 4**2)
-    shortcuts = 4 * 8 * (2 * 16**2 + 4 * 8**2 + 8 * 4**2)
+    first = 4 * 8 * 32**2  # of an image that stays, the output of the first convolution and that of its batch norm
     statistics = 4 * 2 * sum(8 * n for n in (5 * [1] + 5 * [2] + 5 * [4] + 5 * [8]))
     small = 4 * (4 * 64 + 4 * 10)
     assert carried[0] == carried[1] == carried[2] and carried[3] == 0
-    assert carried[0] <= 4 * (4 * neurons + shortcuts) + statistics + small
+    each, activation = (9, 4) if precision == "fp32" else (7, 2)
+    assert carried[0] <= each * neurons + 2 * activation * first + statistics + small
 
 
-def test_chunks_take_less_memory_where_the_steps_are_many() -> None:
-    peaks = {chunk: allocated(training(RateBP(chunk), 8))[0] for chunk in (None, 4, 2, 1)}
-    assert peaks[1] < peaks[2] < peaks[4] and peaks[1] < 0.8 * peaks[None]
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunks_halve_the_memory_at_its_peak(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_IN_CACHE", 2**14)  # small beside a layer, as it is in a network of the usual size
+
+    def peak(chunk: int | None) -> int:
+        with torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
+            return allocated(training(RateBP(chunk), 8, 16, 32))[0]
+
+    assert peak(1) < 0.7 * peak(None)
+
+
+BINARY = [BPTT(), BPTT(chunk=2), SLTT(), RateBP(), RateBP(chunk=2)]
+
+
+@pytest.mark.parametrize("rule", BINARY, ids=str)
+@pytest.mark.parametrize("kind", ["fp64", "fp32", "bf16", "channels last"])
+def test_spikes_and_rates_are_kept_in_a_byte_and_change_no_bit(
+    rule: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), LIF(0.9, threshold=0.3), nn.Conv2d(4, 6, (2, 4), padding="same", groups=2),
+        LIF(0.9, threshold=0.1, v_reset=0.0), nn.Flatten(2), nn.Conv1d(6, 3, 4, stride=2), LIF(threshold=0.1), nn.Flatten(),
+        nn.Linear(3 * 17, 5), LIF(threshold=0.1), nn.Linear(5, 3),
+    )  # fmt: skip
+    x = torch.rand(4, 2, 2, 6, 6)
+    if kind == "fp64":
+        network, x = network.double(), x.double()
+    if kind == "channels last":
+        network[0].to(memory_format=torch.channels_last)
+    known = signal._binary
+
+    def step(kept: bool) -> tuple[list[Tensor], int]:
+        monkeypatch.setattr(signal, "_binary", known if kept else lambda neuron: False)
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autocast("cpu", torch.bfloat16, kind == "bf16"), torch.autograd.graph.saved_tensors_hooks(pack, _same):
+            loss = rule(network, x).rate.float().square().sum()
+        return list(torch.autograd.grad(loss, list(network.parameters()))), sum(saved.values())
+
+    (bytewise, few), (plain, many) = step(True), step(False)
+    for a, b in zip(bytewise, plain, strict=True):
+        assert torch.equal(a, b)
+    assert all(g.any() for g in bytewise[::2])
+    inputs = 2 * (4 * 36 + 5)  # spikes that a convolution or a linear layer is given straight from a neuron
+    size = {"fp64": 8, "bf16": 2}.get(kind, 4)
+    steps = 1 if isinstance(rule, RateBP) else 0 if kind == "bf16" and rule.chunk is not None else 4
+    assert many - few >= (size - 1) * inputs * steps
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Twice(LIF):
+    """Neurons that fire twos."""
+
+    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        spikes, (*own, count, gain) = super().trace(inputs, state)
+        return 2 * spikes, (*own, 2 * count, 2 * gain)
+
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        spikes, state = super().unroll(inputs, state)
+        return 2 * spikes, state
+
+
+def test_spikes_of_a_neuron_that_makes_others_and_trains_that_were_replaced_are_kept_as_they_are() -> None:
+    assert LIF.binary and not Twice.binary
+
+    class Halved(nn.Module):
+        def forward(self, x: Signal) -> Signal:
+            return replace(x, train=x.train * 0.5)
+
+    torch.manual_seed(0)
+    for layers in ([Twice(threshold=0.2)], [LIF(threshold=0.2), Halved()]):
+        network = nn.Sequential(nn.Linear(3, 4), *layers, nn.Linear(4, 2)).double()
+        x = torch.rand(3, 2, 3, dtype=torch.float64)
+        weight = network[-1].weight
+        spikes = BPTT()(network[:-1], x).train.detach()
+        (grad,) = torch.autograd.grad(BPTT()(network, x).train.sum(), weight)  # type: ignore[arg-type]
+        torch.testing.assert_close(grad, spikes.sum((0, 1)).expand(2, -1))
+    network = nn.Sequential(nn.Linear(3, 4), Twice(threshold=0.2), nn.Linear(4, 2)).double()
+    rate = RateBP()(network[:-1], x).rate.detach()
+    (grad,) = torch.autograd.grad(RateBP()(network, x).rate.sum(), network[-1].weight)  # type: ignore[arg-type]
+    torch.testing.assert_close(grad, rate.sum(0).expand(2, -1))
 
 
 def test_what_no_layer_asks_for_is_not_carried(carried: list[int]) -> None:
     network = nn.Sequential(nn.Linear(6, 8), LIF(), nn.Linear(8, 4), LIF())
     RateBP(chunk=1)(network, torch.rand(3, 2, 6))
-    assert carried == [2 * 4 * 3 * (8 + 4)] * 2 + [0]
+    assert carried == [2 * (4 + 1 + 4) * (8 + 4)] * 2 + [0]

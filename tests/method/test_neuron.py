@@ -251,19 +251,3 @@ def test_surrogates_refuse_a_width_that_is_none(kind: Any) -> None:
 def test_a_plain_tensor_has_no_time() -> None:
     with pytest.raises(TypeError, match="call the network by a rule"):
         LIF()(torch.rand(2, 3))
-
-
-@pytest.mark.parametrize("neuron", [LIF(), LIF(v_reset=-0.5, detach_reset=False)], ids=str)
-def test_blocks_that_fit_into_the_cache_change_nothing(neuron: LIF, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(5 * 7, 3, 4, 4).to(memory_format=torch.channels_last).unflatten(0, (5, 7))
-    whole = neuron.spikes(x), *neuron.trace(x, None)
-    monkeypatch.setattr("spikerate.neuron._IN_CACHE", 2 * x[0, 0].numel())
-    first, state = neuron.trace(x[:2], None)
-    last, state = neuron.trace(x[2:], state)
-    blocks = neuron.spikes(x), torch.cat([first, last]), state
-    for one, other in zip(whole[:2], blocks[:2], strict=True):
-        assert torch.equal(one, other)
-    for spikes in (*whole[:2], blocks[0], first, last):
-        assert spikes.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
-    for one, other in zip(whole[2], blocks[2], strict=True):
-        assert one == other if isinstance(one, float) else torch.equal(one, other)

@@ -45,7 +45,11 @@ class _Neurons:
 
 
 def bptt_step(
-    cell: Cell, library: str, neurons: Callable[[], nn.Module], reset: Callable[[nn.Module], None] = lambda network: None
+    cell: Cell,
+    library: str,
+    neurons: Callable[[], nn.Module],
+    reset: Callable[[nn.Module], None] = lambda network: None,
+    prepare: Callable[[nn.Module, Tensor], nn.Module] = lambda network, x: network,
 ) -> Step:
     """The step of a cell with such neurons: weights, images, layout, precision and optimiser are those of spikerate's cells.
 
@@ -54,13 +58,15 @@ def bptt_step(
         library: whose version is noted.
         neurons: makes a layer [T, B, ...] -> [T, B, ...].
         reset: clears the state of all layers, before each step; by default they have none.
+        prepare: the network that is trained, from the network and the images [B, C, H, W].
     """
     of = cell.setting
     device = pick_device(of.device)
     torch.manual_seed(0)
-    network = place(of.model.build(of.classes, of.shape, _Neurons(cell.T, of.batch, neurons)), device)
+    built = place(of.model.build(of.classes, of.shape, _Neurons(cell.T, of.batch, neurons)), device)
     x = torch.randn(of.batch, *of.shape, device=device)
     labels = torch.randint(of.classes, (of.batch,), device=device)
+    network = prepare(built, x)
 
     def loss(forward: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:

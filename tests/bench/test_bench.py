@@ -11,26 +11,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from spikerate import BPTT, LIF, CrossEntropy, RateBP, SelfDistillation, macs
-from spikerate.bench.compare import Outcome, cells, measure, peer_cells
+from spikerate.bench.compare import Outcome, both_ways, cells, first_uses, measure, peer_cells
 from spikerate.bench.worker import (
+    ANN_INFERENCE,
     CHECKPOINTED,
+    INFERENCE,
     MIB,
     Cell,
     Memory,
     Setting,
     Step,
     counted,
+    step_of,
     timed,
     training_step,
 )
 from spikerate.cli.main import main
 from spikerate.cli.plots import draw_bench
+from spikerate.measure.evaluate import answers
 from spikerate.models import Staged
 from spikerate.runs.config import Model, Rectified
 from spikerate.system.codec import decode, encode
@@ -83,7 +88,7 @@ def test_operations_are_those_counted_by_hand(method: str, T: int) -> None:
     by_hand = {
         "ann": 3 * (stages + head),
         "rate": (T + 2) * (stages + head),
-        "rate-s": (T + 2) * (stages + head),
+        "rate-s": (T + 2 + (T > 1)) * (stages + head),  # in chunks, the layers run once more, on the rate
         "bptt": 3 * T * (stages + head),
         CHECKPOINTED: 4 * T * stages + 3 * T * head,
     }
@@ -129,6 +134,60 @@ def test_a_cell_is_a_run_by_its_method() -> None:
         Cell("rate", 2, TINY),
         Cell("ann", 1, TINY),
     ]
+
+
+def test_as_it_comes_and_compiled_are_cells_of_their_own() -> None:
+    ways = both_ways(TINY)
+    found = list(cells(["ann", "rate", CHECKPOINTED], [2], *ways))
+    assert [str(cell) for cell in found] == [
+        "ann",
+        "rate, T = 2",
+        "bptt-checkpointed, T = 2",
+        "ann, compiled",
+        "rate, compiled, T = 2",
+    ]
+    assert [found.index(cell.ann) for cell in found] == [0, 0, 0, 3, 3]
+    assert Cell(INFERENCE, 4, ways[1]).ann == Cell(ANN_INFERENCE, 1, ways[1])
+    assert Cell(INFERENCE, 4, TINY).floor == 4 and Cell(ANN_INFERENCE, 1, TINY).floor == 1
+
+
+@pytest.mark.parametrize(("method", "T"), [(ANN_INFERENCE, 1), (INFERENCE, 1), (INFERENCE, 3)])
+def test_inference_is_what_eval_does(method: str, T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Any, ...]] = []
+
+    def watched(*arguments: Any) -> Any:
+        called.append(arguments)
+        return answers(*arguments)
+
+    monkeypatch.setattr("spikerate.bench.worker.answers", watched)
+    cell = Cell(method, T, replace(TINY, side=16))
+    found = macs(body(cell), cell.setting.shape)
+    step = step_of(cell)
+    by_hand = found.pop("stem") + T * sum(found.values())
+    assert counted(step) == {"flops": 2 * cell.setting.batch * by_hand, "saved_mib": 0}
+    network, _, samples, steps = called[0][:4]
+    assert steps == T and len(samples) == cell.setting.batch and network.training
+    assert timed(step)["forward"] > 0 and not step.loss().requires_grad
+    assert step.loss().shape == (cell.setting.batch, T)
+
+
+def test_the_first_use_has_a_cache_of_its_own_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "first.py"
+    script.write_text(
+        "import json, os, pathlib, sys\n"
+        "cell, cache = json.loads(sys.stdin.readline()), pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR'])\n"
+        "first = 2.0 if any(cache.iterdir()) else 9.0\n"
+        "(cache / 'kernel').touch()\n"
+        "if cell['T'] == 4: sys.exit('no')\n"
+        "print(json.dumps({'first': first, 'compiled': False, 'note': ''}), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = (sys.executable, str(script))
+    uses = first_uses({Cell("rate", T, TINY): command for T in (2, 1, 4)}, lambda line: None)
+    assert [(use.empty, use.warm) for use in uses] == [(9, 2), (9, 2), (None, None)]
+    record = uses[0].record()
+    assert record == {"method": "rate", "T": 2, "asked": "as it comes", "empty_seconds": 9.0, "warm_seconds": 2.0}
 
 
 def test_a_step_leaves_nothing_behind() -> None:
@@ -194,7 +253,7 @@ def test_a_cell_that_dies_leaves_the_others_whole(
     assert ann.cost and other.cost
     assert len(other.cost.times) == 3
     assert dead == Outcome(Cell("fake", 2, TINY), None, words)
-    assert dead.record() == {"method": "fake", "T": 2, "floor": 4 / 3, "died": words}
+    assert dead.record() == {"method": "fake", "T": 2, "asked": "as it comes", "floor": 4 / 3, "died": words}
     draw_bench([ann, dead, other], tmp_path / "bench.svg")
     assert "fake" in (tmp_path / "bench.svg").read_text()
 
@@ -212,9 +271,17 @@ def test_without_an_ann_there_are_no_ratios_and_nothing_to_draw_is_drawn(
 
 def test_the_command(spikerate: Spikerate, tmp_path: Path) -> None:
     options = ["--width", "2", "--side", "8", "--batch", "4", "--device", "cpu", "--threads", "1", "--steps", "2"]
+    options += ["--first-use", "rate"]
     done = spikerate("bench", "--methods", "ann", "rate", "--T", "2", *options, "--model", "resnet20")
     assert done.returncode == 0, done.stderr
-    for words in ("rate, T = 2: first step after", "/ floor", "saved", "eager", "numbers are in runs/bench-"):
+    for words in (
+        "rate, T = 2: first step after",
+        "/ floor",
+        "saved",
+        "as it comes",
+        "First use",
+        "numbers are in runs/bench-",
+    ):
         assert words in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     assert sorted(file.name for file in folder.iterdir()) == ["bench.json", "bench.svg"]
@@ -224,11 +291,13 @@ def test_the_command(spikerate: Spikerate, tmp_path: Path) -> None:
     assert record["environment"]["threads"] == 1
     ann, rate = record["cells"]
     assert (ann["method"], rate["method"], rate["T"]) == ("ann", "rate", 2)
+    (use,) = record["first_use"]
+    assert use["method"] == "rate" and use["empty_seconds"] > 0 and use["warm_seconds"] > 0
     assert ann["to_ann"] == 1 and rate["to_ann"] > 0
     assert all(len(rate["times_ms"][part]) == 2 for part in ("forward", "backward", "optimizer"))
     assert rate["flops"] > ann["flops"] and rate["saved_mib"] > ann["saved_mib"] > 0
     picture = (folder / "bench.svg").read_text()
-    for words in ("rate", "ANN", "training step, ms", "peak memory, MiB"):
+    for words in ("rate", "ANN", "training step or inference, ms", "peak memory, MiB"):
         assert words in picture
 
 
@@ -291,8 +360,8 @@ def test_the_command_when_a_cell_has_too_little_memory(spikerate: Spikerate, tmp
     assert ann["died"] and "step_ms" not in ann
     assert peer["method"] == "fake2" and peer["step_ms"]["median"] == 4
     rows = [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
-    assert rows.count("ann 1") == 3, "the row of what died is empty"
-    assert any(row.startswith("fake2 2 4.0 4.0 4.0 - -") for row in rows)
+    assert rows.count("ann as it comes 1") == 3, "the row of what died is empty"
+    assert any(row.startswith("fake2 as it comes 2 4.0 4.0 4.0 - -") for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +408,20 @@ def test_a_peers_step_is_that_of_bptt(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(peer.loss(), ours.loss())
         assert peer.note.startswith("torch 2")
         assert counted(peer)["flops"] == counted(ours)["flops"]
+
+
+def test_the_memory_saving_peer_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "peers")
+    of = replace(TINY, side=16, precision="bf16", compile=True)
+    plain = importlib.import_module("spikingjelly_cell").step(Cell("plain", 2, replace(of, compile=False)))
+    saving = importlib.import_module("spikingjelly_memopt_cell").step(Cell("memopt", 2, of))
+    assert not saving.compiled and "memopt" in saving.note
+    found = []
+    for peer in (plain, saving):
+        peer.loss().backward()
+        found.append([p.grad for group in peer.optimizer.param_groups for p in group["params"]])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert counted(saving)["flops"] > counted(plain)["flops"], "it runs layers again"
 
 
 def test_a_peer_wants_a_python_that_is_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -11,17 +12,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spikerate.bench.worker import PARTS, Cell, Setting
+from spikerate.bench.worker import CHECKPOINTED, OF_ANN, PARTS, Cell, Setting
 from spikerate.system.codec import encode
 from spikerate.system.progress import Track, untracked
 
 Command = Sequence[str]
-_OURS = (sys.executable, "-c", "from spikerate.bench.worker import serve, training_step; serve(training_step)")
+_OURS = (sys.executable, "-c", "from spikerate.bench.worker import serve, step_of; serve(step_of)")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Cost:
         note: a remark, or empty.
         first: seconds of the first step, including compilation.
         times: for each step, part -> seconds.
-        to_ann: time relative to the ANN, the median over the rounds; None without an ANN.
+        to_ann: time relative to the ANN that is as compiled as this, the median over the rounds; None without an ANN.
         peak_mib: peak memory (`spikerate.bench.worker.Memory`); None if it can't be measured.
         reserved_mib: peak memory that the allocator of a GPU has reserved.
         saved_mib: memory that the forward pass saves for the backward pass.
@@ -82,7 +83,7 @@ class Cost:
 
     @property
     def to_floor(self) -> float | None:
-        """Time relative to the lower bound `Cell.floor`."""
+        """Time relative to the lower bound `Cell.floor`, of as many passes of the ANN."""
         return None if self.to_ann is None else self.to_ann / self.cell.floor
 
     @property
@@ -121,7 +122,29 @@ class Outcome:
     def record(self) -> dict[str, Any]:
         """JSON types."""
         found = self.cost.record() if self.cost else {}
-        return {"method": self.cell.method, "T": self.cell.T, "floor": self.cell.floor, "died": self.died, **found}
+        cell = self.cell
+        about = {"method": cell.method, "T": cell.T, "asked": cell.how, "floor": cell.floor, "died": self.died}
+        return {**about, **found}
+
+
+@dataclass(frozen=True)
+class FirstUse:
+    """Seconds until the end of the first step in a fresh process, with a cache of compiled code of its own.
+
+    Attributes:
+        cell: method and setting.
+        empty: with an empty cache; None if the process died.
+        warm: with the cache that the one before has left.
+    """
+
+    cell: Cell
+    empty: float | None
+    warm: float | None
+
+    def record(self) -> dict[str, Any]:
+        """JSON types."""
+        about = {"method": self.cell.method, "T": self.cell.T, "asked": self.cell.how}
+        return {**about, "empty_seconds": self.empty, "warm_seconds": self.warm}
 
 
 class Worker:
@@ -132,13 +155,19 @@ class Worker:
         died: why the process died, in a sentence; empty while it lives.
     """
 
-    def __init__(self, cell: Cell, command: Command) -> None:
+    def __init__(self, cell: Cell, command: Command, environment: Mapping[str, str] | None = None) -> None:
         self.cell = cell
         self.answers: list[dict[str, Any]] = []
         self.died = ""
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, errors="replace"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
         )
 
     def __enter__(self) -> Worker:
@@ -175,19 +204,27 @@ class Worker:
         return next((line.strip() for line in reversed(lines) if line.strip()), f"it ended with status {status}")
 
 
-def cells(methods: Sequence[str], T: Sequence[int], setting: Setting) -> dict[Cell, Command]:
+def cells(methods: Sequence[str], T: Sequence[int], *settings: Setting) -> dict[Cell, Command]:
     """The cells of our own methods, every method at every T and the ANN once, and the command that starts each.
+
+    What PyTorch's compiler can't compile is there once if there are several settings, as it comes.
 
     Raises:
         ValueError: a method is unknown, or a number is out of range.
     """
-    found = [Cell(method, t, setting) for method in methods for t in ((1,) if method == "ann" else T)]
+    found = [
+        Cell(method, t, setting)
+        for setting in settings
+        for method in methods
+        if not (method == CHECKPOINTED and setting.compile and len(settings) > 1)
+        for t in ((1,) if method in OF_ANN else T)
+    ]
     for cell in found:
         cell.run()  # checks the settings
     return dict.fromkeys(found, _OURS)
 
 
-def peer_cells(peers: Sequence[tuple[str, Path]], T: Sequence[int], setting: Setting) -> dict[Cell, Command]:
+def peer_cells(peers: Sequence[tuple[str, Path]], T: Sequence[int], *settings: Setting) -> dict[Cell, Command]:
     """The cells of other libraries: (a Python that has the library, a script NAME_cell.py that serves as a cell).
 
     Raises:
@@ -199,8 +236,34 @@ def peer_cells(peers: Sequence[tuple[str, Path]], T: Sequence[int], setting: Set
         if not shutil.which(python):
             raise ValueError(f"{python} is no program: give a Python that has the library of {script}")
     return {
-        Cell(script.stem.removesuffix("_cell"), t, setting): (python, str(script)) for python, script in peers for t in T
+        Cell(script.stem.removesuffix("_cell"), t, setting): (python, str(script))
+        for setting in settings
+        for python, script in peers
+        for t in T
     }
+
+
+def both_ways(setting: Setting) -> tuple[Setting, Setting]:
+    """The setting as it comes and compiled."""
+    return replace(setting, compile=False), replace(setting, compile=True)
+
+
+def first_uses(commands: Mapping[Cell, Command], say: Callable[[str], None], track: Track = untracked) -> list[FirstUse]:
+    """Start each cell twice, in processes that share a cache of compiled code with nobody else."""
+    found = []
+    for cell, command in track(iter(commands.items()), "first use", len(commands)):
+        with tempfile.TemporaryDirectory() as cache:
+            places = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": str(Path(cache) / "triton")}
+            empty, warm = (_first(cell, command, places, say) for _ in range(2))
+        found.append(FirstUse(cell, empty, warm))
+    return found
+
+
+def _first(cell: Cell, command: Command, environment: Mapping[str, str], say: Callable[[str], None]) -> float | None:
+    with Worker(cell, command, environment) as worker:
+        worker.ask(json.dumps(encode(cell)))
+        say(f"first use of {cell}: {_beginning(worker)}")
+        return None if worker.died else float(worker.answers[0]["first"])
 
 
 def measure(
@@ -228,8 +291,8 @@ def measure(
                 worker.ask("step")
         for worker in workers:
             worker.ask("count")
-    ann = next((w for w in workers if w.cell.method == "ann" and not w.died), None)
-    return [_outcome(worker, ann) for worker in workers]
+    alive = {worker.cell: worker for worker in workers if not worker.died}
+    return [_outcome(worker, alive.get(worker.cell.ann)) for worker in workers]
 
 
 def _beginning(worker: Worker) -> str:

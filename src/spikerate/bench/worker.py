@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate.data import LARGEST_SIDE
+from spikerate.data import LARGEST_SIDE, DataSet, Stored, Units
+from spikerate.measure.evaluate import answers
 from spikerate.rules import BPTT, RateBP
 from spikerate.runs.config import Model, Neuron, Run
 from spikerate.runs.optim import SGD
@@ -32,7 +33,9 @@ from spikerate.system.memory import ADVICE, is_out_of_memory
 from spikerate.system.ranges import MOST_SAMPLES, check_count
 
 CHECKPOINTED = "bptt-checkpointed"
-BENCHED = (*METHODS, CHECKPOINTED)
+ANN, INFERENCE, ANN_INFERENCE = "ann", "inference", "ann-inference"
+OF_ANN = (ANN, ANN_INFERENCE)
+BENCHED = (*METHODS, CHECKPOINTED, INFERENCE, ANN_INFERENCE)
 PARTS = ("forward", "backward", "optimizer")
 """The parts of a step, in order."""
 MIB = 2**20
@@ -82,12 +85,26 @@ class Cell:
     setting: Setting
 
     def __str__(self) -> str:
-        return self.method if self.method == "ann" else f"{self.method}, T = {self.T}"
+        words = [self.method, *["compiled"][: self.setting.compile], *[f"T = {self.T}"][: self.method not in OF_ANN]]
+        return ", ".join(words)
+
+    @property
+    def how(self) -> str:
+        """Whether the network was asked to be compiled, in words."""
+        return "compiled" if self.setting.compile else "as it comes"
+
+    @property
+    def ann(self) -> Cell:
+        """The cell that this one is compared with."""
+        return Cell(ANN_INFERENCE if self.method in (INFERENCE, ANN_INFERENCE) else ANN, 1, self.setting)
 
     @property
     def floor(self) -> float:
-        """The lower bound of a rate-based step relative to an ANN: T + 2 passes through the network instead of 3."""
-        return RateBP().passes(self.T) / 3
+        """The lower bound of its time relative to the ANN's.
+
+        A rate-based step has T + 2 passes through the network instead of 3; inference has T instead of one.
+        """
+        return self.T if self.method in (INFERENCE, ANN_INFERENCE) else RateBP().passes(self.T) / 3
 
     def run(self) -> Run:
         """The settings of a run with the same steps as the cell.
@@ -103,7 +120,8 @@ class Cell:
         s = self.setting
         run = Run(model=s.model, T=self.T, batch=s.batch, precision=s.precision, compile=s.compile, device=s.device)
         checkpointed = self.method == CHECKPOINTED
-        method = "rate" if chunked else "bptt" if checkpointed else self.method
+        alike = {CHECKPOINTED: "bptt", INFERENCE: "bptt", ANN_INFERENCE: "ann"}
+        method = "rate" if chunked else alike.get(self.method, self.method)
         # A tiny learning rate, so that the weights stay and all steps cost the same.
         made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
         if chunked:
@@ -113,10 +131,10 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A training step on one batch, in parts.
+    """A training step on one batch, in parts, or the inference of one, which is a forward pass only.
 
     Attributes:
-        loss: the forward pass up to the loss.
+        loss: the forward pass up to the loss; where this wants no gradient, there is nothing else to do.
         eager: the same without compilation, for counting operations.
         optimizer: the optimiser of the network's parameters.
         device: device of network and batch.
@@ -130,6 +148,11 @@ class Step:
     device: torch.device
     compiled: bool
     note: str = ""
+
+
+def step_of(cell: Cell) -> Step:
+    """The step of any of our cells."""
+    return inference(cell) if cell.method in (INFERENCE, ANN_INFERENCE) else training_step(cell)
 
 
 def training_step(cell: Cell) -> Step:
@@ -153,6 +176,28 @@ def training_step(cell: Cell) -> Step:
     return Step(loss(ready), loss(rule), optimizer, device, compiled, "" if compiled else " ".join(said))
 
 
+def inference(cell: Cell) -> Step:
+    """What `eval` and the passes over validation images do, of one batch of random images that are shown T times."""
+    run, setting = cell.run(), cell.setting
+    device = pick_device(setting.device)
+    torch.manual_seed(0)
+    network = build_network(run, setting.classes, setting.shape, device)
+    images = torch.randint(256, (setting.batch, *setting.shape), dtype=torch.uint8)
+    samples = Stored(images, torch.randint(setting.classes, (setting.batch,))).to(device)
+    classes = tuple(map(str, range(setting.classes)))
+    data = DataSet("random", samples, samples, samples, classes, Units((0.5,) * 3, (0.25,) * 3))
+    rule: Callable[..., Signal] = ordinary if cell.method == ANN_INFERENCE else BPTT()
+    said: list[str] = []
+    ready = compiler(run, device, said.append)(rule)
+
+    def answer(by: Callable[..., Signal]) -> Callable[[], Tensor]:
+        return lambda: answers(network, data, samples, cell.T, setting.precision, by, setting.batch, device).found
+
+    (optimizer,) = run.optim.build(network)
+    compiled = ready is not rule
+    return Step(answer(ready), answer(rule), optimizer, device, compiled, "" if compiled else " ".join(said))
+
+
 def ordinary(network: nn.Module, x: Tensor) -> Signal:
     """An ANN in plain torch, so that the cost of an ordinary network contains no overhead of a rule."""
     return Unrolled(network(x[0]).unsqueeze(0), False, 1, Tape(1))
@@ -166,10 +211,12 @@ def timed(step: Step) -> dict[str, float]:
     marks = [_mark(step.device)]
     loss = step.loss()
     marks.append(_mark(step.device))
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
     marks.append(_mark(step.device))
-    step.optimizer.step()
-    step.optimizer.zero_grad()
+    if loss.requires_grad:
+        step.optimizer.step()
+        step.optimizer.zero_grad()
     marks.append(_mark(step.device))
     if step.device.type == "cpu":
         seconds = [end - start for start, end in pairwise(marks)]
@@ -206,7 +253,8 @@ def counted(step: Step) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = step.eager()
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
     step.optimizer.zero_grad()
     return {
         "flops": counter.get_total_flops(),

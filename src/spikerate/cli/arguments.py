@@ -179,12 +179,17 @@ class Bench:
     """Measure the cost of a training step by each method; each method and T has its own process, and they take turns."""
 
     methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
-    """ann (needed for ratios), rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt"""
+    """ann (needed for ratios), rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt;
+    inference (of `eval`) and ann-inference, with which it is compared"""
     T: tuple[int, ...] = (1, 2, 4)
     """numbers of time steps"""
     of: Annotated[Setting, arg(name="")] = Setting()
     steps: int = 7
     """number of steps to measure for each method and T, after two warm-up steps"""
+    both: bool = False
+    """measure everything twice, as it comes and compiled, in turns"""
+    first_use: tuple[str, ...] = ()
+    """methods whose first step to time, too, each in two fresh processes: with an empty compiler's cache, then a warm one"""
     peers: tuple[tuple[str, Path], ...] = ()
     """other libraries: for each a Python that has it, and a script (benchmarks/peers)"""
     out: Path | None = None

@@ -11,7 +11,7 @@ from typing import Any, Generic
 
 import torch
 
-from spikerate.bench.compare import Outcome, cells, peer_cells
+from spikerate.bench.compare import Outcome, both_ways, cells, first_uses, peer_cells
 from spikerate.bench.compare import measure as measure_cells
 from spikerate.bench.roofline import roofline
 from spikerate.cli import tensorboard, views
@@ -272,7 +272,9 @@ def _bench(command: Bench, line: str) -> int:
     from spikerate.cli.plots import draw_bench  # here, since matplotlib takes half a second to import
 
     setting = command.of
-    commands = cells(command.methods, command.T, setting) | peer_cells(command.peers, command.T, setting)
+    ways = both_ways(setting) if command.both else (setting,)
+    commands = cells(command.methods, command.T, *ways) | peer_cells(command.peers, command.T, *ways)
+    firsts = cells(command.first_use, command.T, ways[0])
     path = command.out or _free_folder(Path("runs") / f"bench-{environment.now()[:10]}-{platform.node()}")
     check_free(path)
     device = pick_device(setting.device)
@@ -282,6 +284,7 @@ def _bench(command: Bench, line: str) -> int:
     out.print(f"{len(commands)} measurements on {device}, {torch.get_num_threads()} threads; only one runs at a time")
     peak = roofline(device, setting.precision)
     outcomes = measure_cells(commands, command.steps, out.print, WaitingBar(out))
+    first = first_uses(firsts, out.print, WaitingBar(out)) if firsts else []
     record = {
         "command": line,
         "made": environment.now(),
@@ -289,7 +292,9 @@ def _bench(command: Bench, line: str) -> int:
         "steps": command.steps,
         "setting": encode(setting),
         "roofline": asdict(peak),
+        "both": command.both,
         "cells": [outcome.record() for outcome in outcomes],
+        "first_use": [use.record() for use in first],
         "source": environment.source(),
         "environment": environment.card(),
     }
@@ -298,7 +303,7 @@ def _bench(command: Bench, line: str) -> int:
         write_json(path / "bench.json", record)
         draw_bench(outcomes, path / "bench.svg")
     finally:
-        views.show_bench(out, outcomes, peak)
+        views.show_bench(out, outcomes, peak, first)
     out.print(f"figure and numbers are in {path}")
     return _tell_dead(outcomes)
 

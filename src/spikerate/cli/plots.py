@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from spikerate.bench.compare import Cost, Outcome
+from spikerate.bench.worker import ANN, OF_ANN
 from spikerate.gradients.agreement import Agreement, Fidelity
 from spikerate.system.files import write_whole
 
@@ -81,7 +82,7 @@ def _figure(width: float, height: float, file: Path) -> Iterator[Figure]:
 
 
 def draw_bench(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Draw the time and the memory of a training step against T, a line for each method, as SVG.
+    """Draw the time and the memory of a step against T, a line for each method, as SVG: solid as it comes, dotted compiled.
 
     The ANN is a level; the floor of a rate-based step, (T + 2) / 3 of the ANN's, is dashed. Cells that died are left out.
 
@@ -91,27 +92,37 @@ def draw_bench(outcomes: Sequence[Outcome], file: Path) -> None:
     costs = [outcome.cost for outcome in outcomes if outcome.cost]
     with _figure(9.0, 4.5, file) as figure:
         times, memory = figure.subplots(1, 2)
-        _draw_costs(times, costs, lambda cost: 1000 * cost.step.median, "training step, ms")
+        _draw_costs(times, costs, lambda cost: 1000 * cost.step.median, "training step or inference, ms")
         _draw_costs(memory, costs, lambda cost: cost.peak_mib, "peak memory, MiB")
-        ann = next((cost for cost in costs if cost.cell.method == "ann"), None)
-        if ann:
-            by_T = sorted({cost.cell.T: cost.cell.floor for cost in costs}.items())
+        for ann in (cost for cost in costs if cost.cell.method == ANN):
+            by_T = sorted({c.cell.T: c.cell.floor for c in costs if c.cell.ann == ann.cell}.items())
             floors = [1000 * ann.step.median * floor for _, floor in by_T]
-            times.plot([T for T, _ in by_T], floors, color=_BLACK, ls="--", lw=0.8, label="ANN x (T + 2) / 3")
+            label = f"{_named(ann)} x (T + 2) / 3"
+            times.plot([T for T, _ in by_T], floors, color=_BLACK, ls="--", lw=0.8, label=label)
         figure.legend(*times.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
 
 
 def _draw_costs(axes: Axes, costs: Sequence[Cost], height: Callable[[Cost], float | None], what: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    methods = dict.fromkeys(cost.cell.method for cost in costs if cost.cell.method != "ann")
-    points = [(cost.cell.method, cost.cell.T, height(cost)) for cost in costs]
+    methods = dict.fromkeys(cost.cell.method for cost in costs if cost.cell.method not in OF_ANN)
+    points = [(cost.cell, _named(cost), height(cost)) for cost in costs]
     for (colour, marker), method in zip(itertools.cycle(_MORE_LINES), methods):
-        own = sorted((T, y) for name, T, y in points if name == method and y is not None)
-        axes.plot([T for T, _ in own], [y for _, y in own], color=colour, marker=marker, ms=4, lw=1.2, label=method)
-    for name, _, y in points:
-        if name == "ann" and y is not None:
-            axes.axhline(y, color=_BLACK, lw=0.8, label="ANN")
-    axes.set_xticks(sorted({T for _, T, _ in points}))
+        names = dict.fromkeys((cell.setting.compile, name) for cell, name, _ in points if cell.method == method)
+        for compiled, name in names:
+            own = sorted((cell.T, y) for cell, other, y in points if other == name and y is not None)
+            line = ":" if compiled else "-"
+            axes.plot([T for T, _ in own], [y for _, y in own], line, color=colour, marker=marker, ms=4, lw=1.2, label=name)
+    for cell, name, y in points:
+        if cell.method in OF_ANN and y is not None:
+            line = ":" if cell.setting.compile else "-"
+            axes.axhline(y, color=_BLACK if cell.method == ANN else _GREY, ls=line, lw=0.8, label=name)
+    axes.set_xticks(sorted({cost.cell.T for cost in costs}))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("T")
     axes.set_ylabel(what)
+
+
+def _named(cost: Cost) -> str:
+    """The name of a line."""
+    method = cost.cell.method.replace("ann", "ANN") if cost.cell.method in OF_ANN else cost.cell.method
+    return f"{method}, compiled" if cost.cell.setting.compile else method

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from spikerate.bench.compare import Outcome
+from spikerate.bench.compare import FirstUse, Outcome
 from spikerate.bench.roofline import Roofline
 from spikerate.cli.console import table
 from spikerate.data import SETS, input_shape
@@ -124,13 +124,13 @@ def show_export(console: Console, trained: Trained, file: Path) -> None:
         console.print(f"output: [B, {len(card.classes)}], the logits after {card.T} time steps")
 
 
-def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) -> None:
+def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline, first: Sequence[FirstUse] = ()) -> None:
     """Time and memory of a training step for each method and T; the row of a measurement that failed is empty."""
-    steps = table("Training step, ms", "method", "T", "median", "min", "max", "/ ANN", "/ floor", "of roof")
-    parts = table("Its parts, ms", "method", "T", "forward", "backward", "optimiser", "images/s")
-    room = table("Memory in MiB, operations, compilation", "method", "T", "peak", "reserved", "saved", "GFLOP", "compile")
+    steps = table("Step, ms", "method", "", "T", "median", "min", "max", "/ ANN", "/ floor", "of roof")
+    parts = table("Its parts, ms", "method", "", "T", "forward", "backward", "optimiser", "images/s")
+    room = table("Memory in MiB, operations", "method", "", "T", "peak", "reserved", "saved", "GFLOP", "first step, s")
     for outcome in outcomes:
-        name, cost = (outcome.cell.method, str(outcome.cell.T)), outcome.cost
+        name, cost = (outcome.cell.method, outcome.cell.how, str(outcome.cell.T)), outcome.cost
         if cost is None:
             for shown in (steps, parts, room):
                 shown.add_row(*name)
@@ -141,12 +141,18 @@ def show_bench(console: Console, outcomes: Sequence[Outcome], roof: Roofline) ->
         medians = (f"{1000 * spread.median:.1f}" for spread in cost.parts.values())
         parts.add_row(*name, *medians, f"{cost.images_per_second:.1f}")
         sizes = (_measured(size, ".1f") for size in (cost.peak_mib, cost.reserved_mib, cost.saved_mib))
-        compiled = "eager" if cost.compile_seconds is None else f"{cost.compile_seconds:.0f} s"
-        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", compiled)
+        room.add_row(*name, *sizes, f"{cost.flops / 1e9:.2f}", f"{cost.first:.1f}")
     for shown in (steps, parts, room):
         console.print(shown)
+    if first:
+        shown = table("First use: seconds until the end of the first step", "method", "", "T", "empty cache", "warm cache")
+        for use in first:
+            seconds = (_measured(s, ".1f") for s in (use.empty, use.warm))
+            shown.add_row(use.cell.method, use.cell.how, str(use.cell.T), *seconds)
+        console.print(shown)
     console.print(
-        "/ ANN: the median over the rounds; / floor: the same by (T + 2) / 3, the passes of a rate-based step by an ANN's; "
+        "/ ANN: to the ANN that is compiled if this is, the median over the rounds; / floor: the same by (T + 2) / 3, the "
+        "passes of a rate-based step by an ANN's, or by T for inference; "
         f"of roof: operations by those that a wide convolution reaches here, {roof.flops / 1e9:,.0f} GFLOP/s (copies: "
         f"{roof.bytes / 1e9:,.1f} GB/s); saved: by the forward pass for the backward pass, not compiled, without parameters"
     )

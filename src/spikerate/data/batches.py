@@ -59,7 +59,8 @@ def epoch_batches(
 ) -> Iterator[list[Part]]:
     """The training batches of an epoch, each divided into parts (micro-batches), with this rank's share of each part.
 
-    Order and augmentation depend neither on the number of ranks nor on that of parts.
+    Order and augmentation depend neither on the number of ranks nor on that of parts. Processes that decode files begin
+    when this is called, and not only when the first batch is asked for.
 
     Args:
         batch: batch size, over all ranks and parts together.
@@ -79,11 +80,18 @@ def epoch_batches(
         for k in range(start, steps_per_epoch(samples, batch))
     ]
     blocks = samples.read((block for plan in itertools.chain(*steps) for block in plan.blocks), device)
+    return _parts(data, augment, steps, blocks, device)
+
+
+def _parts(
+    data: DataSet, augment: Augment, steps: list[list[_Plan]], blocks: Iterator[Tensor], device: torch.device
+) -> Iterator[list[Part]]:
+    """The parts of each step, of the blocks that are read for it."""
     for plans in steps:
         done = []
         for plan in plans:
             x = [augment(data.units.scale(next(blocks)), block_seed) for block_seed in plan.seeds]
-            done.append(Part(data.units.normalize(torch.cat(x)[plan.own]), samples.labels[plan.chosen].to(device)))
+            done.append(Part(data.units.normalize(torch.cat(x)[plan.own]), data.train.labels[plan.chosen].to(device)))
         yield done
 
 

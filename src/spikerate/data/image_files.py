@@ -38,11 +38,7 @@ class Files(Samples):
 
     def read(self, blocks: Iterable[Block], device: torch.device) -> Iterator[Tensor]:
         tasks = (_Task([self.files[k] for k in block.index.tolist()], self.size, block.seed) for block in blocks)
-        try:
-            for x in parallel(_decode, tasks, self.workers):
-                yield x.to(device)
-        except ValueError as error:
-            raise ValueError(f"{error}; a new run with --data.broken skip leaves such files out") from error
+        return _on(device, parallel(_decode, tasks, self.workers))  # which begins now
 
     def gather(self, index: Tensor, device: torch.device) -> Files:
         return replace(self, files=[self.files[k] for k in index.tolist()], labels=self.labels[index])
@@ -50,6 +46,14 @@ class Files(Samples):
     @property
     def shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
+
+
+def _on(device: torch.device, images: Iterator[Tensor]) -> Iterator[Tensor]:
+    try:
+        for x in images:
+            yield x.to(device)
+    except ValueError as error:
+        raise ValueError(f"{error}; a new run with --data.broken skip leaves such files out") from error
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ Result = TypeVar("Result")
 
 
 def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Any]:
-    """Yield `work(item)` for each item in order, computed a few items ahead by `workers` processes (None: one per core).
+    """Yields `work(item)` for each item in order, computed a few items ahead by `workers` processes (None: one per core).
 
-    Arrays are returned as tensors.
+    The processes begin at once, before the first result is asked for. Arrays are returned as tensors.
 
     Raises:
         ValueError: `work` has raised it, or a process was killed.
@@ -35,7 +35,10 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int
         worker_init_fn=_begin,
         prefetch_factor=4 if n else None,
     )
-    results = iter(loader)
+    return _in_order(iter(loader))
+
+
+def _in_order(results: Iterator[Any]) -> Iterator[Any]:
     while True:
         try:
             result = next(results)

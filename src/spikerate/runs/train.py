@@ -9,19 +9,19 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from spikerate.data import DataSet, Part, Stream, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.data import DataSet, Part, Samples, Stream, epoch_batches, plain_batches, steps_per_epoch, stream
 from spikerate.gradients.finite_difference import variant_rates
 from spikerate.gradients.temperature import Search
 from spikerate.losses import Terms, accuracies
 from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
-from spikerate.measure.meter import FiringRates
+from spikerate.measure.meter import FiringRates, Ledger, Meter
 from spikerate.models import body_of, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
 from spikerate.runs.average import estimate_statistics, update_average
@@ -41,7 +41,7 @@ _LOOK = 100
 _ESTIMATE = 2048
 """Training samples that estimate the batch-norm statistics of an averaged network."""
 _PROBE = 128
-"""Images that find silent layers at the end of each epoch."""
+"""Images that find silent layers at the end of each epoch; the first ones of the validation set, if there is one."""
 
 
 class Start(Protocol):
@@ -156,12 +156,14 @@ class _Ready:
         look: for validation.
         rates: for finite differences.
         compiled: whether `forward` is compiled.
+        begun: the batches of an epoch that have been begun before it, by its number.
     """
 
     forward: nn.Module
     look: Callable[..., Any]
     rates: Callable[..., Tensor]
     compiled: bool
+    begun: dict[int, Iterator[list[Part]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,10 +264,7 @@ class Trainer:
         if run.search is not None and state.step == 0:
             state.found = self._search(run.search, state, data, device, ready.rates)
         steps = steps_per_epoch(data.train, run.batch)
-        batches = epoch_batches(
-            data, run.batch, run.data.augment, run.seed, state.epoch, ranks.share, run.accumulate, state.step, device
-        )
-        for parts in batches:
+        for parts in ready.begun.pop(state.epoch, None) or self._batches(data, state.epoch, state.step, device):
             done = state.epoch * steps + state.step
             torch.manual_seed(stream(run.seed, Stream.LAYERS, state.epoch, state.step, ranks.rank))
             state.set_lr(run.optim.schedule(done, run.epochs * steps))
@@ -294,6 +293,8 @@ class Trainer:
                 raise Interrupted(self.stop.signal)
         row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
+        if state.epoch + 1 < run.epochs:  # files are decoded during the evaluation
+            ready.begun[state.epoch + 1] = self._batches(data, state.epoch + 1, 0, device)
         if len(data.validation) or state.average is not None:
             ranks.broadcast_buffers(network)
         if state.average is not None:
@@ -301,9 +302,12 @@ class Trainer:
             few = (over_time(part.x, run.T) for (part,) in itertools.islice(batches, -(-_ESTIMATE // run.batch)))
             estimate_statistics(state.average, network, few, run.precision)
             ranks.broadcast_buffers(state.average)
+        # The firing rates are those of the network that is trained, on the first images; several ranks share the validation.
+        ledger = Ledger() if len(data.validation) and ranks.n == 1 and state.average is None else None
         if len(data.validation):
-            row["validation"] = self._validation(state.trained, data, device, ready.look).value
-        row |= self._probe(state, data, device)
+            row["validation"] = self._validation(state.trained, data, device, ready.look, ledger).value
+        images = (data.validation if len(data.validation) else data.train)[:_PROBE]
+        row |= self._firing(state, ledger or self._probe(state, images, data, device), len(images))
         row["seconds"] = round(time.perf_counter() - start, 3)
         state.rows.append(row)
         state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
@@ -312,6 +316,11 @@ class Trainer:
         if ranks.all_max(self._wish(saved)) == _STOP and state.epoch < run.epochs:
             raise Interrupted(self.stop.signal)
         return True
+
+    def _batches(self, data: DataSet, epoch: int, start: int, device: torch.device) -> Iterator[list[Part]]:
+        run = self.run
+        share = self.ranks.share
+        return epoch_batches(data, run.batch, run.data.augment, run.seed, epoch, share, run.accumulate, start, device)
 
     def _step(self, state: State, forward: nn.Module, parts: list[Part], careful: bool) -> Terms:
         run, ranks, network = self.run, self.ranks, state.network
@@ -381,23 +390,40 @@ class Trainer:
         found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}
 
-    def _validation(self, network: nn.Module, data: DataSet, device: torch.device, look: Callable[..., Any]) -> Accuracy:
-        own = data.validation[self.ranks.share(len(data.validation))]
-        counted = answers(network, data, own, self.run.T, self.run.precision, look, self.run.batch, device).at_step[-1]
-        right, n = self.ranks.total(torch.tensor([counted.right, counted.n], device=device)).tolist()
+    def _validation(
+        self,
+        network: nn.Module,
+        data: DataSet,
+        device: torch.device,
+        look: Callable[..., Any],
+        ledger: Ledger | None = None,
+    ) -> Accuracy:
+        """The accuracy of a network; the spikes that the first images make are noted in the ledger, if there is one."""
+        run, own = self.run, data.validation[self.ranks.share(len(data.validation))]
+        ways = [(own, look, run.batch)]
+        if ledger is not None:
+            ways = [(own[:_PROBE], Meter(ledger), _PROBE), (own[_PROBE:], look, run.batch)]
+        right = n = 0
+        for samples, rule, batch in ways:
+            if len(samples) or ledger is None:
+                part = answers(network, data, samples, run.T, run.precision, rule, batch, device).at_step[-1]
+                right, n = right + part.right, n + part.n
+        right, n = self.ranks.total(torch.tensor([right, n], device=device)).tolist()
         return Accuracy(right, n)
 
-    def _probe(self, state: State, data: DataSet, device: torch.device) -> Row:
-        """The firing rate of all neurons and of each layer on a few images; reports layers that are stuck, or no longer."""
-        images = (data.validation if len(data.validation) else data.train)[slice(_PROBE)]
+    def _probe(self, state: State, images: Samples, data: DataSet, device: torch.device) -> Ledger:
+        """The spikes that a few images make."""
         x, _ = next(plain_batches(data, images, _PROBE, device))
-        ledger = self._run(lambda x: health.firing(state.network, x), x)
+        return self._run(lambda x: health.firing(state.network, x), x)
+
+    def _firing(self, state: State, ledger: Ledger, images: int) -> Row:
+        """The firing rate of all neurons and of each layer on so many images; says which layers are stuck, or no longer."""
         rates = ledger.rates(state.network)
         now = health.stuck(rates, self.run.spiking)
         before = health.stuck(state.rows[-1].get("firing_rates", {}), self.run.spiking) if state.rows else {}
         for layer, rate in rates.items():
             if layer in now and layer not in before:
-                self.watch.say(f"warning: layer {short_path(layer)} {now[layer]} on {len(images)} images: it can't learn")
+                self.watch.say(f"warning: layer {short_path(layer)} {now[layer]} on {images} images: it can't learn")
             elif layer in before and layer not in now:
                 self.watch.say(f"layer {short_path(layer)} can learn again: its firing rate is {rate:.2g}")
         return {"firing_rate": ledger.mean_rate(), "firing_rates": rates}

@@ -188,6 +188,8 @@ _given_up: set[tuple[str, type]] = set()
 
 def _give_up(device: str, subject: Any, error: Exception) -> None:
     _given_up.add((device, type(subject)))
+    # Perhaps the compiler is older than the processor: what is compiled from now on tries the instructions out.
+    torch._inductor.cpu_vec_isa.valid_vec_isa_list.cache_clear()
     name = "the mean over time" if subject is None else type(subject).__name__
     _log.warning("%s is not compiled, so that its steps take longer: %s", name, str(error).split("\n")[0])
 
@@ -199,7 +201,20 @@ def _works(device: str) -> bool:
     # Said of the gains that are carried from chunk to chunk; it means nothing.
     warnings.filterwarnings("ignore", message="bf16 and fp16 are mixed")
     _log.warning("compiling the passes between the layers: seconds, once")
+    _trust_the_processor()
     return True
+
+
+def _trust_the_processor() -> None:
+    """Take the instruction sets that the processor names; PyTorch would compile and load a program for each of them.
+
+    That takes as long as all else until the first step. `TORCHINDUCTOR_VEC_ISA_OK` in the environment overrules it.
+    """
+    from torch._inductor import config, cpu_vec_isa  # here, since the compiler takes a second to import
+
+    if config.cpp.vec_isa_ok is None:
+        with config.patch({"cpp.vec_isa_ok": True}):
+            cpu_vec_isa.valid_vec_isa_list()  # which keeps its answer
 
 
 @functools.cache

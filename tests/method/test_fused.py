@@ -12,6 +12,7 @@ import torch._inductor.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._inductor import cpu_vec_isa
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate import BPTT, IF, LIF, OTTT, SLTT, ATan, Dspike, RateBP, Rectangular, fused
@@ -197,6 +198,22 @@ def test_long_trains_and_small_ones_stay_eager(counted: Counted, monkeypatch: py
     monkeypatch.setattr(fused, "_WORTH", 2**19)
     RateBP()(LIF(), torch.rand(4, 2, 3))
     assert counted.graphs == 0
+
+
+def test_no_program_is_compiled_to_try_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler_problem(torch.device("cpu")):
+        pytest.skip("there is no compiler here")
+    tried: list[object] = []
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda isa, code: tried.append(isa) or True)
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    fused._works.cache_clear()
+    assert fused._works("cpu")
+    found = cpu_vec_isa.valid_vec_isa_list()
+    assert not tried
+    fused._give_up("cpu", LIF(), RuntimeError("no such instruction"))
+    assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0, "the next one tries them out"
+    assert cpu_vec_isa.valid_vec_isa_list() == found
+    assert len({str(isa) for isa in found}) == len(found)
 
 
 @pytest.mark.parametrize("variable", ["1", ""])

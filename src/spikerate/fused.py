@@ -15,12 +15,13 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from spikerate.system.environment import compiler_problem
 
@@ -33,6 +34,13 @@ _LONGEST = 16
 _VARIANTS = 256
 """Kernels of one function: numbers of steps, types, neurons, with and without a state before."""
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class Way:
+    """How a pass was run, for who runs it a second time: whether compiled; None before the first time."""
+
+    compiled: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,13 @@ class Order:
 
 
 def run(
-    f: Callable[[Any, Tensor, Any], Any], subject: Any, train: Tensor, T: int, state: Any = None, spent: Any = None
+    f: Callable[[Any, Tensor, Any], Any],
+    subject: Any,
+    train: Tensor,
+    T: int,
+    state: Any = None,
+    spent: Any = None,
+    way: Way | None = None,
 ) -> Any:
     """`f(subject, steps, state)` of the steps of a train, as one pass over memory where that is possible and pays.
 
@@ -79,18 +93,27 @@ def run(
         T: the number of steps.
         state: a tuple of tensors [B, ...] and numbers, or None.
         spent: the tuple of such in `state` that the last of what `f` returns takes the place of; it may be overwritten.
+        way: that of an earlier call, to be gone again, or a new one.
 
     Returns:
         what `f` returns, tensors [T, B, ...] and [B, ...] in (nested) tuples.
     """
-    order = Order.of(train) if _pays(train, T, type(subject)) else None
+    way = way or Way()
+    again = way.compiled is not None
+    pays = way.compiled if again else _pays(train, T, type(subject))
+    order = Order.of(train) if pays else None
+    way.compiled = order is not None
     if order is None:
         return _eager(f, subject, train.expand(T, *train.shape[1:]), state, spent)
     try:
-        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+        # Again, a counter of operations that has come since would lead another way.
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS), _disable_current_modes() if again else nullcontext():
             flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order))
     except Exception as error:  # of the compiler, of any kind; an error of `f` itself is raised again by the eager call
-        _give_up(train.device.type, type(subject), error)
+        if again:
+            raise
+        _give_up(train.device.type, subject, error)
+        way.compiled = False
         return _eager(f, subject, train.expand(T, *train.shape[1:]), state, spent)
     return _restored(flat, order, train)
 
@@ -163,9 +186,10 @@ _given_up: set[tuple[str, type]] = set()
 """Devices and kinds of subjects for which the compiler has failed."""
 
 
-def _give_up(device: str, kind: type, error: Exception) -> None:
-    _given_up.add((device, kind))
-    _log.warning("%s is not compiled, so that its steps take longer: %s", kind.__name__, str(error).split("\n")[0])
+def _give_up(device: str, subject: Any, error: Exception) -> None:
+    _given_up.add((device, type(subject)))
+    name = "the mean over time" if subject is None else type(subject).__name__
+    _log.warning("%s is not compiled, so that its steps take longer: %s", name, str(error).split("\n")[0])
 
 
 @functools.cache

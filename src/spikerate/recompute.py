@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 
-from spikerate import autograd
-from spikerate.signal import Neuron, Normalization, PerStep, Signal, Stepwise, check_together, mapped, per_step
+from spikerate import autograd, fused
+from spikerate.signal import Neuron, Normalization, PerStep, Signal, Stepwise, check_together, mapped, per_step, unrolled
 
 _MOST_LAYERS = 2
 """Layers with weights that are run again for one value; beyond, as along the shortcuts of a PreAct-ResNet, it is kept."""
@@ -159,8 +159,8 @@ class Run:
 Origin = Kept | Run
 
 
-class _Enough(Exception):
-    """All saved tensors are there."""
+class _Enough(BaseException):
+    """All saved tensors are there. It is no `Exception`, which would be taken for a fault of the compiler."""
 
 
 def _never(packed: None) -> Tensor:
@@ -229,10 +229,10 @@ class Recomputed(Stepwise):
         return self._through(lambda x: norm(x, T)[0], again=lambda x: again(x, T)[0])
 
     def fire(self, neuron: Neuron) -> Recomputed:
-        T = self.T
+        T, way = self.T, fused.Way()  # eager and compiled passes do not save the same tensors
 
         def layer(train: Tensor) -> Tensor:
-            return neuron.unroll(train.expand(T, *train.shape[1:]), None)[0]
+            return unrolled(neuron, train, T, None, way)[0]
 
         y = self._through(layer)
         return y._kept(Bits.of(y.train.detach()) or y.train.detach())

@@ -481,7 +481,7 @@ class Unrolled(Stepwise):
         if self.tape.whole and not torch.is_grad_enabled():
             return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = _fused(_unroll, neuron, self.train, self.T, self.tape.recall())
+        spikes, state = unrolled(neuron, self.train, self.T, self.tape.recall())
         self.tape.keep(state)
         return self._fired(neuron, spikes)
 
@@ -774,12 +774,24 @@ def _mean(train: Tensor, T: int) -> Tensor:
 
 
 def _fused(
-    f: Callable[[Any, Tensor, Any], Any], neuron: Neuron, train: Tensor, T: int, state: Any = None, spent: Any = None
+    f: Callable[[Any, Tensor, Any], Any],
+    neuron: Neuron,
+    train: Tensor,
+    T: int,
+    state: Any = None,
+    spent: Any = None,
+    way: fused.Way | None = None,
 ) -> Any:
     """`f` of a neuron and the steps of a train, as one pass over memory where the neuron allows it."""
     if neuron.elementwise:
-        return fused.run(f, neuron, train, T, state, spent)
+        return fused.run(f, neuron, train, T, state, spent, way)
     return f(neuron, train.expand(T, *train.shape[1:]), state)
+
+
+def unrolled(neuron: Neuron, train: Tensor, T: int, state: Any, way: fused.Way | None = None) -> tuple[Tensor, Any]:
+    """The spikes [T, B, ...] of a neuron with their gradient through time, and its state after the last step."""
+    spikes, state = _fused(_unroll, neuron, train, T, state, way=way)
+    return spikes, state
 
 
 # What is done to a train in one pass over memory, as `fused.run` takes it. ----------------------------------------------

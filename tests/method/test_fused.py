@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikerate import BPTT, IF, LIF, OTTT, SLTT, ATan, Dspike, RateBP, Rectangular, fused
 from spikerate.neuron import Rectifier
+from spikerate.signal import _mean
 from spikerate.system.environment import compiler_problem
 from support.networks import golden_network
 
-RULES = [RateBP(), RateBP(chunk=2), BPTT(), BPTT(chunk=2), SLTT(), OTTT()]
+RULES = [RateBP(), RateBP(chunk=2), BPTT(), BPTT(chunk=2), BPTT(checkpoint=True), SLTT(), OTTT()]
 NEURONS: dict[str, Callable[[], nn.Module]] = {
     "soft": LIF,
     "soft, attached": lambda: LIF(detach_reset=False, surrogate=ATan()),
@@ -111,7 +113,7 @@ def test_flat_trains_give_the_same(rule: Any, neuron: str, moving: bool, monkeyp
     assert flat
 
 
-@pytest.mark.parametrize("rule", [RateBP(), BPTT()], ids=str)
+@pytest.mark.parametrize("rule", [RateBP(), BPTT(), BPTT(checkpoint=True)], ids=str)
 def test_the_compilers_kernels_give_the_same(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if compiler_problem(torch.device("cpu")):
         pytest.skip("there is no compiler here")
@@ -158,6 +160,32 @@ def test_each_number_of_steps_is_compiled_once(counted: Counted) -> None:
     assert graphs[3:] == graphs[3:4] * 5 and not fused._given_up
 
 
+@pytest.mark.parametrize("moment", ["never", "forward", "backward"])
+def test_checkpoints_run_a_neuron_again_in_the_same_way(moment: str, counted: Counted) -> None:
+    torch.manual_seed(1)
+    net, x = network(LIF).double(), torch.rand(4, 3, 2, 4, 4, dtype=torch.float64)
+    found = []
+    for rule in (BPTT(), BPTT(checkpoint=True)):
+        net.zero_grad()
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.nbytes  # noqa: B023
+            return tensor
+
+        counter = FlopCounterMode(display=False) if moment == "forward" else nullcontext()
+        with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = rule(net, x).rate.square().sum()
+        with FlopCounterMode(display=False) if moment == "backward" else nullcontext():
+            loss.backward()
+        found.append((sum(kept.values()), [p.grad.clone() for p in net.parameters() if p.grad is not None]))
+    (whole, ours), (bits, again) = found
+    for a, b in zip(ours, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert bits < 0.2 * whole
+    assert (counted.graphs > 0) is (moment != "forward") and not fused._given_up
+
+
 def test_what_counts_operations_sees_them_all(counted: Counted) -> None:
     with FlopCounterMode(display=False) as counter:
         RateBP()(network(LIF), torch.rand(4, 3, 2, 4, 4))
@@ -189,8 +217,10 @@ def test_a_compiler_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch, cap
     x = torch.rand(4, 2, 3)
     for _ in range(2):
         assert torch.equal(RateBP()(LIF(), x).rate, LIF().spikes(x).mean(0))
+        assert torch.equal(_mean(x, 4), x.mean(0))
     said = [record.getMessage() for record in caplog.records if record.name == "spikerate.fused"]
-    assert len(said) == 1 and said[0].startswith("LIF is not compiled, so that its steps take longer:")
+    assert len(said) == 2 and said[0].startswith("LIF is not compiled, so that its steps take longer:")
+    assert said[1].startswith("the mean over time is not compiled, so that its steps take longer:")
 
 
 @given(st.permutations(range(1, 5)), st.lists(st.integers(1, 3), min_size=4, max_size=4), st.integers(1, 3))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
+    from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
     from spikerate.measure.meter import FiringRates
     from spikerate.models import (
@@ -50,6 +51,7 @@ __all__ = [
     "ATan",
     "AdaptiveDspike",
     "Branched",
+    "Check",
     "CheckFinite",
     "CrossEntropy",
     "DeepConv",
@@ -77,6 +79,7 @@ __all__ = [
     "Triangular",
     "Unrolled",
     "adapt",
+    "check",
     "deepconv_branches",
     "load",
     "macs",
@@ -99,6 +102,7 @@ __all__ = [
 _MODULES = {
     "gradients.temperature": "Search adapt",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
+    "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
     "models": (

@@ -23,6 +23,7 @@ from spikerate.cli import commands as performed
 from spikerate.cli.arguments import (
     Bare,
     Bench,
+    Check,
     Eval,
     Export,
     Fetch,
@@ -147,6 +148,7 @@ OTHERS: dict[type, list[str]] = {
     Predict: ["predict", "run", "picture.png"],
     Export: ["export", "run", "new.safetensors"],
     Gradient: ["gradient", "probe"],
+    Check: ["check", "probe"],
     Bench: ["bench"],
     Fetch: ["fetch", "mnist", "there"],
     Show: ["show", "probe"],

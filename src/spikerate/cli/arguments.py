@@ -14,12 +14,13 @@ from tyro.conf import AvoidSubcommands, Positional, arg
 
 from spikerate.bench.worker import Setting
 from spikerate.cli.console import Output
+from spikerate.data import LARGEST_SIDE
 from spikerate.gradients.agreement import Comparison
 from spikerate.runs.config import Run
 from spikerate.runs.kinds import in_words, own_of, take_kinds, take_own, with_kinds
 from spikerate.runs.presets import preset
 from spikerate.system.codec import Own
-from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number
+from spikerate.system.ranges import MOST_SAMPLES, MOST_STEPS, check_count, check_number, check_seed
 
 Options = TypeVar("Options")
 
@@ -204,6 +205,34 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Go through a network once: what each operation is to the training rules, and what is wrong with it."""
+
+    network: Positional[str]
+    """package.module:name of your own network; a network of spikerate, as resnet18; a preset; or a run, by its folder"""
+    T: int | None = None
+    """number of time steps; by default that of the preset or run, else 4"""
+    shape: tuple[int, int, int] | None = None
+    """channels, height and width of a sample; by default those of the preset or run, else 3 32 32"""
+    classes: int | None = None
+    """number of classes; by default that of the preset or run, else 10"""
+    batch: int = 4
+    """number of samples, of noise"""
+    seed: int = 0
+    """seed of fresh weights and of the noise"""
+
+    def __post_init__(self) -> None:
+        if self.T is not None:
+            check_count("T", self.T, "a number of time steps", MOST_STEPS)
+        for n in self.shape or ():
+            check_count("shape", n, "a number of channels or pixels", LARGEST_SIDE)
+        if self.classes is not None:
+            check_count("classes", self.classes, "a number of classes", MOST_SAMPLES)
+        check_count("batch", self.batch, "a number of samples", MOST_SAMPLES)
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True)
 class Fetch:
     """Download a data set's official archive, verify its checksum, and unpack it. A broken transfer is resumed."""
 
@@ -249,6 +278,14 @@ def read_again(kind: type[Options], words: list[str], prog: str) -> tuple[Own, O
     """The user's own code that a command names again for an existing run, and the options; raises as `parse`."""
     own, rest = take_own(words)
     return own, parse(kind, rest, prog)
+
+
+def read_check(words: list[str], prog: str) -> tuple[dict[str, str], Check]:
+    """The kinds of parts that `check` builds a network of, option -> name, and its options; raises as `parse`."""
+    chosen, rest = take_kinds(words)
+    if others := chosen.keys() - {"--neuron", "--surrogate", "--network"}:
+        raise ValueError(f"{prog} takes no {min(others)}: a network has neurons and a surrogate, --neuron and --surrogate")
+    return chosen, parse(Check, rest, prog)
 
 
 def read_train(words: list[str], prog: str) -> tuple[str, Own, Train | Resume]:

@@ -18,6 +18,7 @@ from spikerate.cli import tensorboard, views
 from spikerate.cli.arguments import (
     Bare,
     Bench,
+    Check,
     Eval,
     Export,
     Fetch,
@@ -31,6 +32,7 @@ from spikerate.cli.arguments import (
     Train,
     parse,
     read_again,
+    read_check,
     read_train,
 )
 from spikerate.cli.console import TransferBar, WaitingBar, complain, console
@@ -38,6 +40,7 @@ from spikerate.cli.terminal import Terminal
 from spikerate.data import SOURCES, entry_of, fetch, sample_files
 from spikerate.exchange.export import check_target, export
 from spikerate.exchange.predict import Prediction, predict
+from spikerate.measure.check import check
 from spikerate.models import fold_batch_norm
 from spikerate.runs import rounds
 from spikerate.runs.config import Run
@@ -51,6 +54,7 @@ from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
 from spikerate.runs.start import Start
+from spikerate.runs.subject import Wanted, subject
 from spikerate.runs.train import build_network, pick_device
 from spikerate.runs.trained import Trained, read_trained
 from spikerate.system import environment
@@ -138,7 +142,7 @@ def _free_folder(path: Path) -> Path:
     return taken if restarted() else free
 
 
-# eval, report, gradient, predict, export, bench, fetch -----------------------------------------------------------------
+# eval, report, gradient, predict, export, bench, fetch, check ----------------------------------------------------------
 
 
 def _eval(asked: tuple[Own, Eval], line: str) -> int:
@@ -326,6 +330,15 @@ def _fetch(command: Fetch, line: str) -> int:
     return 0
 
 
+def _check(asked: tuple[dict[str, str], Check], line: str) -> int:
+    chosen, command = asked
+    torch.manual_seed(command.seed)
+    of = subject(command.network, Wanted(command.T, command.shape, command.classes), chosen)
+    found = check(of.network, of.noise(command.batch))
+    views.show_check(console(), of, found)
+    return int(not found.fine)
+
+
 # show, list, doctor ----------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +382,11 @@ COMMANDS: dict[str, Command[Any]] = {
         partial(read_again, Gradient),
         _gradient,
         {"RUN|PRESET": "measure how well gradients agree in each layer, and draw a figure"},
+    ),
+    "check": Command(
+        read_check,
+        _check,
+        {"PACKAGE.MODULE:NAME|NETWORK|PRESET|RUN": "go through a network once: what each operation is, and what is wrong"},
     ),
     "bench": Command(partial(parse, Bench), _bench, {"": "measure the cost of a training step, by method and T"}),
     "reproduce": Command(

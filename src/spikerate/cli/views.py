@@ -20,6 +20,7 @@ from spikerate.cli.console import table
 from spikerate.data import SETS, input_shape
 from spikerate.exchange.predict import Prediction
 from spikerate.gradients.agreement import Fidelity
+from spikerate.measure.check import Check
 from spikerate.measure.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_words
 from spikerate.measure.evaluate import Accuracy
 from spikerate.models import Branched, Staged, body_of, branch_macs, macs, short_path, stage_shapes
@@ -30,6 +31,7 @@ from spikerate.runs.presets import PRESETS, Preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.rounds import Repetition
 from spikerate.runs.state import State
+from spikerate.runs.subject import Subject
 from spikerate.runs.trained import Trained
 from spikerate.system import environment
 from spikerate.system.codec import encode, flat, named_again
@@ -107,6 +109,14 @@ def show_gradients(console: Console, fidelities: Sequence[Fidelity]) -> None:
         f"FDG: finite differences. With directions = {most.directions}, unrelated gradients typically have a cosine "
         f"of {most.noise:.2f} with it, up or down"
     )
+
+
+def show_check(console: Console, of: Subject, found: Check) -> None:
+    """The operations of a network as a table, the faults and the summary."""
+    kind = "a recording" if of.recorded else "an image"
+    console.print(f"{of.about}: a step of training, {kind} {list(of.shape)} of noise, T = {of.T}")
+    for line in ("", *found.lines):
+        console.print(line)
 
 
 def show_export(console: Console, trained: Trained, file: Path) -> None:

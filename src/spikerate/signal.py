@@ -354,6 +354,14 @@ class Signal(ABC):
     def __getitem__(self, index: Any) -> Signal:
         return _item(self, index)
 
+    def relu(self) -> Any:
+        """`torch.relu`: it has a rule where `spiking` has put a neuron in its place."""
+        return torch.relu(self)  # type: ignore[arg-type]
+
+    def relu_(self) -> Any:
+        """As `relu`."""
+        return torch.relu_(self)  # type: ignore[arg-type]
+
     __hash__ = object.__hash__
     __array_ufunc__: ClassVar[None] = None  # otherwise NumPy's numbers would treat a signal as one of their objects
 

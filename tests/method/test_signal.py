@@ -173,7 +173,7 @@ def test_dropout_draws_one_mask_for_all_steps() -> None:
         (lambda x: x + x.flatten(2), "adding signals of 4 and 3 axes"),
         (lambda x: x.long(), "Tensor.long"),
         (lambda x: x.to(torch.int8), "to, with a type that is not floating point,"),
-        (lambda x: x.relu_(), "Tensor.relu_"),
+        (lambda x: x.relu_(), "relu_"),
         (lambda x: torch.einsum("bchw->bc", x), "einsum"),
         (lambda x: torch.nn.functional.pad(x, (1, 1), "circular"), "pad with mode 'circular'"),
         (lambda x: torch.nn.functional.avg_pool2d(x.mean((2, 3)), 2), "avg_pool2d of a signal of 2 axes"),

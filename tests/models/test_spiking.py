@@ -219,16 +219,10 @@ def test_a_layer_built_on_a_forbidden_one_is_forbidden_and_one_of_the_users_own_
         def forward(self, x: Any) -> Any:
             return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
-    class Functional(nn.Module):
-        def forward(self, x: Any) -> Any:
-            return F.relu(x)
-
     with pytest.raises(TypeError, match=r"0 \(Norm2d\)"):
         spiking(nn.Sequential(Norm2d(4), nn.ReLU()))
     conv = nn.utils.parametrizations.weight_norm(Conv(3, 4, 3))
     trains(spiking(nn.Sequential(conv, nn.ReLU(), Mean(), nn.Linear(4, 2))), torch.rand(2, 2, 3, 6, 6))
-    with pytest.raises(TypeError, match="relu has no rule"):
-        BPTT()(spiking(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), Functional())), torch.rand(2, 2, 3))
 
 
 def test_layers_whose_settings_or_hooks_a_signal_does_not_serve_are_refused_by_name() -> None:
@@ -265,7 +259,7 @@ def test_layers_whose_settings_or_hooks_a_signal_does_not_serve_are_refused_by_n
 
 
 def test_a_network_without_activations() -> None:
-    with pytest.raises(ValueError, match="Sequential has no activation module"):
+    with pytest.raises(ValueError, match="Sequential has no activation that"):
         spiking(nn.Sequential(nn.Linear(3, 3), nn.Flatten()))
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from torch import nn
 from torch.nn import functional as F
 
+from spikerate.models.functional import with_neurons
 from spikerate.neuron import LIF
-from spikerate.signal import METHODS, VERBS
+from spikerate.signal import METHODS, VERBS, Neuron
 
 # The elementwise activations, which a neuron can replace.
 ACTIVATIONS = (
@@ -45,12 +46,15 @@ CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, 
 
 
 def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Module:
-    """A spiking copy of an ordinary network: every elementwise activation module becomes `neuron()`.
+    """A spiking copy of an ordinary network: every elementwise activation becomes `neuron()`.
 
     The weights are copied; the original stays unchanged. An activation module that is used at several places becomes one
     neuron module, used at the same places. Neurons keep their state in the signal, so each call of it is a separate layer.
+    Where a module's own code calls an activation as a function, `F.relu(x)`, `torch.relu(x)` or `x.relu()`, each such place
+    becomes a neuron of its own, in the submodule `functional_neurons` of that module. The sigmoid, hard sigmoid and tanh as
+    functions stay, since they are gates more often.
     Checked here are torch's own layers and their settings, and that no module has a backward hook, which a signal would
-    never call. What your own modules do in `forward`, `F.relu` for instance, is checked by the signal when they run.
+    never call. What else your own modules do in `forward` is checked by the signal when they run, or by `check`.
 
     Args:
         module: a network in `torch.nn`, [B, ...] -> [B, K].
@@ -59,7 +63,7 @@ def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Modu
     Raises:
         TypeError: it has layers that a spiking signal can't go through, or modules with backward hooks; the message lists
             them all.
-        ValueError: it has no activation module.
+        ValueError: it has no activation.
     """
     root = nn.Sequential(copy.deepcopy(module))  # a container around it, so that the module itself can be replaced
     neurons: dict[nn.Module, nn.Module] = {}
@@ -69,12 +73,22 @@ def spiking(module: nn.Module, neuron: Callable[[], nn.Module] = LIF) -> nn.Modu
             if layer not in neurons:
                 neurons[layer] = neuron().train(layer.training)
             root.set_submodule(path, neurons[layer])
-    if not neurons:
+    functional = [with_neurons(layer, neuron) for layer in _outside_neurons(root[0], {})]
+    if not neurons and not any(functional):
         raise ValueError(
-            f"{type(module).__name__} has no activation module that a neuron could replace: use nn.ReLU() instead of F.relu "
+            f"{type(module).__name__} has no activation that a neuron could replace: call nn.ReLU() or F.relu in a forward "
             "where the neurons should be"
         )
     return root[0]
+
+
+def _outside_neurons(module: nn.Module, found: dict[nn.Module, None]) -> list[nn.Module]:
+    """A module and all modules in it, each once, without neurons and what is in them."""
+    if module not in found and not isinstance(module, Neuron):
+        found[module] = None
+        for child in module.children():
+            _outside_neurons(child, found)
+    return list(found)
 
 
 def check_layers(module: nn.Module, others: tuple[type[nn.Module], ...] = ()) -> None:

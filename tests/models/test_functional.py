@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -125,6 +125,14 @@ class DenseNet(nn.Module):
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(out, (1, 1)), 1))
 
 
+def decorated(f: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(f)
+    def inner(*args: Any) -> Any:
+        return f(*args)
+
+    return inner
+
+
 class Ways(nn.Module):
     """Each way to call an activation as a function."""
 
@@ -133,11 +141,16 @@ class Ways(nn.Module):
         self.fc, self.relu, self.act = nn.ModuleList(nn.Linear(5, 5) for _ in range(8)), nn.ReLU(), functions.elu
         self.last = partial(F.relu, inplace=True)
 
+    @decorated
     def middle(self, x: Any) -> Any:
         return self.fc[3](x).relu()
 
+    @staticmethod
+    def rectified(x: Any) -> Any:
+        return torch.relu(x)
+
     def forward(self, x: Any) -> Any:
-        x = torch.relu(self.fc[0](x))
+        x = self.rectified(self.fc[0](x))
         x = relu(self.fc[1](x))
         x = self.middle(functions.gelu(self.fc[2](x)))
         x = self.fc[4](x).relu_()

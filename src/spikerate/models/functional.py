@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from types import CodeType, FunctionType
@@ -63,7 +64,8 @@ def call_sites(module: nn.Module) -> int:
     if isinstance(module, torch.jit.ScriptModule):
         return 0
     own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
-    functions = [f for kind in own for name, f in vars(kind).items() if isinstance(f, FunctionType) and name != "__init__"]
+    members = [getattr(f, "__func__", f) for kind in own for name, f in vars(kind).items() if name != "__init__"]
+    functions = [inspect.unwrap(f) for f in members if isinstance(f, FunctionType)]
     kept = [value.func if isinstance(value, partial) else value for value in vars(module).values()]
     return sum(_calls(f.__code__, f.__globals__) for f in functions) + sum(any(f is g for g in FUNCTIONS) for f in kept)
 
@@ -72,6 +74,8 @@ def _calls(code: CodeType, names: dict[str, Any]) -> int:
     """How often code loads an activation, by the names of functions or from what the global names stand for."""
     count, before = 0, None
     for step in dis.get_instructions(code):
+        if step.opname == "EXTENDED_ARG":
+            continue
         of_self = before == "self" or (isinstance(before, tuple) and before[-1] == "self")
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             count += step.argval in _NAMES and not of_self

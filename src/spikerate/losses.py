@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikerate.system.codec import added
 from spikerate.system.ranges import check_number, check_positive, check_share
 
 Terms = dict[str, Tensor]
@@ -27,10 +28,12 @@ class Loss(ABC):
     Attributes:
         per_step: whether it takes the final head's logits of every step, [B, T, K], instead of their mean.
         branches: whether the network gets branches in training, whose logits come before the final head's.
+        scale: the factor on the logits before the softmax; confidences are computed with it, too.
     """
 
     per_step: ClassVar[bool] = False
     branches: ClassVar[bool] = False
+    scale: float = 1.0
 
     @abstractmethod
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
@@ -44,10 +47,29 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """Cross-entropy of the final head: `{"loss"}`."""
+    """Cross-entropy of the final head: `{"loss"}`.
+
+        L = CE(scale logits, (1 - smoothing) onehot(label) + smoothing / K)
+
+    Args:
+        smoothing: label smoothing, the share of the target that all K classes have equally, in [0, 1).
+        scale: factor on the logits, > 0, the inverse of a temperature; the gradient of the logits has it, too.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    References: label smoothing, Szegedy et al., CVPR 2016; the factor, cifar10-airbench (1/9).
+    """
+
+    smoothing: float = added(0.0)
+    scale: float = added(1.0)
+
+    def __post_init__(self) -> None:
+        check_share("CrossEntropy.smoothing", self.smoothing)
+        check_positive("CrossEntropy.scale", self.scale)
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
-        return {"loss": F.cross_entropy(outputs[-1].float(), labels)}
+        return {"loss": F.cross_entropy(self.scale * outputs[-1].float(), labels, label_smoothing=self.smoothing)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,7 @@ class TET(Loss):
     Args:
         pull: weight of the second term, in [0, 1); 0 leaves it out.
         target: the constant; in the paper the neuron's threshold.
+        smoothing, scale: as for `CrossEntropy`; the distance is that of the scaled logits.
 
     Raises:
         ValueError: `pull` is out of range.
@@ -70,15 +93,20 @@ class TET(Loss):
 
     pull: float = 0.0
     target: float = 1.0
+    smoothing: float = added(0.0)
+    scale: float = added(1.0)
     per_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_share("TET.smoothing", self.smoothing)
+        check_positive("TET.scale", self.scale)
         check_share("TET.pull", self.pull)
         check_number("TET.target", self.target)
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
-        logits = outputs[-1].to(torch.promote_types(outputs[-1].dtype, torch.float32))  # [B, T, K]
-        ce = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+        logits = self.scale * outputs[-1].to(torch.promote_types(outputs[-1].dtype, torch.float32))  # [B, T, K]
+        targets = labels.repeat_interleave(logits.shape[1])
+        ce = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=self.smoothing)
         if self.pull == 0:
             return {"loss": ce}
         mse = (logits - self.target).square().mean()
@@ -105,6 +133,8 @@ class SelfDistillation(Loss):
         final_alpha: weight of the cross-entropy of the final head; `alpha` if None.
         teacher: "reliable": for each sample the mean of the logits of those outputs whose argmax is the label, and no
             teacher if there is none (the paper); "all": the mean of all outputs for every sample; None: no distillation.
+        smoothing: label smoothing of each `CE`, as for `CrossEntropy`.
+        scale: factor on the logits of all outputs, as for `CrossEntropy`; `KL` has it, too.
 
     Raises:
         ValueError: a weight is negative, the temperature is not positive, or the teacher is unknown.
@@ -119,6 +149,8 @@ class SelfDistillation(Loss):
     tau: float = 3.0
     final_alpha: float | None = None
     teacher: Literal["reliable", "all"] | None = "reliable"
+    smoothing: float = added(0.0)
+    scale: float = added(1.0)
     branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -129,10 +161,13 @@ class SelfDistillation(Loss):
         if self.teacher not in ("reliable", "all", None):
             raise ValueError(f"SelfDistillation.teacher is {self.teacher!r}: give reliable, all or None")
         check_positive("SelfDistillation.tau", self.tau)
+        check_share("SelfDistillation.smoothing", self.smoothing)
+        check_positive("SelfDistillation.scale", self.scale)
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
-        logits = torch.stack([p.to(torch.promote_types(p.dtype, torch.float32)) for p in outputs])  # [N, B, K]
-        *branches, final = (F.cross_entropy(p, labels) for p in logits)
+        wide = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in outputs]
+        logits = self.scale * torch.stack(wide)  # [N, B, K]
+        *branches, final = (F.cross_entropy(p, labels, label_smoothing=self.smoothing) for p in logits)
         ce = (self.alpha if self.final_alpha is None else self.final_alpha) * final + self.alpha * sum(branches)
         teacher, reliable = reliable_teacher(logits.detach(), labels)
         share = reliable.to(logits.dtype).mean()

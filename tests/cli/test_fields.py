@@ -41,7 +41,7 @@ from spikerate.gradients.agreement import Comparison
 from spikerate.gradients.temperature import Search
 from spikerate.rules import BPTT
 from spikerate.runs import presets, record, train
-from spikerate.runs.config import Model, Neuron, OwnNetwork, Round, Run
+from spikerate.runs.config import Model, Neuron, OwnNetwork, Phase, Round, Run
 from spikerate.runs.kinds import PARTS
 from spikerate.surrogate import Dspike
 from spikerate.system import environment
@@ -56,8 +56,9 @@ FITTING: dict[Any, Callable[[Run], Run]] = {
 WHOLE = ["-1", "0", "1", str(2**31), str(2**62), "9" * 40, "1" * 5000, "nan", "1.5"]
 REAL = ["-1", "0", "1e-300", "1e-30", "1e12", "1e39", "1e300", "-1e39", "nan", "inf", "-inf"]
 ROUNDS = [f"{T}:{epochs}:{lr}" for T in ("ann", 1, "9" * 9) for epochs in (1, 10**8) for lr in (0.1, 1e39, "1e-300")]
+PHASES = [f"{T}:{share}" for T in (1, "9" * 9) for share in (0.5, 1, "1e-300")]
 WORDS = ["a\x1b[2Jb", "two\nlines", "[red]x[/]", "exe\u202egnp", "\udcff", "x" * 300, "/dev/null", "hpu", "-1"]
-VALUES = {int: WHOLE, float: REAL, Round: ROUNDS, bool: ["", "x", *WORDS[:1]]}
+VALUES = {int: WHOLE, float: REAL, Round: ROUNDS, Phase: PHASES, bool: ["", "x", *WORDS[:1]]}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spikerate import CrossEntropy, SelfDistillation
+from spikerate import TET, CrossEntropy, SelfDistillation
 from spikerate.losses import accuracies, reliable_teacher
 
 
@@ -108,3 +109,47 @@ def test_weights_out_of_range(field: str) -> None:
         fields: dict[str, Any] = {field: value}
         with pytest.raises(ValueError, match=f"SelfDistillation.{field} is {value}"):
             SelfDistillation(**fields)
+
+
+@given(seed=st.integers(0, 2**31), K=st.integers(2, 9), smoothing=st.floats(0, 0.9), scale=st.floats(0.05, 9))
+@settings(max_examples=40, deadline=None)
+def test_smoothing_and_scale_are_those_of_soft_targets(seed: int, K: int, smoothing: float, scale: float) -> None:
+    """Of every loss, with the gradient, against the definition: targets a sample at a time, logits times the factor."""
+    outputs, labels = some(3, 5, K, seed)
+
+    def ce(logits: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for row, label in zip(logits, labels, strict=True):
+            target = torch.full((K,), smoothing / K, dtype=torch.float64)
+            target[label] += 1 - smoothing
+            total = total - (target * (scale * row).log_softmax(0)).sum()
+        return total / len(labels)
+
+    steps = torch.stack(outputs, 1)  # [B, T, K]
+    each = [ce(p) for p in outputs]
+    distilled = SelfDistillation(alpha=0.7, beta=0.4, tau=2.0, final_alpha=0.9)
+    kl = distilled([scale * p for p in outputs], labels)["kl"]
+    with_both = {"smoothing": smoothing, "scale": scale}
+    final = CrossEntropy(**with_both)(outputs, labels)["loss"].double()
+    assert float(final) == pytest.approx(float(each[-1]), rel=1e-4, abs=1e-6)
+    pairs = [
+        (TET(pull=0.2, target=0.5, **with_both)([steps], labels)["loss"],
+         0.8 * sum(each) / 3 + 0.2 * (scale * steps - 0.5).square().mean()),
+        (replace(distilled, **with_both)(outputs, labels)["loss"], 0.7 * (each[0] + each[1]) + 0.9 * each[2] + 0.4 * kl),
+    ]  # fmt: skip
+    for own, by_hand in pairs:
+        torch.testing.assert_close(own, by_hand, rtol=1e-9, atol=1e-9)
+        gradients = (torch.autograd.grad(value, outputs, retain_graph=True) for value in (own, by_hand))
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [CrossEntropy, TET, SelfDistillation])
+def test_smoothing_and_scale_out_of_range(make: Any) -> None:
+    for fields, words in (
+        ({"smoothing": 1.0}, "smoothing is 1.0"),
+        ({"scale": 0.0}, "scale is 0.0"),
+        ({"scale": math.inf}, "scale is inf"),
+    ):
+        with pytest.raises(ValueError, match=f"{make.__name__}.{words}"):
+            make(**fields)

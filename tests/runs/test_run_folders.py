@@ -241,7 +241,7 @@ def test_facts_that_cannot_be_are_a_sentence(stopped: Path, data: st.DataObject)
     """Whatever stands in the place of a fact or of an entry of a row, the checksum being right."""
     tensors, facts = read_tensors(stopped / "last.safetensors")
     of_rows = [("rows", 0, key) for key in ("epoch", "lr", "loss", "seconds", "firing_rates")]
-    *place, key = data.draw(st.sampled_from([("epoch",), ("step",), ("rows",), ("found",), *of_rows]))
+    *place, key = data.draw(st.sampled_from([("epoch",), ("step",), ("rows",), ("found",), ("spent",), *of_rows]))
     of: Any = facts
     for inner in place:
         of = of[inner]

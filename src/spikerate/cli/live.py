@@ -36,7 +36,7 @@ _COURSE = 16
 """Columns of a course over the epochs."""
 _SHARES = ("accuracy", "validation", "reliable")
 """Prefixes of the metrics that are fractions, in the order in which they are shown."""
-_ASIDE = ("epoch", "lr", "firing_rate", "firing_rates", "seconds", "search_seconds")
+_ASIDE = ("epoch", "lr", "T", "firing_rate", "firing_rates", "seconds", "train_seconds", "compile_seconds", "search_seconds")
 """Entries of a row that are not shown as numbers."""
 
 

@@ -246,7 +246,8 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     console.print(name, style="bold")
     console.print(preset.text)
     settings = table("Settings", "field", "value")
-    for field, value in flat(encode(run) | {"before": " ".join(map(str, run.before))}):
+    lists = {"before": " ".join(map(str, run.before)), "curriculum": " ".join(map(str, run.curriculum))}
+    for field, value in flat(encode(run) | lists):
         settings.add_row(field, str(value))
     console.print(settings)
     entry, shape = SETS[run.data.name], input_shape(run.data)

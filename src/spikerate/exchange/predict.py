@@ -31,7 +31,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Classify files of the kind that the network of a run was trained on, one after the other.
 
-    The confidence is the softmax of the mean logits over all time steps; it is not calibrated.
+    The confidence is the softmax of the mean logits over all time steps, with the factor of the loss; it is not calibrated.
 
     Raises:
         ValueError: the run has no weights, its record does not describe the data, or a file is broken.
@@ -47,6 +47,6 @@ def predict(
                 logits = rule(network, over_time(x, run.T)).rate[0]
             except NotFinite as error:
                 raise NotFinite(f"{file}: {error}") from error
-        confidence, order = logits.float().softmax(0).sort(descending=True)
+        confidence, order = (run.loss.scale * logits.float()).softmax(0).sort(descending=True)
         names = [classes[k] for k in order.tolist()]
         yield Prediction(file, list(zip(names, confidence.tolist(), strict=True)))

@@ -11,15 +11,18 @@ from spikerate.models.sew import sew_resnet18, sew_resnet34
 from spikerate.models.staged import Staged, short_path, stage_shapes
 from spikerate.models.synchronized import Synchronized, synchronize_batch_norm
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
+from spikerate.models.whitening import FromImages, Whitening
 
 __all__ = [
     "NETWORKS",
     "Branched",
     "Builder",
     "DeepConv",
+    "FromImages",
     "NetworkFactory",
     "Staged",
     "Synchronized",
+    "Whitening",
     "body_of",
     "branch_macs",
     "check_layers",

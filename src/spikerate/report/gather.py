@@ -52,7 +52,10 @@ _FAMILIES = (
 _NOT_DRAWN = (
     "epoch",
     "lr",
+    "T",
     "seconds",
+    "train_seconds",
+    "compile_seconds",
     "search_seconds",
     "similarity",
     "similarity/held",

@@ -98,7 +98,8 @@ def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) ->
 
 def settings(run: Run) -> dict[str, str]:
     """All settings as text, except the seed and the path of the data."""
-    rows = flat(encode(run) | {"before": " ".join(map(str, run.before))})
+    lists = {"before": " ".join(map(str, run.before)), "curriculum": " ".join(map(str, run.curriculum))}
+    rows = flat(encode(run) | lists)
     return {name: str(value) for name, value in rows if name not in ("seed", "data.path")}
 
 

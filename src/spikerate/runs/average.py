@@ -1,4 +1,4 @@
-"""The exponential average of a network's weights during training."""
+"""Averages of a network's weights during training: one that only follows them, and one that they return to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,24 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spikerate.models import Synchronized
 from spikerate.rules import BPTT
+from spikerate.runs.optim import OptimizerFactory
 from spikerate.system.modes import autocast
+
+
+def follow(average: nn.Module, network: nn.Module, optim: OptimizerFactory, step: int, steps: int) -> None:
+    """Update the average after step 0, 1, ... of a run of `steps` steps, in place.
+
+    With `optim.ema` it follows the network after every step. With `optim.lookahead` it moves towards the network after each
+    so many steps, and the network goes on from there (Zhang et al., NeurIPS 2019, arXiv 1907.08610, Algorithm 1). The state
+    of the optimisers stays.
+    """
+    if optim.lookahead is None:
+        update_average(average, network, optim.ema_at(step))
+    elif (step + 1) % optim.lookahead == 0:
+        update_average(average, network, optim.kept_at(step, steps))
+        with torch.no_grad():
+            for own, slow in zip(network.parameters(), average.parameters(), strict=True):
+                own.copy_(slow)
 
 
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:

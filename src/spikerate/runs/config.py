@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from torch import nn
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from spikerate.data import Data, DataReader, DataSet, check
+from spikerate.data import Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
@@ -24,11 +25,13 @@ from spikerate.runs.schedule import Schedule
 from spikerate.signal import Neuron as NeuronLayer
 from spikerate.signal import Signal
 from spikerate.surrogate import Sigmoid, Surrogate
-from spikerate.system.codec import Own, Unnamed, decode, encode, path_of
+from spikerate.system.codec import Own, Unnamed, added, decode, encode, path_of
 from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
 _WIDEST = 4096
 """Largest number of channels of the first stage; the last stage has eight times as many, and a kernel of 150 GB."""
+_COMPILED = 4
+"""Largest number of different T in a compiled run: torch stops at eight graphs of a function, and evaluation needs some."""
 if TYPE_CHECKING:
     NetworkName = str
 else:
@@ -221,6 +224,45 @@ _AS_TEXTS = PrimitiveConstructorSpec(
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A share of the steps of a run that has other time steps than its last part."""
+
+    T: int
+    """time steps"""
+    share: float
+    """fraction of the run's steps, in (0, 1)"""
+
+    def __post_init__(self) -> None:
+        check_count("curriculum.T", self.T, "a number of time steps", MOST_STEPS)
+        if not 0 < self.share < 1:
+            raise ValueError(f"curriculum.share is {self.share}: give a fraction of the run's steps, between 0 and 1")
+
+    def __str__(self) -> str:
+        return f"{self.T}:{self.share}"
+
+    @classmethod
+    def parse(cls, text: str) -> Phase:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: the text is not of the form T:SHARE, or a number is out of range.
+        """
+        found = re.fullmatch(r"([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
+        if not found:
+            raise ValueError(f"{text!r} is no part of a curriculum: give T:SHARE, as 1:0.5 2:0.3")
+        return cls(int(found[1]), float(found[2]))
+
+
+_AS_PHASES = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[T:SHARE ...]",
+    instance_from_str=lambda texts: tuple(map(Phase.parse, texts)),
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda phases: list(map(str, phases)),
+)
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run."""
 
@@ -238,6 +280,9 @@ class Run:
     """passes over the training samples"""
     before: Annotated[tuple[Round, ...], _AS_TEXTS] = ()
     """rounds to train before this run, each from the best weights of the previous one, as ann:300:0.1 6:300:0.01"""
+    curriculum: Annotated[tuple[Phase, ...], _AS_PHASES] = added(())
+    """other time steps at the beginning, for shares of the run's steps, as 1:0.5 2:0.3; the rest, and validation, have T;
+    schedule and optimiser go on. A step costs (T + 2) / 3 of the ANN's by rate-based backpropagation"""
     batch: int = 128
     """batch size, over all ranks together"""
     seed: int = 0
@@ -254,6 +299,9 @@ class Run:
     """use only operations that are reproducible to the bit; slower on a GPU, where some operations raise an error"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    bn_momentum: float | None = added(None)
+    """weight of a batch in the running statistics of batch norm, in (0, 1]; None: as the network has it, 0.1 in torch;
+    cifar10-airbench keeps 0.6 of the old ones, which is 0.4 here"""
 
     def __post_init__(self) -> None:
         check(self.data)
@@ -293,6 +341,9 @@ class Run:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
+        self._check_curriculum()
+        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
+            raise ValueError(f"bn_momentum is {self.bn_momentum}: give a number in (0, 1], or None")
         if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
             raise ValueError("before puts a round ahead of an ANN: only the first round can be an ANN")
         for earlier in self.before:
@@ -309,13 +360,56 @@ class Run:
         return (*(self._of(earlier) for earlier in self.before), replace(self, before=()))
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The whole curriculum: the time steps of all shares of the run; a single share of 1 is no phase, but its T."""
+        rest = 1 - sum(phase.share for phase in self.curriculum)
+        return (*self.curriculum, Phase(self.T, rest)) if self.curriculum else ()
+
+    def T_at(self, step: int, steps: int) -> int:
+        """The time steps of step 0, 1, ... of a run of `steps` steps."""
+        end = 0.0
+        for phase in self.curriculum:
+            end += phase.share
+            if step < round(end * steps):
+                return phase.T
+        return self.T
+
+    def mean(self, cost: Callable[[int], float]) -> float:
+        """The mean over the run's steps of a cost that depends on their T."""
+        return sum(phase.share * cost(phase.T) for phase in self.phases) if self.curriculum else cost(self.T)
+
+    @property
+    def times(self) -> str:
+        """Time steps without earlier rounds: "T = 6", "T = 1 -> 2 -> 6", or "ANN"."""
+        return f"T = {' -> '.join(str(T) for T in (*(p.T for p in self.curriculum), self.T))}" if self.spiking else "ANN"
+
+    @property
     def in_words(self) -> str:
         """Time steps and epochs without earlier rounds: "T = 6, 300 epochs"."""
-        steps = f"T = {self.T}" if self.spiking else "ANN"
-        return f"{steps}, {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"
+        return f"{self.times}, {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"
+
+    def _check_curriculum(self) -> None:
+        if not self.curriculum:
+            return
+        if not self.spiking:
+            raise ValueError("curriculum is for spiking networks: an ANN has no time steps, so leave it out")
+        if entry_of(self.data).kind == "events":
+            raise ValueError(
+                "curriculum is for images: recordings are cut into T frames, so train them in rounds by --before"
+            )
+        if sum(phase.share for phase in self.curriculum) > 1 - 1e-6:
+            raise ValueError(
+                f"curriculum {' '.join(map(str, self.curriculum))} leaves no step to T = {self.T}, which the run ends with: "
+                "give shares that add up to less than 1"
+            )
+        different = {self.T, *(phase.T for phase in self.curriculum)}
+        if self.compile and len(different) > _COMPILED:
+            raise ValueError(
+                f"curriculum has {len(different)} different T, each to compile: give at most {_COMPILED}, or --no-compile"
+            )
 
     def _of(self, earlier: Round) -> Run:
-        own = replace(self, before=(), epochs=earlier.epochs, optim=replace(self.optim, lr=earlier.lr))
+        own = replace(self, before=(), curriculum=(), epochs=earlier.epochs, optim=replace(self.optim, lr=earlier.lr))
         return (
             replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
             if earlier.T is None
@@ -331,13 +425,21 @@ class Run:
         return self.complete(self.model.build(num_classes, in_shape, self.neuron), num_classes, in_shape)
 
     def complete(self, body: nn.Module, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-        """A network with what the run's method adds to it: temperatures, in place, and branches.
+        """A network with what the run's method adds to it: temperatures and the momentum of batch norm, in place; branches.
 
         Raises:
             ValueError: as `build`.
         """
         if self.search is not None:
             adapt(body)
+        network = self._branched(body, num_classes, in_shape)
+        if self.bn_momentum is not None:
+            for module in network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.momentum = self.bn_momentum
+        return network
+
+    def _branched(self, body: nn.Module, num_classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
         if not self.loss.branches or isinstance(body, Branched):
             return body
         if not isinstance(body, Staged):

@@ -13,7 +13,8 @@ RateBP, 471 and 1,190 ms per step (docs/results.md)."""
 def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
-    A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others. What the constant
+    A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others; of a curriculum
+    the mean over its shares. What the constant
     input saves in the first layer is left out. A search for the temperature takes two forward passes for each
     finite difference in each epoch.
 
@@ -25,8 +26,8 @@ def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differen
     """
 
     def of_round(own: Run) -> float:
-        searched = 0 if own.search is None else 2 * differences * own.search.samples * own.T * macs
-        return 2.0 * ((macs * own.rule.passes(own.T) + 3 * branch_macs) * samples + searched) * own.epochs
+        searched = 0 if own.search is None else 2 * differences * own.search.samples * own.mean(float) * macs
+        return 2.0 * ((macs * own.mean(own.rule.passes) + 3 * branch_macs) * samples + searched) * own.epochs
 
     return sum(map(of_round, run.rounds))
 

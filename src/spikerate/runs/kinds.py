@@ -224,7 +224,7 @@ def with_kinds(run: Run, chosen: Mapping[str, str]) -> Run:
         else:
             raise ValueError(f"{option} {name}: a {outer} of kind {type(fields[outer]).__name__} has no {inner}")
     if not fields["neuron"].spiking:
-        fields |= {"T": 1, "search": None}
+        fields |= {"T": 1, "curriculum": (), "search": None}
     elif fields["search"] is not None and not adaptable(fields["neuron"]):
         fields["search"] = None
     if "--rule" in chosen and isinstance(fields["rule"], OTTT) and isinstance(fields["neuron"], Neuron):

@@ -51,7 +51,7 @@ class Preset:
     @property
     def headline(self) -> str:
         """A description in one line."""
-        steps = [f"T = {own.T}" if own.spiking else "ANN" for own in self.run.rounds]
+        steps = [own.times for own in self.run.rounds]
         return f"{self.title}, {' -> '.join(steps)}: {self.method}"
 
 
@@ -132,7 +132,7 @@ _LOG_OF_CIFAR100, _LOG_OF_IMAGENET = _LOG.format("80.20", "79.54"), _LOG.format(
 def by_method(run: Run, method: str) -> Run:
     """The run with a method of `METHODS`. The papers divide the loss by T for the rate-based methods, but not for BPTT."""
     _, rule, loss = METHODS[method]
-    run = replace(run, T=1, neuron=Rectified()) if method == "ann" else run
+    run = replace(run, T=1, curriculum=(), neuron=Rectified()) if method == "ann" else run
     optim = run.optim if not rule.per_step else replace(run.optim, loss_scale="1")
     return replace(run, rule=rule, loss=loss, optim=optim)
 

@@ -457,10 +457,10 @@ def check_free(path: Path) -> None:
 
 
 def compare(then: Sequence[Row], now: Sequence[Row]) -> dict[str, tuple[Any, Any, Any]]:
-    """Metric -> first epoch in which two runs differ, and both values. Durations are left out."""
+    """Metric -> first epoch in which two runs differ, and both values. Durations, "...seconds", are left out."""
     differing: dict[str, tuple[Any, Any, Any]] = {}
     for one, other in zip(then, now, strict=False):
-        for name in sorted((one.keys() | other.keys()) - {"seconds", "search_seconds"}):
-            if one.get(name) != other.get(name):
+        for name in sorted(one.keys() | other.keys()):
+            if not name.endswith("seconds") and one.get(name) != other.get(name):
                 differing.setdefault(name, (one["epoch"], one.get(name), other.get(name)))
     return differing

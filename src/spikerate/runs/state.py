@@ -31,6 +31,7 @@ class State:
         totals: sums of the loss terms over these steps.
         rows: metrics of the finished epochs, as in `metrics.jsonl`.
         found: results of the temperature search before the current epoch; the temperatures are in the network's buffers.
+        spent: seconds of the finished steps of the current epoch by name, for the row of the epoch.
     """
 
     network: nn.Module
@@ -41,6 +42,7 @@ class State:
     totals: Terms = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     found: Row = field(default_factory=dict)
+    spent: Row = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
@@ -72,7 +74,7 @@ class State:
 
     def facts(self) -> dict[str, Any]:
         """Everything except tensors, as JSON types."""
-        counted = {"epoch": self.epoch, "step": self.step, "rows": self.rows, "found": self.found}
+        counted = {"epoch": self.epoch, "step": self.step, "rows": self.rows, "found": self.found, "spent": self.spent}
         return counted | {"optimizers": self._optimizers()[0]}
 
     def _optimizers(self) -> tuple[list[Any], dict[str, Tensor]]:
@@ -105,7 +107,7 @@ class State:
         device = next(self.network.parameters()).device
         self.totals = {name: value.to(device) for name, value in parts["totals"].items()}
         self.epoch, self.step = facts["epoch"], facts["step"]
-        self.rows, self.found = facts["rows"], facts["found"]
+        self.rows, self.found, self.spent = facts["rows"], facts["found"], facts.get("spent", {})
 
     def check_within(self, epochs: int, steps: int) -> None:
         """Raise `ValueError` if a run with this number of epochs and steps per epoch can't have this progress."""
@@ -144,15 +146,16 @@ def parts_of(tensors: dict[str, Tensor], facts: dict[str, Any], where: str) -> d
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
-    if len(parts) != 4 or {"epoch", "step", "rows", "found", "optimizers"} != facts.keys():
+    if len(parts) != 4 or {"epoch", "step", "rows", "found", "optimizers"} != facts.keys() - {"spent"}:  # which came later
         raise ValueError(f"{where} is of another version of spikerate, or contains weights only")
-    impossible = _impossible(parts["totals"], *(facts[name] for name in ("epoch", "step", "rows", "found")))
+    told = (*(facts[name] for name in ("epoch", "step", "rows", "found")), facts.get("spent", {}))
+    impossible = _impossible(parts["totals"], *told)
     if impossible:
         raise ValueError(f"{where} has impossible content, so it was altered: {impossible}")
     return parts
 
 
-def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, found: Any) -> str:
+def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, found: Any, spent: Any) -> str:
     """A phrase for content that no training can have written into a checkpoint; "" if there is none."""
     for name, value in (("epoch", epoch), ("step", step)):
         if type(value) is not int or value < 0:
@@ -168,6 +171,8 @@ def _impossible(totals: dict[str, Tensor], epoch: Any, step: Any, rows: Any, fou
                 return f"{name} of epoch {k} is {value!r:.40}"
     if not isinstance(found, dict) or not all(map(is_number, found.values())):
         return f"the result of the temperature search is {found!r:.40}"
+    if not isinstance(spent, dict) or not all(map(is_number, spent.values())):
+        return f"the time that was spent is {spent!r:.40}"
     if bool(totals) != bool(step):
         return f"after {step} steps it has sums of {len(totals)} terms"
     for name, total in totals.items():

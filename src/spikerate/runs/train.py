@@ -22,10 +22,11 @@ from spikerate.losses import Terms, accuracies
 from spikerate.measure import health
 from spikerate.measure.evaluate import Accuracy, answers, over_time
 from spikerate.measure.meter import FiringRates, Ledger, Meter
-from spikerate.models import body_of, short_path, synchronize_batch_norm
+from spikerate.models import FromImages, body_of, short_path, synchronize_batch_norm
 from spikerate.rules import BPTT
-from spikerate.runs.average import estimate_statistics, update_average
+from spikerate.runs.average import estimate_statistics, follow
 from spikerate.runs.config import Run, check_network
+from spikerate.runs.laps import Laps
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.system.dist import Ranks
@@ -40,6 +41,8 @@ _LOOK = 100
 """Steps between checks for losses that are not finite, which synchronise with the device."""
 _ESTIMATE = 2048
 """Training samples that estimate the batch-norm statistics of an averaged network."""
+_FIT = 5000
+"""Training images from which first layers are computed."""
 _PROBE = 128
 """Images that find silent layers at the end of each epoch; the first ones of the validation set, if there is one."""
 
@@ -141,10 +144,23 @@ class Outputs(nn.Module):
         return [*out.exits, out.steps.transpose(0, 1) if self.per_step else out.rate, *means]
 
 
-def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor) -> Any:
-    """`forward` applied to samples [B, ...], for the time steps and in the precision of the run."""
+def forward_pass(run: Run, forward: Callable[..., Any], x: Tensor, T: int | None = None) -> Any:
+    """`forward` applied to samples [B, ...] in the precision of the run, for T time steps, by default those of the run."""
     with autocast(x.device, run.precision):
-        return forward(over_time(x, run.T))
+        return forward(over_time(x, T or run.T))
+
+
+def fit_layers(network: nn.Module, data: DataSet, batch: int = 128) -> None:
+    """Compute the layers of a network that are `FromImages`, from training images spread evenly over the set.
+
+    Raises:
+        ValueError: a file is broken, or the images are not such that the layers can be computed.
+    """
+    layers = [module for module in network.modules() if isinstance(module, FromImages)]
+    n = min(_FIT, len(data.train))
+    for layer in layers:
+        images = data.train[torch.arange(n) * len(data.train) // n]
+        layer.fit(x for x, _ in plain_batches(data, images, batch, torch.device("cpu")))
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,7 @@ class _Ready:
         rates: for finite differences.
         compiled: whether `forward` is compiled.
         begun: the batches of an epoch that have been begun before it, by its number.
+        met: the T and shapes of the steps so far: at the first of each, something may be compiled.
     """
 
     forward: nn.Module
@@ -164,6 +181,7 @@ class _Ready:
     rates: Callable[..., Tensor]
     compiled: bool
     begun: dict[int, Iterator[list[Part]]] = field(default_factory=dict)
+    met: set[tuple[Any, ...]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,9 +235,11 @@ class Trainer:
             resumed = bool(ranks.broadcast("resume" if self.folder.has_state else ""))
             if self.start and not resumed:
                 self.start.hand_on(network)
-            average = None if run.optim.ema is None else copy.deepcopy(network)
+            elif not resumed:
+                fit_layers(network, self.data)
+            average = copy.deepcopy(network) if run.optim.averages else None
             state = State(network, run.optim.build(network), average)
-            if run.compile and self.start:
+            if run.compile and (self.start or run.curriculum):
                 torch.compiler.reset()  # the graphs of several T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
             with_rates = run.penalty.weight > 0
@@ -260,7 +280,8 @@ class Trainer:
         device. To find the step, the steps since the checkpoint are repeated with `careful`, which checks each of them.
         """
         run, ranks, network = self.run, self.ranks, state.network
-        start = saved = time.perf_counter()
+        laps = Laps(state.spent)
+        saved = laps.start
         if run.search is not None and state.step == 0:
             state.found = self._search(run.search, state, data, device, ready.rates)
         steps = steps_per_epoch(data.train, run.batch)
@@ -268,13 +289,18 @@ class Trainer:
             done = state.epoch * steps + state.step
             torch.manual_seed(stream(run.seed, Stream.LAYERS, state.epoch, state.step, ranks.rank))
             state.set_lr(run.optim.schedule(done, run.epochs * steps))
-            begun = time.perf_counter()
-            terms = self._step(state, ready.forward, parts, careful)
-            if ready.compiled and done == 0:
-                took = time.perf_counter() - begun
+            T, begun = run.T_at(done, run.epochs * steps), time.perf_counter()
+            kind = (T, *parts[0].x.shape)
+            terms = self._step(state, ready.forward, parts, careful, T)
+            took, new = time.perf_counter() - begun, kind not in ready.met
+            laps.step(took, new)
+            if ready.compiled and new and ready.met:
+                self.watch.say(f"compiled for T = {T}: the step took {took:.0f} s")
+            elif ready.compiled and new and done == 0:
                 self.watch.say(f"compiled: the first step took {took:.0f} s; later runs can use the compiler's cache")
+            ready.met.add(kind)
             if state.average is not None:
-                update_average(state.average, network, run.optim.ema_at(done))
+                follow(state.average, network, run.optim, done, run.epochs * steps)
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             if careful and not health.all_finite(state.totals):
@@ -287,10 +313,12 @@ class Trainer:
             if (wish or state.step % _LOOK == 0 or state.step == steps) and not health.all_finite(state.totals):
                 return False
             if wish and state.step < steps:
+                state.spent = laps.so_far()
                 self._save(state)
                 saved = time.perf_counter()
             if wish == _STOP and state.step < steps:
                 raise Interrupted(self.stop.signal)
+        trained = time.perf_counter() - laps.start
         row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
         if state.epoch + 1 < run.epochs:  # files are decoded during the evaluation
@@ -308,9 +336,10 @@ class Trainer:
             row["validation"] = self._validation(state.trained, data, device, ready.look, ledger).value
         images = (data.validation if len(data.validation) else data.train)[:_PROBE]
         row |= self._firing(state, ledger or self._probe(state, images, data, device), len(images))
-        row["seconds"] = round(time.perf_counter() - start, 3)
+        row |= {"T": T} if run.curriculum else {}
+        row |= laps.so_far(trained)
         state.rows.append(row)
-        state.epoch, state.step, state.totals, state.found = state.epoch + 1, 0, {}, {}
+        state.epoch, state.step, state.totals, state.found, state.spent = state.epoch + 1, 0, {}, {}, {}
         self._save(state)
         self.watch.epoch(row)
         if ranks.all_max(self._wish(saved)) == _STOP and state.epoch < run.epochs:
@@ -322,7 +351,8 @@ class Trainer:
         share = self.ranks.share
         return epoch_batches(data, run.batch, run.data.augment, run.seed, epoch, share, run.accumulate, start, device)
 
-    def _step(self, state: State, forward: nn.Module, parts: list[Part], careful: bool) -> Terms:
+    def _step(self, state: State, forward: nn.Module, parts: list[Part], careful: bool, T: int | None = None) -> Terms:
+        """A step for T time steps, by default those of the run."""
         run, ranks, network = self.run, self.ranks, state.network
         before = [buffer.clone() for buffer in network.buffers()] if careful else []
         size = sum(len(part.labels) for part in parts)
@@ -330,7 +360,7 @@ class Trainer:
         for part in parts:
             weight = len(part.labels) / size
             with ranks.no_sync(forward, part is not parts[-1]):
-                outputs = self._run(forward, part.x)
+                outputs = self._run(forward, part.x, T)
                 outputs = [ranks.gather_shares(logits, len(part.labels)) for logits in outputs]
                 rates = outputs.pop() if run.penalty.weight > 0 else None
                 part_terms = run.loss(outputs, part.labels)
@@ -338,13 +368,13 @@ class Trainer:
                     penalty = run.penalty(dict(enumerate(rates.unbind(1))))["loss"]
                     part_terms |= {"loss": part_terms["loss"] + penalty, "penalty": penalty}
                 # Times n, since gradients are averaged over the ranks, and each rank's go to its own images only.
-                (part_terms["loss"] * (run.optim.scale(run.T) * weight * ranks.n)).backward()
+                (part_terms["loss"] * (run.optim.scale(T or run.T) * weight * ranks.n)).backward()
             with torch.no_grad():
                 named = part_terms | accuracies(outputs, part.labels)
                 terms = {name: terms.get(name, 0) + value.detach() * weight for name, value in named.items()}
         norm = {"gradient_norm": health.gradient_norm(network)}
         if careful and not health.all_finite(terms | norm):
-            self._give_up(state, parts, before, terms)
+            self._give_up(state, parts, before, terms, T)
         if run.optim.clip is not None:
             nn.utils.clip_grads_with_norm_(network.parameters(), run.optim.clip, norm["gradient_norm"])
         for optimizer in state.optimizers:
@@ -353,16 +383,16 @@ class Trainer:
         network.zero_grad()  # again, since an optimiser's parameters may be views of the network's, as Muon's are
         return terms | norm
 
-    def _run(self, forward: Callable[..., Any], x: Tensor) -> Any:
-        return forward_pass(self.run, forward, x)
+    def _run(self, forward: Callable[..., Any], x: Tensor, T: int | None = None) -> Any:
+        return forward_pass(self.run, forward, x, T)
 
-    def _give_up(self, state: State, parts: list[Part], before: list[Tensor], terms: Terms) -> None:
+    def _give_up(self, state: State, parts: list[Part], before: list[Tensor], terms: Terms, T: int | None) -> None:
         network, step = state.network, f"epoch-{state.epoch + 1}-step-{state.step + 1}"
         names = health.names_not_finite(terms)
 
         def again() -> None:
             for part in parts:
-                self._run(lambda x: self.run.rule(network, x), part.x)
+                self._run(lambda x: self.run.rule(network, x), part.x, T)
 
         found = self.ranks.first_message(health.where_not_finite(network, again, terms))
         with torch.no_grad():
@@ -387,7 +417,9 @@ class Trainer:
         (part,) = next(epoch_batches(data, search.samples, run.data.augment, run.seed, state.epoch, device=device))
         seed = stream(run.seed, Stream.SEARCH, state.epoch)
         torch.manual_seed(seed)
-        found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x)
+        steps = steps_per_epoch(data.train, run.batch)
+        T = run.T_at(state.epoch * steps, run.epochs * steps)
+        found: Row = self._run(lambda x: search(body, run.rule, x, part.labels, seed, self.ranks, rates), part.x, T)
         return found | {"search_seconds": round(time.perf_counter() - start, 3)}
 
     def _validation(

@@ -28,6 +28,11 @@ _TYPES_SHOWN = ("rule", "loss", "neuron", "surrogate", "optim", "schedule")
 """Fields whose kind a person chooses."""
 
 
+def added(default: Any) -> Any:
+    """The default of a field that files of earlier versions lack; it means what those versions did."""
+    return field(default=default, metadata={"added": True})
+
+
 @dataclass(frozen=True)
 class Own:
     """The user's own code that may stand for what a file names.
@@ -104,7 +109,8 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def decode(kind: Any, value: Any, where: str = "run", own: Own = Own()) -> Any:
     """The inverse of `encode` for the type `kind`, for files from strangers: nothing is ever imported.
 
-    An abstract class stands for those of ours that inherit from it, and for `own` ones.
+    A field that was `added` since the file was written has its default. An abstract class stands for those of ours that
+    inherit from it, and for `own` ones.
 
     Raises:
         ValueError: a field is unknown or missing, or a value has the wrong type or range, or is the user's own code that
@@ -185,7 +191,7 @@ def _decode_dataclass(kind: Any, value: Any, where: str, own: Own) -> Any:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1)
             raise ValueError(f"{where} has the unknown field {name!r}" + (f": did you mean {near[0]}?" if near else ""))
-    missing = [name for name in hints if name not in given]
+    missing = [one.name for one in dataclasses.fields(kind) if one.name not in given and "added" not in one.metadata]
     if missing:
         raise ValueError(f"{where} has no field {missing[0]!r}: it was written by another version of the code")
     return kind(**{name: decode(hints[name], v, f"{where}.{name}", own) for name, v in given.items()})

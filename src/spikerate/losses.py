@@ -83,7 +83,8 @@ class TET(Loss):
     Args:
         pull: weight of the second term, in [0, 1); 0 leaves it out.
         target: the constant; in the paper the neuron's threshold.
-        smoothing, scale: as for `CrossEntropy`; the distance is that of the scaled logits.
+        smoothing: as for `CrossEntropy`.
+        scale: as for `CrossEntropy`; the distance is that of the scaled logits.
 
     Raises:
         ValueError: `pull` is out of range.

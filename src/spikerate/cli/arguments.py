@@ -69,6 +69,36 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Speedrun:
+    """Train a recipe with several seeds, and print its line for the table of records: accuracy, minutes, PFLOP, spikes."""
+
+    run: Annotated[Run, arg(name="")]
+    out: Path | None = None
+    """folder of the speedrun; by default runs/PRESET-speedrun, followed by a number if that exists already"""
+    seeds: int = 3
+    """number of seeds to train, one after the other, starting at --seed"""
+    save_minutes: float = 10
+    """largest time between checkpoints in minutes; there is also one after every epoch"""
+
+    def __post_init__(self) -> None:
+        check_count("seeds", self.seeds, "a number of runs", _MOST_RUNS)
+        check_number("save_minutes", self.save_minutes, 0)
+
+
+@dataclass(frozen=True)
+class ResumeSpeedrun:
+    """Continue a speedrun that was stopped: seeds that are finished stay, the others go on from their last checkpoint."""
+
+    resume: Path
+    """folder of the speedrun"""
+    save_minutes: float = 10
+    """largest time between checkpoints in minutes; there is also one after every epoch"""
+
+    def __post_init__(self) -> None:
+        check_number("save_minutes", self.save_minutes, 0)
+
+
+@dataclass(frozen=True)
 class Reproduce:
     """Train a finished run again, and check whether every metric agrees."""
 
@@ -296,6 +326,17 @@ def read_train(words: list[str], prog: str) -> tuple[str, Own, Train | Resume]:
     chosen, rest = take_kinds(rest)
     run = with_kinds(preset(name).run, chosen)
     options = parse(Train, rest, f"{prog} {name}", Train(run), f"{Train.__doc__} {in_words()}")
+    return name, own_of(chosen), options
+
+
+def read_speedrun(words: list[str], prog: str) -> tuple[str, Own, Speedrun | ResumeSpeedrun]:
+    """The arguments of `speedrun`: a preset's name or "", the user's own code, and the options; raises as `parse`."""
+    if any(word.partition("=")[0] == "--resume" for word in words):
+        return "", *read_again(ResumeSpeedrun, words, f"{prog} --resume")
+    name, rest = ("cifar10-fast-rate", words) if not words or words[0].startswith("-") else (words[0], words[1:])
+    chosen, rest = take_kinds(rest)
+    run = with_kinds(preset(name).run, chosen)
+    options = parse(Speedrun, rest, f"{prog} {name}", Speedrun(run), f"{Speedrun.__doc__} {in_words()}")
     return name, own_of(chosen), options
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,11 +29,14 @@ from spikerate.cli.arguments import (
     Report,
     Reproduce,
     Resume,
+    ResumeSpeedrun,
     Show,
+    Speedrun,
     Train,
     parse,
     read_again,
     read_check,
+    read_speedrun,
     read_train,
 )
 from spikerate.cli.console import TransferBar, WaitingBar, complain, console
@@ -53,6 +57,7 @@ from spikerate.runs.experiment import (
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
+from spikerate.runs.speedrun import Plan, markdown, row
 from spikerate.runs.start import Start
 from spikerate.runs.subject import Wanted, subject
 from spikerate.runs.train import build_network, pick_device
@@ -114,6 +119,24 @@ def _resume(own: Own, command: Resume) -> int:
     if command.tensorboard or log.is_dir():
         tensorboard.check_installed(f"remove {log}" if log.is_dir() else "leave --tensorboard out")
     rounds.resume(folder, command.data, command.device, _terminal(command.tensorboard), command.save_minutes)
+    return 0
+
+
+def _speedrun(asked: tuple[str, Own, Speedrun | ResumeSpeedrun], line: str) -> int:
+    name, own, command = asked
+    if isinstance(command, ResumeSpeedrun):
+        base, plan = command.resume, Plan.read(command.resume, own)
+    else:
+        first = command.run.seed
+        plan = Plan(name, command.run, tuple(range(first, first + command.seeds)), line)
+        base = command.out or _free_folder(Path("runs") / f"{name}-speedrun")
+        plan.begin(base)
+    out = console(needed=False)
+    out.print(f"speedrun of {plan.preset} in {base}; if it is stopped: spikerate speedrun --resume {shlex.quote(str(base))}")
+    folders = plan.perform(base, Terminal(out), command.save_minutes)
+    found = row(plan, folders)
+    views.show_record(out, found)
+    out.print(markdown(found), soft_wrap=True)
     return 0
 
 
@@ -364,6 +387,14 @@ _TRAIN = {
 }
 COMMANDS: dict[str, Command[Any]] = {
     "train": Command(read_train, _train, _TRAIN),
+    "speedrun": Command(
+        read_speedrun,
+        _speedrun,
+        {
+            "[PRESET] [--seeds N]": "train a recipe with N seeds, and print its line for the table of records",
+            "--resume FOLDER": "continue a speedrun that was stopped",
+        },
+    ),
     "eval": Command(
         partial(read_again, Eval), _eval, {"RUN": "accuracy after each time step, firing rates and energy on the test set"}
     ),

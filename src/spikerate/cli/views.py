@@ -30,6 +30,7 @@ from spikerate.runs.experiment import Measured
 from spikerate.runs.presets import PRESETS, Preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.rounds import Repetition
+from spikerate.runs.speedrun import COLUMNS
 from spikerate.runs.state import State
 from spikerate.runs.subject import Subject
 from spikerate.runs.trained import Trained
@@ -201,6 +202,14 @@ def show_seeds(console: Console, results: Mapping[int, Mapping[str, Any]], base:
         )
     console.print(shown)
     console.print(f"runs in {base}; next: spikerate report {shlex.quote(str(base))}")
+
+
+def show_record(console: Console, row: Sequence[str]) -> None:
+    """The line of a speedrun in the table of records, an entry below the other."""
+    shown = table("Speedrun", "", "mean over the seeds")
+    for column, cell in zip(COLUMNS, row, strict=True):
+        shown.add_row(column, cell)
+    console.print(shown)
 
 
 def show_repetition(console: Console, repetition: Repetition) -> None:

@@ -54,10 +54,14 @@ class Ledger:
         both = {n: total(torch.stack([s, torch.full_like(s, self.chances[n])])) for n, s in self.spikes.items()}
         return Ledger({n: b[0] for n, b in both.items()}, {n: int(b[1, 0]) for n, b in both.items()})
 
+    def total(self) -> int:
+        """Spikes of all neurons at all steps."""
+        return int(sum(spikes.sum() for spikes in self.spikes.values()))
+
     def mean_rate(self) -> float:
         """Spikes per neuron and step, over all neurons."""
         chances = sum(self.chances[neuron] * len(spikes) for neuron, spikes in self.spikes.items())
-        return float(sum(spikes.sum() for spikes in self.spikes.values())) / max(1, chances)
+        return float(self.total()) / max(1, chances)
 
 
 @dataclass

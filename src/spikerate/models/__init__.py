@@ -2,7 +2,7 @@
 
 from spikerate.models.branches import Branched, DeepConv, body_of, deepconv_branches
 from spikerate.models.convert import check_layers, spiking
-from spikerate.models.cost import branch_macs, macs
+from spikerate.models.cost import branch_macs, macs, step_macs
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.networks import NETWORKS, Builder, NetworkFactory
 from spikerate.models.preact import preact_resnet18, preact_resnet34
@@ -40,6 +40,7 @@ __all__ = [
     "short_path",
     "spiking",
     "stage_shapes",
+    "step_macs",
     "synchronize_batch_norm",
     "vgg11",
     "vgg13",

@@ -24,6 +24,14 @@ def branch_macs(network: nn.Module, in_shape: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def step_macs(network: nn.Module, in_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of any network without branches for one time step of one sample; counted as by `macs`."""
+    ghost, x = on_meta(network, in_shape)
+    with FlopCounterMode(display=False) as counter:
+        ghost(x)
+    return int(counter.get_total_flops()) // 2
+
+
 def macs(body: Staged, in_shape: tuple[int, int, int]) -> dict[str, int]:
     """Multiply-accumulates of a spiking network for one time step of one sample, in convolutions and linear layers.
 

@@ -67,6 +67,7 @@ class Measured:
             "test_images": self.accuracy.n,
             "test_accuracy_at_step": [a.value for a in self.at_step],
             "firing_rate": self.ledger.mean_rate(),
+            "spikes_per_image": self.ledger.total() / self.accuracy.n,
             "firing_rates": self.ledger.rates(network),
             "firing_rates_at_step": self.ledger.rates_at_step(network),
             **self._confusion(),

@@ -10,8 +10,9 @@ from spikerate.data import Augment, Data
 from spikerate.gradients.temperature import Search
 from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
-from spikerate.runs.config import Model, Neuron, Rectified, Round, Run
+from spikerate.runs.config import Model, Neuron, Phase, Rectified, Round, Run
 from spikerate.runs.optim import SGD
+from spikerate.runs.schedule import OneCycle
 from spikerate.surrogate import Dspike
 from spikerate.system.codec import path_of
 
@@ -20,6 +21,7 @@ ESD = "Enhanced self-distillation: Zhao, Yu, Yu, Liu, Wang; NeurIPS 2025; arXiv 
 DSPIKE = "Dspike, the adaptive surrogate: Li, Guo, Zhang, Deng, Hai, Gu; NeurIPS 2021"
 RIVALS = "What the papers compare with: per-step loss (TET), online training (OTTT, SLTT) and the ANN"
 SMALL = "For a laptop, on built-in and other small data sets"
+FAST = "Speedruns: CIFAR-10 in minutes, for the table of records (docs/speedrun.md)"
 OWN = "Your own data"
 
 
@@ -303,8 +305,44 @@ def _small() -> Iterator[tuple[str, Preset]]:
                 yield f"{name}-dspike{suffix}", _adaptive(adaptive, suffix, group, title, method, "Ours: none yet.", "")
 
 
+_FAST = Run(
+    data=Data("cifar10", validation=5000, augment=Augment(crop=2, flip=True)),
+    model=Model("vgg11", 32),
+    neuron=Neuron(decay=0.5),
+    loss=CrossEntropy(smoothing=0.1),
+    optim=SGD(lr=0.4, weight_decay=5e-4, nesterov=True, schedule=OneCycle(0.25)),
+    T=4,
+    curriculum=(Phase(1, 0.5), Phase(2, 0.3)),
+    epochs=24,
+    batch=256,
+    precision="bf16",
+    compile=True,
+)
+_SHORT = replace(_FAST, T=2, curriculum=(Phase(1, 0.6),), epochs=8)
+_FASTS = {
+    "cifar10-fast-rate": ("an hour on two cores", "rate", _FAST),
+    "cifar10-fast-15min-rate": ("15 minutes on two cores", "rate", _SHORT),
+    "cifar10-fast-ann": ("the ANN of the same shape and recipe", "ann", _FAST),
+    "cifar10-fast-bptt": ("the same recipe by BPTT", "bptt", _FAST),
+    "cifar10-fast-esd": ("the same recipe with self-distillation", "esd", _FAST),
+}
+"""Name -> what it is for, method, settings. To change a recipe, edit `_FAST` and `_SHORT`; the twins follow."""
+
+
+def _fast() -> Iterator[tuple[str, Preset]]:
+    """Recipes for speed; the loss of each method has the label smoothing and the factor of the recipe."""
+    for name, (purpose, method, run) in _FASTS.items():
+        made = _preset(run, method, FAST, f"CIFAR-10, {run.model.name}, {purpose}", "Ours: none yet; not tuned.")
+        loss, recipe = made.run.loss, run.loss
+        if isinstance(loss, CrossEntropy | SelfDistillation) and isinstance(recipe, CrossEntropy):
+            loss = replace(loss, smoothing=recipe.smoothing, scale=recipe.scale)
+        yield name, replace(made, run=replace(made.run, loss=loss))
+
+
 PRESETS: dict[str, Preset] = {
-    name: preset for family in (_small, _cifar, _imagenet, _cifar10_dvs, _dspike, _rivals) for name, preset in family()
+    name: preset
+    for family in (_small, _fast, _cifar, _imagenet, _cifar10_dvs, _dspike, _rivals)
+    for name, preset in family()
 }
 
 

@@ -1,0 +1,174 @@
+"""A speedrun: one recipe trained with several seeds, its time and cost, and its line in the table of records."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from spikerate.models import body_of, branch_macs, step_macs
+from spikerate.runs.audience import Audience, Nobody
+from spikerate.runs.config import Run
+from spikerate.runs.estimate import training_flops
+from spikerate.runs.record import RunFolder, check_free
+from spikerate.runs.rounds import train_seeds
+from spikerate.system.codec import Own, decode, encode
+from spikerate.system.files import is_there, parse_json, read_text, write_json
+
+FILE = "speedrun.json"
+"""The file by which a folder is recognised as that of a speedrun."""
+COLUMNS = (
+    "recipe",
+    "T",
+    "seeds",
+    "validation, %",
+    "test, %",
+    "training, min",
+    "with compilation",
+    "with validation",
+    "PFLOP",
+    "spikes an image",
+    "device",
+    "versions",
+    "commit",
+    "date",
+)
+"""The columns of the table of records. Minutes, operations and spikes are means over the seeds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a speedrun trains.
+
+    Attributes:
+        preset: name of the recipe.
+        run: its settings; the seed is replaced.
+        seeds: the seeds, one run for each.
+        command: the command line.
+    """
+
+    preset: str
+    run: Run
+    seeds: tuple[int, ...]
+    command: str
+
+    def begin(self, base: Path) -> None:
+        """Write the plan to a new folder.
+
+        Raises:
+            ValueError: the folder is not empty, or can't be written.
+        """
+        check_free(base)
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            told = {"preset": self.preset, "run": encode(self.run), "seeds": list(self.seeds), "command": self.command}
+            write_json(base / FILE, told)
+        except OSError as error:
+            raise ValueError(f"the folder {base} can't be written: {error.strerror}; choose another by --out") from error
+
+    @classmethod
+    def read(cls, base: Path, own: Own = Own()) -> Plan:
+        """The plan in the folder of a speedrun.
+
+        Raises:
+            ValueError: the folder is none, or the plan is broken, or names the user's own code that is not in `own`.
+        """
+        if not is_there(base / FILE):
+            raise ValueError(f"{base} contains no speedrun (no {FILE}): give the folder that spikerate speedrun has printed")
+        try:
+            told = parse_json(read_text(base / FILE))
+            run: Run = decode(Run, told["run"], own=own)
+            seeds = tuple(told["seeds"])
+            if not seeds or any(type(seed) is not int for seed in seeds):
+                raise ValueError("its seeds are no whole numbers")
+            return cls(str(told["preset"]), run, seeds, str(told["command"]))
+        except OSError as error:
+            raise ValueError(f"{base / FILE} can't be read: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{base / FILE} is no plan of a speedrun: {error}") from error
+
+    def perform(self, base: Path, audience: Audience = Nobody(), save_minutes: float = 10) -> dict[int, RunFolder]:
+        """Train the seeds that are not finished, one after the other; each is tested once, at its end.
+
+        Raises:
+            as `train_seeds`.
+        """
+        about = {"preset": self.preset, "command": f"spikerate speedrun --resume {shlex.quote(str(base))}"}
+        return train_seeds(self.run, self.seeds, base, about, None, audience, save_minutes)
+
+
+def row(plan: Plan, folders: Mapping[int, RunFolder]) -> tuple[str, ...]:
+    """The line of finished runs in the table of records, a text for each of `COLUMNS`.
+
+    Raises:
+        ValueError: a file of a run is missing or broken, or the runs are not finished.
+    """
+    runs = [(folder.about(), folder.result(), folder.metrics()) for folder in folders.values()]
+    if not all(result for _, result, _ in runs):
+        raise ValueError("a run of the speedrun is not finished: spikerate speedrun --resume FOLDER continues it")
+    abouts, results, rows = zip(*runs, strict=True)
+    spent = {
+        name: [sum(r.get(name, 0.0) for r in of) / 60 for of in rows]
+        for name in ("train_seconds", "compile_seconds", "seconds")
+    }
+    with_compilation = [a + b for a, b in zip(spent["train_seconds"], spent["compile_seconds"], strict=True)]
+    minutes = (f"{fmean(values):.1f}" for values in (spent["train_seconds"], with_compilation, spent["seconds"]))
+    spikes = [result.get("spikes_per_image") for result in results]
+    return (
+        plan.preset,
+        plan.run.times.removeprefix("T = "),
+        f"{len(runs)} ({', '.join(map(str, folders))})",
+        _percent([result["validation_accuracy"] for result in results]),
+        _percent([result["test_accuracy"] for result in results]),
+        *minutes,
+        f"{pflop(plan.run, abouts[0]['data']):.3g}",
+        f"{fmean(spikes):,.0f}" if plan.run.spiking and None not in spikes else "-",
+        *_where(abouts),
+    )
+
+
+def markdown(row: Sequence[str]) -> str:
+    """A row of the table of records as Markdown."""
+    return f"| {' | '.join(row)} |"
+
+
+def pflop(run: Run, data: Mapping[str, Any]) -> float:
+    """The operations of all training steps of one run in 10^15, from the entry `data` of its `run.json`."""
+    shape, num_classes = tuple(data["shape"]), len(data["classes"])
+    with torch.device("meta"):
+        network = run.build(num_classes, shape)
+    moved = 0 if run.search is None else run.search.differences(network)
+    own = step_macs(body_of(network), shape)
+    return training_flops(run, own, branch_macs(network, shape), data["sizes"]["train"], moved) / 1e15
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation in percent; "-" where there is no validation set."""
+    known = [100 * value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    return f"{fmean(known):.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")
+
+
+def _where(abouts: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
+    """Device, versions, commit and date of the runs; what differs between them stands side by side."""
+    cards = [about["environment"] for about in abouts]
+    on_gpu = [card.get("gpus") and about["run"].get("device") != "cpu" for card, about in zip(cards, abouts, strict=True)]
+    devices = [
+        card["gpus"][0] if gpu else f"{card.get('cpu')}, {card.get('threads')} of {card.get('cores')} cores"
+        for card, gpu in zip(cards, on_gpu, strict=True)
+    ]
+    versions = [f"torch {card['packages'].get('torch')}, Python {card.get('python')}" for card in cards]
+    sources = [about.get("source") or {} for about in abouts]
+    commits = [f"{(source.get('commit') or '-')[:7]}{' + changes' if source.get('diff') else ''}" for source in sources]
+    dates = [str(about.get("started", "-"))[:10] for about in abouts]
+    return (_each(devices), _each(versions), _each(commits), _each(dates))
+
+
+def _each(texts: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))

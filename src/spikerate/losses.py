@@ -87,7 +87,7 @@ class TET(Loss):
         scale: as for `CrossEntropy`; the distance is that of the scaled logits.
 
     Raises:
-        ValueError: `pull` is out of range.
+        ValueError: a number is out of range.
 
     Reference: Deng et al., ICLR 2022.
     """
@@ -138,7 +138,7 @@ class SelfDistillation(Loss):
         scale: factor on the logits of all outputs, as for `CrossEntropy`; `KL` has it, too.
 
     Raises:
-        ValueError: a weight is negative, the temperature is not positive, or the teacher is unknown.
+        ValueError: a number is out of range, or the teacher is unknown.
 
     Reference: Zhao, Yu, Yu, Liu, Wang, NeurIPS 2025, arXiv 2510.06254: Eq. 8 (teacher), 9 (CE), 10 (KL), 11 (total). The
     authors' code gives NaN on a batch without a reliable sample. It needs a network with branches; without them it

@@ -625,12 +625,14 @@ class RateCoded(Signal):
         average = autograd.scale(value, self.average, gain)
         known = data is not None and not torch.compiler.is_compiling()
         counts = autograd.Counts(average, self.tape.T, data) if known else None
-        return replace(self._after(average, spikes, True, False), counts=counts)
+        return self._after(average, spikes, True, False, counts)
 
-    def _after(self, average: Tensor, train: Tensor, valued: bool, constant: bool) -> RateCoded:
+    def _after(
+        self, average: Tensor, train: Tensor, valued: bool, constant: bool, counts: autograd.Counts | None = None
+    ) -> RateCoded:
         """The signal that a layer returns."""
-        made = replace(self, train=train, constant=constant, average=average, valued=valued, counts=None)
-        return replace(made, number=self.tape.met)
+        number = self.tape.met
+        return replace(self, train=train, constant=constant, average=average, valued=valued, counts=counts, number=number)
 
     def tap(self) -> Tensor:
         return self._with_value()

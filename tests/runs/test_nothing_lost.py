@@ -45,7 +45,7 @@ from spikerate.system.interrupt import Ended, Interrupt, Interrupted, ended_by_s
 from spikerate.system.progress import untracked
 from support import ROOT
 from support.processes import Processes, wait_for
-from support.runs import ARGUMENTS, Silent, assert_same, contents, until_finished
+from support.runs import ARGUMENTS, Silent, assert_same, contents, stopped_at_every_step, until_finished
 
 TINY = Run(model=Model(width=2), epochs=2, batch=200, T=2, loss=SelfDistillation())
 
@@ -154,15 +154,7 @@ def test_a_second_interrupt_stops_at_once() -> None:
 def test_stopped_in_the_middle_of_an_epoch(digits: DataSet, tmp_path: Path) -> None:
     """Every step of a run is a place to stop."""
     whole = Trainer(TINY, digits, RunFolder.create(tmp_path / "whole", TINY, {}), Silent()).train()
-    folder, stops = RunFolder.create(tmp_path / "parts", TINY, {}), 0
-    while True:
-        stop = Interrupt()
-        stop.signal = signal.SIGTERM
-        try:
-            parts = Trainer(TINY, digits, folder, Silent(), stop=stop).train()
-            break
-        except Interrupted:
-            stops += 1
+    parts, stops = stopped_at_every_step(TINY, digits, RunFolder.create(tmp_path / "parts", TINY, {}))
     assert stops == 11
     for a, b in zip(whole.network.state_dict().values(), parts.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)

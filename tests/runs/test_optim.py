@@ -35,9 +35,8 @@ from spikerate.runs.state import State
 from spikerate.runs.train import Outputs, Trainer, build_network
 from spikerate.system.codec import encode
 from spikerate.system.files import pack_tensors, read_tensors
-from spikerate.system.interrupt import Interrupt, Interrupted
 from support.processes import Processes
-from support.runs import ARGUMENTS, Silent, assert_same, until_finished
+from support.runs import ARGUMENTS, Silent, assert_same, stopped_at_every_step, until_finished
 
 CPU = torch.device("cpu")
 SMALL = Run(model=Model(width=2), epochs=2, batch=300, T=2)
@@ -357,15 +356,7 @@ RUNS = {
 def test_every_step_is_a_place_to_stop(digits: DataSet, tmp_path: Path, name: str) -> None:
     run = replace(SMALL, optim=RUNS[name])  # type: ignore[arg-type]
     whole = Trainer(run, digits, RunFolder.create(tmp_path / "whole", run, {}), Silent()).train()
-    folder, stops = RunFolder.create(tmp_path / "parts", run, {}), 0
-    while True:
-        stop = Interrupt()
-        stop.signal = signal.SIGTERM
-        try:
-            parts = Trainer(run, digits, folder, Silent(), stop=stop).train()
-            break
-        except Interrupted:
-            stops += 1
+    parts, stops = stopped_at_every_step(run, digits, RunFolder.create(tmp_path / "parts", run, {}))
     assert stops == 7
     tensors, others = whole.tensors(), parts.tensors()
     assert tensors.keys() == others.keys()

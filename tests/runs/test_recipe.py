@@ -41,7 +41,7 @@ from spikerate.system.codec import decode, encode
 from spikerate.system.files import pack_tensors, read_tensors
 from spikerate.system.interrupt import Interrupt, Interrupted
 from support.networks import small_network
-from support.runs import Silent
+from support.runs import Silent, stopped_at_every_step
 
 Spikerate = Callable[..., CompletedProcess[str]]
 CPU = torch.device("cpu")
@@ -239,17 +239,13 @@ STOPPED = {
 def test_every_step_is_a_place_to_stop(digits: DataSet, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = STOPPED[name]
     whole = trained(run, digits, tmp_path / "whole")
-    folder, stops = RunFolder.create(tmp_path / "parts", run, {}), 0
-    while True:
-        stop = Interrupt()
-        stop.signal = signal.SIGTERM
-        try:
-            parts = Trainer(run, digits, folder, Silent(), stop=stop).train()
-            break
-        except Interrupted:
-            stops += 1
-            kept = read_tensors(folder.state_file)[1]
-            assert set(kept["spent"]) == ({"seconds", "train_seconds", "compile_seconds"} if kept["step"] else set())
+    folder = RunFolder.create(tmp_path / "parts", run, {})
+
+    def look() -> None:
+        kept = read_tensors(folder.state_file)[1]
+        assert set(kept["spent"]) == ({"seconds", "train_seconds", "compile_seconds"} if kept["step"] else set())
+
+    parts, stops = stopped_at_every_step(run, digits, folder, look)
     assert stops == 7
     tensors, others = whole.tensors(), parts.tensors()
     assert tensors.keys() == others.keys()

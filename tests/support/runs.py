@@ -7,15 +7,20 @@ import json
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spikerate.data import DataSet
 from spikerate.losses import Terms
+from spikerate.runs.config import Run
 from spikerate.runs.record import RunFolder
+from spikerate.runs.state import State
+from spikerate.runs.train import Trainer
 from spikerate.system.files import read_tensors
+from spikerate.system.interrupt import Interrupt, Interrupted
 from support.processes import Processes
 
 ARGUMENTS = ["train", "digits-esd", "--width", "2", "--T", "2", "--batch", "100", "--epochs", "3"]
@@ -35,6 +40,21 @@ class Silent:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+
+
+def stopped_at_every_step(
+    run: Run, data: DataSet, folder: RunFolder, look: Callable[[], None] = lambda: None
+) -> tuple[State, int]:
+    """The state of a run that is asked to stop after each step, and goes on from there; how often, and a look each time."""
+    stops = 0
+    while True:
+        stop = Interrupt()
+        stop.signal = signal.SIGTERM
+        try:
+            return Trainer(run, data, folder, Silent(), stop=stop).train(), stops
+        except Interrupted:
+            stops += 1
+            look()
 
 
 def contents(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], dict[str, Any]]:

@@ -21,7 +21,8 @@ from spikerate import LIF, RateBP
 RateBP()(nn.Sequential(nn.Linear(2, 2), LIF()), torch.rand(1, 1, 2))
 def use():
     return torch.ones({_BLOCK}, dtype=torch.uint8)[0].item()
-use()
+for _ in range(4):  # where the first block lies, and whether the second one fits there, is by chance
+    use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     use()
@@ -30,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_a_large_block_is_brought_once_and_then_reused() -> None:
+def test_large_blocks_are_brought_a_few_times_and_then_reused() -> None:
     def faults(**more: str) -> int:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | more
         done = subprocess.run([sys.executable, "-c", _PAGES], env=env, capture_output=True, text=True, check=True)

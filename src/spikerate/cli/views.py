@@ -35,7 +35,7 @@ from spikerate.runs.state import State
 from spikerate.runs.subject import Subject
 from spikerate.runs.trained import Trained
 from spikerate.system import environment
-from spikerate.system.codec import encode, flat, named_again
+from spikerate.system.codec import flat, named_again
 
 _LIKELY = 3
 _CLASSES = 10
@@ -255,8 +255,7 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
     console.print(name, style="bold")
     console.print(preset.text)
     settings = table("Settings", "field", "value")
-    lists = {"before": " ".join(map(str, run.before)), "curriculum": " ".join(map(str, run.curriculum))}
-    for field, value in flat(encode(run) | lists):
+    for field, value in run.settings:
         settings.add_row(field, str(value))
     console.print(settings)
     entry, shape = SETS[run.data.name], input_shape(run.data)

@@ -236,17 +236,13 @@ class Recorded(Around):
     log: Log = field(kw_only=True)
 
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Recorded:
-        with FlopCounterMode(display=False) as counter:
-            y = super().affine(f, *others, at_rate=at_rate)
-        macs = counter.get_total_flops() // 2 // y.train.shape[:2].numel()
+        y, macs = _counted(partial(super().affine, f, *others, at_rate=at_rate))
         where = self.log.note(_name(f), "affine", True, y, macs)
         self._probe(where, f, self, *others, commutes=True)
         return y
 
     def nonlinear(self, f: PerStep) -> Recorded:
-        with FlopCounterMode(display=False) as counter:
-            y = super().nonlinear(f)
-        macs = counter.get_total_flops() // 2 // y.train.shape[:2].numel()
+        y, macs = _counted(partial(super().nonlinear, f))
         where = self.log.note(_name(f), "nonlinear", self.constant or self.T == 1, y, macs)
         self._probe(where, f, self)
         return y
@@ -282,6 +278,13 @@ def recorded(network: Callable[[Signal], Any], log: Log) -> Callable[[Signal], A
         return pytree.tree_map(lambda y: y.inner if isinstance(y, Recorded) else y, output, is_leaf=_is_signal)
 
     return run
+
+
+def _counted(operation: Callable[[], Any]) -> tuple[Any, int]:
+    """The signal that an operation returns, and the multiply-accumulates that a step of a sample took."""
+    with FlopCounterMode(display=False) as counter:
+        y = operation()
+    return y, counter.get_total_flops() // 2 // y.train.shape[:2].numel()
 
 
 def _is_signal(y: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,18 +19,12 @@ def branch_macs(network: nn.Module, in_shape: tuple[int, int, int]) -> int:
         return 0
     ghost = copy.deepcopy(network.branches).to("meta").eval()
     shapes = dict(zip(network.body.stages, stage_shapes(network.body, in_shape), strict=True))
-    with FlopCounterMode(display=False) as counter:
-        for name, branch in ghost.items():
-            branch(torch.empty(shapes[name], device="meta"))
-    return int(counter.get_total_flops()) // 2
+    return sum(_counted(branch, torch.empty(shapes[name], device="meta"))[1] for name, branch in ghost.items())
 
 
 def step_macs(network: nn.Module, in_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of any network without branches for one time step of one sample; counted as by `macs`."""
-    ghost, x = on_meta(network, in_shape)
-    with FlopCounterMode(display=False) as counter:
-        ghost(x)
-    return int(counter.get_total_flops()) // 2
+    return _counted(*on_meta(network, in_shape))[1]
 
 
 def macs(body: Staged, in_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -47,7 +42,12 @@ def macs(body: Staged, in_shape: tuple[int, int, int]) -> dict[str, int]:
     ghost, x = on_meta(body, in_shape)
     counts = {}
     for name, part in (("stem", ghost.stem), *ghost.stages.items(), ("head", ghost.head)):
-        with FlopCounterMode(display=False) as counter:
-            x = part(x)
-        counts[name] = counter.get_total_flops() // 2
+        x, counts[name] = _counted(part, x)
     return counts
+
+
+def _counted(part: nn.Module, x: Any) -> tuple[Any, int]:
+    """The output of a part of a network, and the multiply-accumulates that it took."""
+    with FlopCounterMode(display=False) as counter:
+        y = part(x)
+    return y, int(counter.get_total_flops()) // 2

@@ -12,7 +12,7 @@ from spikerate.rules import BPTT, OTTT, SLTT, RateBP
 from spikerate.runs.config import Run
 from spikerate.runs.presets import DSPIKE, ESD, PRESETS, RATE
 from spikerate.surrogate import Dspike
-from spikerate.system.codec import encode, flat, parts_of, path_of
+from spikerate.system.codec import parts_of, path_of
 
 _REFERENCES: dict[type, str] = {
     RateBP: RATE,
@@ -98,9 +98,7 @@ def seven_questions(run: Run, about: Mapping[str, Any], seeds: Sequence[int]) ->
 
 def settings(run: Run) -> dict[str, str]:
     """All settings as text, except the seed and the path of the data."""
-    lists = {"before": " ".join(map(str, run.before)), "curriculum": " ".join(map(str, run.curriculum))}
-    rows = flat(encode(run) | lists)
-    return {name: str(value) for name, value in rows if name not in ("seed", "data.path")}
+    return {name: str(value) for name, value in run.settings if name not in ("seed", "data.path")}
 
 
 def references(run: Run) -> list[str]:

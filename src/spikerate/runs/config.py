@@ -25,7 +25,7 @@ from spikerate.runs.schedule import Schedule
 from spikerate.signal import Neuron as NeuronLayer
 from spikerate.signal import Signal
 from spikerate.surrogate import Sigmoid, Surrogate
-from spikerate.system.codec import Own, Unnamed, added, decode, encode, path_of
+from spikerate.system.codec import Own, Unnamed, added, decode, encode, flat, path_of
 from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
 _WIDEST = 4096
@@ -214,15 +214,6 @@ class Round:
         return cls(None if found[1] == "ann" else int(found[1]), int(found[2]), float(found[3]))
 
 
-_AS_TEXTS = PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="[ann|T:EPOCHS:LR ...]",
-    instance_from_str=lambda texts: tuple(map(Round.parse, texts)),
-    is_instance=lambda value: isinstance(value, tuple),
-    str_from_instance=lambda rounds: list(map(str, rounds)),
-)
-
-
 @dataclass(frozen=True)
 class Phase:
     """A share of the steps of a run that has other time steps than its last part."""
@@ -253,13 +244,15 @@ class Phase:
         return cls(int(found[1]), float(found[2]))
 
 
-_AS_PHASES = PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="[T:SHARE ...]",
-    instance_from_str=lambda texts: tuple(map(Phase.parse, texts)),
-    is_instance=lambda value: isinstance(value, tuple),
-    str_from_instance=lambda phases: list(map(str, phases)),
-)
+def _texts(kind: type[Round] | type[Phase], form: str) -> PrimitiveConstructorSpec[Any]:
+    """How the command line reads and shows a tuple of rounds or phases: a word of that form for each."""
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"[{form} ...]",
+        instance_from_str=lambda words: tuple(map(kind.parse, words)),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda values: list(map(str, values)),
+    )
 
 
 @dataclass(frozen=True)
@@ -278,9 +271,9 @@ class Run:
     """time steps, which is also the number of frames of a recording"""
     epochs: int = 300
     """passes over the training samples"""
-    before: Annotated[tuple[Round, ...], _AS_TEXTS] = ()
+    before: Annotated[tuple[Round, ...], _texts(Round, "ann|T:EPOCHS:LR")] = ()
     """rounds to train before this run, each from the best weights of the previous one, as ann:300:0.1 6:300:0.01"""
-    curriculum: Annotated[tuple[Phase, ...], _AS_PHASES] = added(())
+    curriculum: Annotated[tuple[Phase, ...], _texts(Phase, "T:SHARE")] = added(())
     """other time steps at the beginning, for shares of the run's steps, as 1:0.5 2:0.3; the rest, and validation, have T;
     schedule and optimiser go on. A step costs (T + 2) / 3 of the ANN's by rate-based backpropagation"""
     batch: int = 128
@@ -382,6 +375,12 @@ class Run:
     def times(self) -> str:
         """Time steps without earlier rounds: "T = 6", "T = 1 -> 2 -> 6", or "ANN"."""
         return f"T = {' -> '.join(str(T) for T in (*(p.T for p in self.curriculum), self.T))}" if self.spiking else "ANN"
+
+    @property
+    def settings(self) -> list[tuple[str, Any]]:
+        """All fields as (name, value), those of parts with a dot; rounds and curriculum as on the command line."""
+        texts = {name: " ".join(map(str, getattr(self, name))) for name in ("before", "curriculum")}
+        return flat(encode(self) | texts)
 
     @property
     def in_words(self) -> str:

@@ -13,10 +13,9 @@ RateBP, 471 and 1,190 ms per step (docs/results.md)."""
 def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
-    A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others; of a curriculum
-    the mean over its shares. What the constant
-    input saves in the first layer is left out. A search for the temperature takes two forward passes for each
-    finite difference in each epoch.
+    A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others. With a
+    curriculum it is the mean over its shares. What the constant input saves in the first layer is left out. A search for
+    the temperature takes two forward passes for each finite difference in each epoch.
 
     Args:
         macs: of the network, for one step of one sample.

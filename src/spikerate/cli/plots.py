@@ -97,8 +97,8 @@ def draw_bench(outcomes: Sequence[Outcome], file: Path) -> None:
         for ann in (cost for cost in costs if cost.cell.method == ANN):
             by_T = sorted({c.cell.T: c.cell.floor for c in costs if c.cell.ann == ann.cell}.items())
             floors = [1000 * ann.step.median * floor for _, floor in by_T]
-            label = f"{_named(ann)} x (T + 2) / 3"
-            times.plot([T for T, _ in by_T], floors, color=_BLACK, ls="--", lw=0.8, label=label)
+            line, name = ("-.", f"({_named(ann)})") if ann.cell.setting.compile else ("--", _named(ann))
+            times.plot([T for T, _ in by_T], floors, color=_BLACK, ls=line, lw=0.8, label=f"{name} x (T + 2) / 3")
         figure.legend(*times.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
 
 

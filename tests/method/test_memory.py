@@ -226,15 +226,15 @@ def test_spikes_and_rates_are_kept_in_a_byte_and_change_no_bit(
 
     def step(kept: bool) -> tuple[list[Tensor], int]:
         monkeypatch.setattr(signal, "_binary", known if kept else lambda neuron: False)
-        saved: dict[int, int] = {}
+        saved: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out a second time
 
         def pack(tensor: Tensor) -> Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
             return tensor
 
         with torch.autocast("cpu", torch.bfloat16, kind == "bf16"), torch.autograd.graph.saved_tensors_hooks(pack, _same):
             loss = rule(network, x).rate.float().square().sum()
-        return list(torch.autograd.grad(loss, list(network.parameters()))), sum(saved.values())
+        return list(torch.autograd.grad(loss, list(network.parameters()))), sum(storage.nbytes() for storage in saved.values())
 
     (bytewise, few), (plain, many) = step(True), step(False)
     for a, b in zip(bytewise, plain, strict=True):

@@ -234,7 +234,9 @@ def test_spikes_and_rates_are_kept_in_a_byte_and_change_no_bit(
 
         with torch.autocast("cpu", torch.bfloat16, kind == "bf16"), torch.autograd.graph.saved_tensors_hooks(pack, _same):
             loss = rule(network, x).rate.float().square().sum()
-        return list(torch.autograd.grad(loss, list(network.parameters()))), sum(storage.nbytes() for storage in saved.values())
+        return list(torch.autograd.grad(loss, list(network.parameters()))), sum(
+            storage.nbytes() for storage in saved.values()
+        )
 
     (bytewise, few), (plain, many) = step(True), step(False)
     for a, b in zip(bytewise, plain, strict=True):

@@ -128,7 +128,10 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("method", "data", "energy", "export"))])
+EXAMPLES = ("method", "transformers", "data", "energy", "export")
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in EXAMPLES)])
 def test_the_documents_examples_run(document: str, run_python: Callable[[str], None]) -> None:
     for block in blocks(document, "python"):
         run_python(block)

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
         macs,
         preact_resnet18,
         preact_resnet34,
+        qkformer,
         resnet18,
         resnet19,
         resnet20,
         resnet34,
         sew_resnet18,
         sew_resnet34,
+        spike_driven_transformer,
+        spikformer,
         spiking,
         vgg11,
         vgg13,
@@ -86,12 +89,15 @@ __all__ = [
     "operation",
     "preact_resnet18",
     "preact_resnet34",
+    "qkformer",
     "resnet18",
     "resnet19",
     "resnet20",
     "resnet34",
     "sew_resnet18",
     "sew_resnet34",
+    "spike_driven_transformer",
+    "spikformer",
     "spiking",
     "vgg11",
     "vgg13",
@@ -106,8 +112,8 @@ _MODULES = {
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
     "models": (
-        "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
-        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
+        "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 resnet19 "
+        "resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "rules": "BPTT OTTT SLTT RateBP Rule",

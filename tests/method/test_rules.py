@@ -30,7 +30,7 @@ from spikerate import (
     resnet19,
     vgg11,
 )
-from support.networks import gradients, small_network
+from support.networks import gradients, saved_bytes, small_network
 
 RESETS: list[tuple[float | None, bool]] = [(None, True), (None, False), (0.0, True), (0.0, False)]
 
@@ -202,23 +202,6 @@ def test_input_gets_its_gradient() -> None:
     x = torch.rand(3, 3, 2, 6, 6, dtype=torch.float64, requires_grad=True)
     for rule in (RateBP(), RateBP(chunk=1), BPTT(chunk=1)):
         assert torch.autograd.grad(rule(network, x).rate.sum(), x)[0].shape == x.shape
-
-
-def saved_bytes(rule: BPTT | RateBP, network: nn.Module, x: Tensor) -> int:
-    """What the graph keeps for backward, each storage once, parameters and input not counted."""
-    own = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers(), x]}
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = rule(network, x)
-    del out
-    return sum(kept.values())
 
 
 def test_bytes_saved_for_backward_on_resnet18() -> None:

@@ -6,8 +6,11 @@ from spikerate.models.cost import branch_macs, macs, step_macs
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.networks import NETWORKS, Builder, NetworkFactory
 from spikerate.models.preact import preact_resnet18, preact_resnet34
+from spikerate.models.qk_attention import qkformer
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
+from spikerate.models.spike_driven import spike_driven_transformer
+from spikerate.models.spiking_attention import spikformer
 from spikerate.models.staged import Staged, short_path, stage_shapes
 from spikerate.models.synchronized import Synchronized, synchronize_batch_norm
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
@@ -31,6 +34,7 @@ __all__ = [
     "macs",
     "preact_resnet18",
     "preact_resnet34",
+    "qkformer",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -38,6 +42,8 @@ __all__ = [
     "sew_resnet18",
     "sew_resnet34",
     "short_path",
+    "spike_driven_transformer",
+    "spikformer",
     "spiking",
     "stage_shapes",
     "step_macs",

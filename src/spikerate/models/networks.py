@@ -9,8 +9,11 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from spikerate.models.preact import preact_resnet18, preact_resnet34
+from spikerate.models.qk_attention import qkformer
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
+from spikerate.models.spike_driven import spike_driven_transformer
+from spikerate.models.spiking_attention import spikformer
 from spikerate.models.staged import Staged
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
@@ -40,11 +43,13 @@ class Builder:
         make: called with (num_classes, in_channels, width, activation), and what else it takes.
         stems: whether its first layers have two forms, "3x3" and "7x7".
         sided: whether its head depends on the side of the samples.
+        sizes: what else it can be given, by name: of "depth", "heads" and "patch".
     """
 
     make: Callable[..., Staged]
     stems: bool = False
     sided: bool = False
+    sizes: tuple[str, ...] = ()
 
 
 NETWORKS = {
@@ -60,4 +65,7 @@ NETWORKS = {
     "vgg13": Builder(vgg13),
     "vgg16": Builder(vgg16),
     "vggsnn": Builder(vggsnn, sided=True),
+    "spikformer": Builder(spikformer, sizes=("depth", "heads", "patch")),
+    "sdt": Builder(spike_driven_transformer, sizes=("depth", "patch")),
+    "qkformer": Builder(qkformer, sizes=("depth", "heads", "patch")),
 }

@@ -30,6 +30,12 @@ from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check
 
 _WIDEST = 4096
 """Largest number of channels of the first stage; the last stage has eight times as many, and a kernel of 150 GB."""
+_SIZES = {
+    "depth": ("a number of blocks", 256),
+    "heads": ("a number of heads", _WIDEST),
+    "patch": ("a number of pixels", 16),
+}
+"""What the sizes of the transformers are, and the largest of each."""
 _COMPILED = 4
 """Largest number of different T in a compiled run: torch stops at eight graphs of a function, and evaluation needs some."""
 if TYPE_CHECKING:
@@ -83,6 +89,12 @@ class Model:
     """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet"""
     residual_branches: bool = False
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
+    depth: int | None = added(None)
+    """transformers: number of blocks; None: as the network has it"""
+    heads: int | None = added(None)
+    """transformers: heads of the attention, a divisor of 8 width; None: 8"""
+    patch: int | None = added(None)
+    """transformers: pixels of a token's side, a power of 2, 16 as for ImageNet; None: 4, as for CIFAR"""
 
     def __post_init__(self) -> None:
         if self.name not in NETWORKS:
@@ -92,16 +104,29 @@ class Model:
             raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
         if self.stem == "7x7" and not NETWORKS[self.name].stems:
             raise ValueError(f"model.stem is 7x7, which {self.name} does not have: give 3x3")
+        for name, value in self.sizes.items():
+            if name not in NETWORKS[self.name].sizes:
+                raise ValueError(f"model.{name} is {value}, which {self.name} does not have: leave it out")
+            check_count(f"model.{name}", value, *_SIZES[name])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of the transformers that are given, by name."""
+        found = {"depth": self.depth, "heads": self.heads, "patch": self.patch}
+        return {name: value for name, value in found.items() if value is not None}
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
         """A new network for samples [C, H, W] initialised by PyTorch's global random generator."""
         self.check(num_classes, in_shape, neuron)
+        return self._made(num_classes, in_shape, neuron)
+
+    def _made(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
         builder, (channels, side, _) = NETWORKS[self.name], in_shape
         if builder.stems:
             return builder.make(num_classes, channels, self.width, neuron.build, self.stem)
         if builder.sided:
             return builder.make(num_classes, channels, self.width, neuron.build, side)
-        return builder.make(num_classes, channels, self.width, neuron.build)
+        return builder.make(num_classes, channels, self.width, neuron.build, **self.sizes)
 
     def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
         """Raise `ValueError` if the network does not accept samples [C, H, W]."""
@@ -110,6 +135,9 @@ class Model:
             raise ValueError(
                 f"{self.name} needs a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size"
             )
+        if self.sizes:  # which must fit each other
+            with torch.device("meta"):
+                self._made(num_classes, in_shape, neuron)
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,9 @@ def _network(model: Model | OwnNetwork, name: str, found: Any) -> Model | OwnNet
         return OwnNetwork(found, model.residual_branches)
     width = model.width if isinstance(model, Model) else Model.width
     stem = model.stem if isinstance(model, Model) and NETWORKS[name].stems else "3x3"
-    return Model(name, width, stem, model.residual_branches)
+    sizes = model.sizes if isinstance(model, Model) else {}
+    kept = {size: value for size, value in sizes.items() if size in NETWORKS[name].sizes}
+    return Model(name, width, stem, model.residual_branches, **kept)
 
 
 def _as_kind(name: str, value: Any, found: Any) -> Any:

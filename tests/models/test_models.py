@@ -56,9 +56,9 @@ NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each s
     **{f"{f.__name__}-7x7": (partial(f, stem="7x7"), 64) for f in (resnet18, preact_resnet18, sew_resnet18)},
     **{f.__name__: (f, 32) for f in (vgg11, vgg13, vgg16, vggsnn)},
     "vggsnn-dvs": (partial(vggsnn, size=48), 48),
-    "spikformer": (partial(spikformer, depth=2), 16),
-    "spike_driven_transformer": (partial(spike_driven_transformer, depth=1), 16),
-    "qkformer": (partial(qkformer, depth=3), 16),
+    "spikformer": (partial(spikformer, depth=2), 8),
+    "spike_driven_transformer": (partial(spike_driven_transformer, depth=1), 8),
+    "qkformer": (partial(qkformer, depth=3), 8),
 }
 STEMMED = [resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34]
 every_network = pytest.mark.parametrize(("make", "size"), NETWORKS.values(), ids=NETWORKS)

@@ -16,7 +16,6 @@ from spikerate import (
     RateBP,
     Staged,
     check,
-    deepconv_branches,
     qkformer,
     spike_driven_transformer,
     spikformer,
@@ -171,7 +170,7 @@ def test_the_attentions_neurons_see_twice_the_input_and_get_gradients_at_each_st
 
 @every_transformer
 @pytest.mark.parametrize("patch", [4, 16])
-def test_a_token_stands_for_a_patch_and_each_stage_can_have_a_branch(make: Any, patch: int) -> None:
+def test_a_token_stands_for_a_patch(make: Any, patch: int) -> None:
     with torch.device("meta"):
         body = make(width=2, depth=3, patch=patch)
     shapes = stage_shapes(body, (3, 64, 48))
@@ -180,7 +179,6 @@ def test_a_token_stands_for_a_patch_and_each_stage_can_have_a_branch(make: Any, 
         assert [s[1:] for s in shapes] == [(4 * 2**k, 256 // patch // 2**k, 192 // patch // 2**k) for k in range(3)]
     else:
         assert set(shapes) == {shapes[-1]} and len(shapes) == 4
-    assert list(deepconv_branches(body, (3, 64, 48), 10)) == list(body.stages)[:-1]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +216,7 @@ def test_the_spike_driven_transformer_adds_membranes_and_multiplies_spikes_only(
 
 @every_transformer
 def test_bytes_saved_for_backward_do_not_depend_on_T(make: Any) -> None:
-    network, image = make(width=2, depth=3), torch.rand(2, 3, 16, 16)
+    network, image = make(width=1, depth=3), torch.rand(2, 3, 8, 8)
     for rules in ((RateBP(), (1, 2, 8)), (RateBP(chunk=1), (2, 8))):
         rule, times = rules
         saved = [saved_bytes(rule, network, image.expand(T, *image.shape)) for T in times]
@@ -229,8 +227,8 @@ def test_bytes_saved_for_backward_do_not_depend_on_T(make: Any) -> None:
 
 @every_transformer
 def test_chunks_have_the_values_of_one_pass_in_evaluation(make: Any) -> None:
-    network = settled(make(width=2, depth=3, activation=partial(LIF, threshold=0.3)))
-    x = torch.rand(5, 2, 3, 16, 16, dtype=torch.float64)
+    network = settled(make(width=1, depth=3, activation=partial(LIF, threshold=0.3)))
+    x = torch.rand(5, 2, 3, 8, 8, dtype=torch.float64)
     whole = RateBP()(network, x).rate
     assert whole.std() > 0
     for chunk in (1, 2):
@@ -238,11 +236,11 @@ def test_chunks_have_the_values_of_one_pass_in_evaluation(make: Any) -> None:
 
 
 def test_channel_attention_trains_and_is_checked_as_the_others() -> None:
-    network = qkformer(width=2, attention="channel")
-    found = check(network, torch.randn(2, 3, 16, 16).expand(3, 2, 3, 16, 16))
+    network = qkformer(width=1, depth=3, attention="channel")
+    found = check(network, torch.randn(2, 3, 8, 8).expand(3, 2, 3, 8, 8))
     assert found.fine, found.faults
     assert not found.exact
-    RateBP()(network, torch.rand(2, 4, 3, 16, 16)).rate.square().sum().backward()
+    RateBP()(network, torch.rand(2, 4, 3, 8, 8)).rate.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 

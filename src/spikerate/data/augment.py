@@ -13,8 +13,10 @@ from kornia.augmentation import RandomCrop, RandomHorizontalFlip, RandomRotation
 from kornia.augmentation.auto import AutoAugment
 from torch import Tensor
 
+from spikerate.data.mixing import Mixture
 from spikerate.data.views import Views
 from spikerate.system.codec import added
+from spikerate.system.ranges import check_number
 
 LARGEST_SIDE = 4096
 """Largest side of a sample, in pixels."""
@@ -22,7 +24,7 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class Augment:
-    """Shift, crop, flip, AutoAugment, roll, rotation and Cutout, applied in this order. Each is off by default."""
+    """Shift, crop, flip, AutoAugment, roll, rotation, Cutout and mixing, applied in this order. Each is off by default."""
 
     resized_crop: bool = False
     """crop a random part of the image, 8 to 100 % of its area, and resize it to the data's size (image files only)"""
@@ -45,12 +47,20 @@ class Augment:
     translate: int = added(0)
     """shift each sample by random whole pixels, at most this number along both axes; what comes in is the reflection at the
     border (cifar10-airbench: 2); with alternating_flip the cheapest augmentation, one gather for a whole batch"""
+    mixup: float = added(0.0)
+    """Mixup (Zhang et al., ICLR 2018): each sample becomes lambda times itself plus 1 - lambda times another one, and so do
+    the labels; lambda from Beta(a, a) with this a, 0 to 100 (the paper: 1 on CIFAR-10)"""
+    cutmix: float = added(0.0)
+    """CutMix (Yun et al., ICCV 2019): a box of each sample comes from another one, labels by the area; the area by Beta(a, a)
+    with this a, 0 to 100 (the paper: 1). With mixup, each sample gets one of both at random"""
 
     def __post_init__(self) -> None:
         for name in ("crop", "roll", "cutout", "translate"):
             value = getattr(self, name)
             if not 0 <= value <= LARGEST_SIDE:
                 raise ValueError(f"augment.{name} is {value}: give a number of pixels from 0 to {LARGEST_SIDE}")
+        for name in ("mixup", "cutmix"):
+            check_number(f"augment.{name}", getattr(self, name), 0, 100)
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"augment.rotation is {self.rotation}: give an angle from 0 to 180 degrees")
         if self.one_of and len(self._moves()) < 2:
@@ -65,13 +75,19 @@ class Augment:
             return None
         return Views.drawn(n, self.alternating_flip, self.translate, seed, epoch)
 
+    def mixture(self, n: int, group: int, side: tuple[int, int], seed: int) -> Mixture | None:
+        """How the n samples [C, *side] of a batch are mixed, each with one of its group; None if they are not."""
+        if not (self.mixup or self.cutmix):
+            return None
+        return Mixture.drawn(n, group, self.mixup, self.cutmix, side, seed)
+
     @property
     def by_blocks(self) -> bool:
-        """Whether calling it changes anything: what is not in `views` and not done by the reader of the files."""
+        """Whether calling it changes anything: what is in neither `views` nor `mixture`, nor done by the reader of the files."""
         return bool(self.crop or self.flip or self.autoaugment or self._moves())
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch by all but its views. The result depends on the batch and the seed only; all frames of a sample are treated alike.
+        """Augment a batch by all but its views and mixture. The result depends on the batch and the seed only; all frames of a sample are treated alike.
 
         Args:
             x: [B, C, H, W] in [0, 1], C = 3 for AutoAugment; or [B, T, C, H, W].

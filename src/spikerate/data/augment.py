@@ -71,7 +71,9 @@ class Augment:
         return bool(self.crop or self.flip or self.autoaugment or self._moves())
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch by all but its views. The result depends on the batch and the seed only; all frames of a sample are treated alike.
+        """Augment a batch by all but its views. All frames of a sample are treated alike.
+
+        The result depends on the batch and the seed only.
 
         Args:
             x: [B, C, H, W] in [0, 1], C = 3 for AutoAugment; or [B, T, C, H, W].

@@ -131,12 +131,10 @@ def check(data: Data) -> None:
 
 
 def check_crop(data: Data, shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` where the crop or the shift of the augmentation is wider than samples [C, H, W]."""
+    """Raise `ValueError` where the crop of the augmentation is wider than samples [C, H, W]."""
     side = min(shape[1:])
-    for name, most in (("crop", side), ("translate", side - 1)):
-        value = getattr(data.augment, name)
-        if value > most:
-            raise ValueError(f"data.augment.{name} is {value}, wider than the samples: give at most {most} pixels")
+    if data.augment.crop > side:
+        raise ValueError(f"data.augment.crop is {data.augment.crop}, wider than the samples: give at most {side} pixels")
 
 
 def load(data: Data, T: int, track: Track = untracked) -> DataSet:

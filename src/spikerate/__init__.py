@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
     from spikerate.measure.meter import FiringRates
+    from spikerate.measure.recording import record
     from spikerate.models import (
         Branched,
         DeepConv,
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
         vggsnn,
     )
     from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
+    from spikerate.operations import operation
     from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
-    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled, operation
+    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled
     from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "preact_resnet18",
     "preact_resnet34",
     "qkformer",
+    "record",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -111,14 +114,16 @@ _MODULES = {
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
+    "measure.recording": "record",
     "models": (
         "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 resnet19 "
         "resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
+    "operations": "operation",
     "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",
-    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled operation",
+    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled",
     "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
 }
 """Where each name is at home, as the imports above say for those who check types."""

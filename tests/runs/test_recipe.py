@@ -22,7 +22,7 @@ from torch._dynamo.testing import CompileCounter
 
 from spikerate import BPTT, LIF, CrossEntropy, RateBP, SelfDistillation, Staged
 from spikerate.cli.main import main
-from spikerate.data import Data, DataSet, Stored, load
+from spikerate.data import Augment, Data, DataSet, Stored, load
 from spikerate.losses import Terms
 from spikerate.models import FromImages, Whitening, resnet18
 from spikerate.runs import train
@@ -223,14 +223,25 @@ def test_what_has_no_time_has_no_curriculum() -> None:
 # nothing is lost --------------------------------------------------------------------------------------------------------
 
 STOPPED = {
-    "curriculum": replace(SMALL, curriculum=CURRICULUM, loss=SelfDistillation(smoothing=0.1, scale=0.5), bn_momentum=0.4),
+    "curriculum": replace(
+        SMALL,
+        data=Data(augment=Augment(mixup=0.5, cutmix=1.0)),
+        curriculum=CURRICULUM,
+        loss=SelfDistillation(smoothing=0.1, scale=0.5),
+        bn_momentum=0.4,
+    ),
     "lookahead": replace(
         SMALL,
         T=1,
         curriculum=(Phase(2, 0.6),),
         optim=SGD(nesterov=True, lookahead=3, lookahead_keep=0.8, lookahead_power=3, bias_lr=8),
     ),
-    "ema": replace(SMALL, curriculum=CURRICULUM, optim=AdamW(ema=0.9, bias_lr=2)),
+    "ema": replace(
+        SMALL,
+        data=Data(augment=Augment(alternating_flip=True, translate=1)),
+        curriculum=CURRICULUM,
+        optim=AdamW(ema=0.9, bias_lr=2),
+    ),
     "whitening": replace(SMALL, model=OwnNetwork(lambda k, s, n: staged(s[0], k, True)), curriculum=CURRICULUM),
 }
 

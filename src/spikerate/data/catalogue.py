@@ -114,8 +114,9 @@ def check(data: Data) -> None:
         raise ValueError(
             f"{data.name} is built in with its own validation samples: leave data.path, data.validation and data.test alone"
         )
-    if augment.autoaugment and (entry.kind == "events" or (data.name != "own" and entry.shape[0] != 3)):
-        raise ValueError(f"data.augment.autoaugment is for colour images, and {data.name} has none: give None")
+    if augment.policies and (entry.kind == "events" or (data.name != "own" and entry.shape[0] != 3)):
+        (policy,) = augment.policies
+        raise ValueError(f"data.augment.{policy} is for colour images, and {data.name} has none: leave it out")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
         raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
     if data.name == "own" and entry.kind == "events" and data.size is not None:
@@ -131,10 +132,12 @@ def check(data: Data) -> None:
 
 
 def check_crop(data: Data, shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` where the crop of the augmentation is wider than samples [C, H, W]."""
+    """Raise `ValueError` where the crop or the shift of the augmentation is wider than samples [C, H, W]."""
     side = min(shape[1:])
-    if data.augment.crop > side:
-        raise ValueError(f"data.augment.crop is {data.augment.crop}, wider than the samples: give at most {side} pixels")
+    for name, most in (("crop", side), ("translate", side - 1)):
+        value = getattr(data.augment, name)
+        if value > most:
+            raise ValueError(f"data.augment.{name} is {value}, wider than the samples: give at most {most} pixels")
 
 
 def load(data: Data, T: int, track: Track = untracked) -> DataSet:

@@ -18,6 +18,12 @@ class Stream(IntEnum):
     """the crops that are decoded from image files"""
     SEARCH = 3
     """the directions in which a search for a temperature moves weights"""
+    FLIP = 4
+    """which samples are flipped in even epochs, by alternating flip"""
+    SHIFT = 5
+    """by how much each sample is shifted in an epoch"""
+    MIX = 6
+    """which samples of a batch are mixed, and how"""
 
 
 def stream(*key: int) -> int:

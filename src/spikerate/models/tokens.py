@@ -67,9 +67,9 @@ def splitting(in_channels: int, width: int, patch: int, activation: Activation) 
     ]
 
 
-def spiking_mlp(channels: int, activation: Activation, ratio: int = 4) -> list[nn.Module]:
-    """The layers linear - BN - activation - linear - BN - activation of each token, with `ratio` x `channels` in between."""
-    inner = ratio * channels
+def spiking_mlp(channels: int, activation: Activation) -> list[nn.Module]:
+    """The layers linear - BN - activation - linear - BN - activation of each token, with four times the channels in between."""
+    inner = 4 * channels
     return [
         *normalized(channels, inner, bias=True),
         activate(activation),

@@ -68,7 +68,7 @@ def splitting(in_channels: int, width: int, patch: int, activation: Activation) 
 
 
 def spiking_mlp(channels: int, activation: Activation) -> list[nn.Module]:
-    """The layers linear - BN - activation - linear - BN - activation of each token, with four times the channels in between."""
+    """The layers linear - BN - activation - linear - BN - activation of each token, with 4 `channels` in between."""
     inner = 4 * channels
     return [
         *normalized(channels, inner, bias=True),

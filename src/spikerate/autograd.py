@@ -400,7 +400,10 @@ class Product:
     output: str
 
     def __call__(self, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return _apply(_Product, value, a.to(value.dtype), b.to(value.dtype), self.first, self.second, self.output)
+        first, second = a.to(value.dtype), b.to(value.dtype)
+        if second is first:  # the square of a signal; the compiler takes each tensor only once
+            second = second.view_as(second)
+        return _apply(_Product, value, first, second, self.first, self.second, self.output)
 
 
 Layer = Linear | Convolution

@@ -163,8 +163,9 @@ def _check_alike(name: str, x: Signal, y: Signal) -> None:
 def _matrices(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     """The product of matrices [..., i, j] and [..., j, k] of each sample."""
 
+    name = f.__name__.removeprefix("linalg_")
+
     def verb(x: Signal, other: Any) -> Signal:
-        name = f.__name__.removeprefix("linalg_")
         if not isinstance(other, Signal):
             raise TypeError(no_rule(f"{name} with something that is no signal"))
         if min(x.dim(), other.dim()) < 3:

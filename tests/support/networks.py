@@ -128,7 +128,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Any) -> Any:
         q, k, v = (part(x).unflatten(1, (self.heads, -1)) for part in (self.queries, self.keys, self.values))
-        return self.out(self.neuron(((v @ k.transpose(-2, -1)) @ q).flatten(1, 2) * 0.5))
+        # Of `@` between objects that are no tensors the compiler knows nothing.
+        mixed = torch.matmul(torch.matmul(v, k.transpose(-2, -1)), q)
+        return self.out(self.neuron(mixed.flatten(1, 2) * 0.5))
 
 
 def attention_network(channels: int = 8, neuron: Any = LIF, classes: int = 3, inputs: int = 2, heads: int = 2) -> nn.Module:

@@ -162,7 +162,6 @@ def _check_alike(name: str, x: Signal, y: Signal) -> None:
 
 def _matrices(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     """The product of matrices [..., i, j] and [..., j, k] of each sample."""
-
     name = f.__name__.removeprefix("linalg_")
 
     def verb(x: Signal, other: Any) -> Signal:

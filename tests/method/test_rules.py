@@ -221,7 +221,7 @@ def test_rate_saves_no_more_than_three_values_per_neuron() -> None:
     network, image = resnet18(width=8), torch.rand(2, 3, 32, 32)
     ann = resnet18(width=8, activation="relu")
     kept = saved_bytes(RateBP(), network, image.expand(4, *image.shape))
-    assert kept < 1.6 * saved_bytes(lambda net, x: net(x[0]), ann, image.expand(1, *image.shape))  # type: ignore[arg-type]
+    assert kept < 1.6 * saved_bytes(lambda net, x: net(x[0]), ann, image.expand(1, *image.shape))
 
 
 def test_the_rate_pass_costs_the_backward_of_one_step() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikerate import BPTT, LIF, Branched, DeepConv, RateBP, Signal, Staged
+from spikerate import LIF, Branched, DeepConv, Signal, Staged
 
 
 class GoldenBlock(nn.Module):
@@ -197,20 +197,3 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """Parameter name -> gradient of a loss."""
     names, parameters = zip(*module.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True), strict=True))
-
-
-def saved_bytes(rule: BPTT | RateBP, network: nn.Module, x: Tensor) -> int:
-    """What the graph keeps for backward, each storage once, parameters and input not counted."""
-    own = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers(), x]}
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = rule(network, x)
-    del out
-    return sum(kept.values())

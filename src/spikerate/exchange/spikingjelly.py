@@ -33,7 +33,9 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
         if isinstance(module, Rectifier):
             raise ValueError(f"{_at(path)} is a rectifier, so the network is an ANN: give one with LIF")
         if isinstance(module, Feedback):
-            raise ValueError(f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly")
+            raise ValueError(
+                f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"
+            )
         if isinstance(module, LIF):
             if module.v_reset:
                 raise ValueError(

@@ -14,11 +14,7 @@ from torch.utils import _pytree as pytree
 
 from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
 from spikerate.measure.energy import Energy, Operations
-<<<<<<< HEAD
-from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
-=======
-from spikerate.signal import Feedback, Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant
->>>>>>> main
+from spikerate.signal import Feedback, Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
 from spikerate.stream import Calls
 
 _Own = TypeVar("_Own", bound="Around")

@@ -65,6 +65,20 @@ class Neuron(Protocol):
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
 
 
+class Feedback(ABC):
+    """A neuron layer whose own spikes come back to it through a layer of weights, at the next step.
+
+    Attributes:
+        layer: what they come back through, [B, ...] -> [B, ...].
+    """
+
+    layer: nn.Module
+
+    @abstractmethod
+    def returning(self, spikes: Tensor, state: Any) -> Tensor:
+        """The spikes that come back at each step of [T, B, ...], those of the step before; `state` is that at the start."""
+
+
 class Memory(Protocol):
     """What goes on from call to call of a rule: a name for each layer's state (`Rule.continued`)."""
 
@@ -512,9 +526,14 @@ class Stepwise(Signal):
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.resume(neuron, self.train))
+            before = self.tape.resume(neuron, self.train)
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, before)
         self.tape.leave(neuron, state)
-        return self._fired(neuron, autograd.scale(spikes, self.expanded(), slopes))
+        currents = self.expanded()
+        if isinstance(neuron, Feedback):
+            back = replace(self, train=neuron.returning(spikes, before), constant=False, counts=None)
+            currents = currents + neuron.layer(back).expanded()
+        return self._fired(neuron, autograd.scale(spikes, currents, slopes))
 
     def _fired(self: _Own, neuron: Neuron, spikes: Tensor) -> _Own:
         counts = autograd.Counts(spikes) if _binary(neuron) and not torch.compiler.is_compiling() else None

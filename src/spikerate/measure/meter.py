@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
 from spikerate.measure.energy import Energy, Operations
-from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
+from spikerate.signal import Feedback, Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
 from spikerate.stream import Calls
 
 _Own = TypeVar("_Own", bound="Around")
@@ -215,6 +215,9 @@ class Metered(Around):
 
     def fired(self, neuron: Neuron, spikes: Signal) -> None:
         self.ledger.note(neuron, spikes.expanded())
+        if isinstance(neuron, Feedback) and self.tally is not None:
+            back = neuron.returning(spikes.expanded(), None)
+            neuron.layer(self._around(replace(spikes, train=back, counts=None)))  # once more, for its operations
 
 
 @dataclass(frozen=True, eq=False)

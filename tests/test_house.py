@@ -22,6 +22,7 @@ FLOORS = [
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
     {"neuron", "recompute"},
+    {"integer"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spikerate.integer import ILIF
 from spikerate.measure.evaluate import over_time
 from spikerate.models import body_of
 from spikerate.neuron import LIF, Rectifier
@@ -27,7 +28,7 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
         T: time steps, at most those of the frames.
 
     Raises:
-        ValueError: T is less than 1.
+        ValueError: T is less than 1, or the network has integer neurons.
         ImportError: NeuroBench is not installed.
     """
     from neurobench.models import NeuroBenchModel
@@ -35,6 +36,10 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
     if T < 1:
         raise ValueError(f"T is {T}: give a number of time steps >= 1")
     body = body_of(network)
+    if any(isinstance(m, ILIF) for m in body.modules()):
+        raise ValueError(
+            "NeuroBench would count the spikes of integer neurons (ILIF) as multiplications: spikerate eval counts them"
+        )
     replaced: dict[int, Any] = {id(m): Stepping(copy.deepcopy(m)) for m in body.modules() if isinstance(m, LIF)}
     replaced |= {id(m): nn.ReLU() for m in body.modules() if isinstance(m, Rectifier)}
     stepping = copy.deepcopy(body, replaced).eval()

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
         vggsnn,
     )
     from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
+    from spikerate.operations import operation
     from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
-    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled, operation
+    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled
     from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
@@ -115,9 +116,10 @@ _MODULES = {
         "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
+    "operations": "operation",
     "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",
-    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled operation",
+    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled",
     "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
 }
 """Where each name is at home, as the imports above say for those who check types."""

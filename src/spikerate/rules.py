@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from spikerate import operations  # noqa: F401 - fills the table of signals
 from spikerate.recompute import Recomputed
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
 from spikerate.system.allocator import keep_large_blocks

@@ -22,7 +22,7 @@ from torch._dynamo.testing import CompileCounter
 
 from spikerate import BPTT, LIF, CrossEntropy, RateBP, SelfDistillation, Staged
 from spikerate.cli.main import main
-from spikerate.data import Data, DataSet, Stored, load
+from spikerate.data import Augment, Data, DataSet, Stored, load
 from spikerate.losses import Terms
 from spikerate.models import FromImages, Whitening, resnet18
 from spikerate.runs import train
@@ -230,7 +230,12 @@ STOPPED = {
         curriculum=(Phase(2, 0.6),),
         optim=SGD(nesterov=True, lookahead=3, lookahead_keep=0.8, lookahead_power=3, bias_lr=8),
     ),
-    "ema": replace(SMALL, curriculum=CURRICULUM, optim=AdamW(ema=0.9, bias_lr=2)),
+    "ema": replace(
+        SMALL,
+        data=Data(augment=Augment(alternating_flip=True, translate=1)),
+        curriculum=CURRICULUM,
+        optim=AdamW(ema=0.9, bias_lr=2),
+    ),
     "whitening": replace(SMALL, model=OwnNetwork(lambda k, s, n: staged(s[0], k, True)), curriculum=CURRICULUM),
 }
 

@@ -13,13 +13,16 @@ from kornia.augmentation import RandomCrop, RandomHorizontalFlip, RandomRotation
 from kornia.augmentation.auto import AutoAugment
 from torch import Tensor
 
+from spikerate.data.views import Views
+from spikerate.system.codec import added
+
 LARGEST_SIDE = 4096
 """Largest side of a sample, in pixels."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Crop, flip, AutoAugment, roll, rotation and Cutout, applied in this order. Each is off by default."""
+    """Shift, crop, flip, AutoAugment, roll, rotation and Cutout, applied in this order. Each is off by default."""
 
     resized_crop: bool = False
     """crop a random part of the image, 8 to 100 % of its area, and resize it to the data's size (image files only)"""
@@ -37,18 +40,40 @@ class Augment:
     """side in pixels of the square set to zero around a random pixel, up to 4096 (DeVries and Taylor, 2017)"""
     one_of: bool = False
     """apply only one of roll, rotation and Cutout, drawn at random for each group of 8 samples"""
+    alternating_flip: bool = added(False)
+    """horizontal flip of each sample in every other epoch, at random in the first (Keller Jordan 2024, arXiv 2404.00498)"""
+    translate: int = added(0)
+    """shift each sample by random whole pixels, at most this number along both axes; what comes in is the reflection at the
+    border (cifar10-airbench: 2); with alternating_flip the cheapest augmentation, one gather for a whole batch"""
 
     def __post_init__(self) -> None:
-        for name, value in (("crop", self.crop), ("roll", self.roll), ("cutout", self.cutout)):
+        for name in ("crop", "roll", "cutout", "translate"):
+            value = getattr(self, name)
             if not 0 <= value <= LARGEST_SIDE:
                 raise ValueError(f"augment.{name} is {value}: give a number of pixels from 0 to {LARGEST_SIDE}")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"augment.rotation is {self.rotation}: give an angle from 0 to 180 degrees")
         if self.one_of and len(self._moves()) < 2:
             raise ValueError("augment.one_of chooses among roll, rotation and cutout: give at least two of them")
+        for one, other in (("flip", "alternating_flip"), ("crop", "translate")):
+            if getattr(self, one) and getattr(self, other):
+                raise ValueError(f"augment.{one} and augment.{other} do the same in two ways: turn one of them off")
+
+    def views(self, n: int, seed: int, epoch: int) -> Views | None:
+        """How the n training samples are flipped and shifted in an epoch; None if they are not."""
+        if not (self.alternating_flip or self.translate):
+            return None
+        return Views.drawn(n, self.alternating_flip, self.translate, seed, epoch)
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether calling it changes anything: what is not in `views` and not done by the reader of the files."""
+        return bool(self.crop or self.flip or self.autoaugment or self._moves())
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch. The result depends on the batch and the seed only; all frames of a sample are treated alike.
+        """Augment a batch by all but its views. All frames of a sample are treated alike.
+
+        The result depends on the batch and the seed only.
 
         Args:
             x: [B, C, H, W] in [0, 1], C = 3 for AutoAugment; or [B, T, C, H, W].

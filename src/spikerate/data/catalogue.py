@@ -131,10 +131,12 @@ def check(data: Data) -> None:
 
 
 def check_crop(data: Data, shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` where the crop of the augmentation is wider than samples [C, H, W]."""
+    """Raise `ValueError` where the crop or the shift of the augmentation is wider than samples [C, H, W]."""
     side = min(shape[1:])
-    if data.augment.crop > side:
-        raise ValueError(f"data.augment.crop is {data.augment.crop}, wider than the samples: give at most {side} pixels")
+    for name, most in (("crop", side), ("translate", side - 1)):
+        value = getattr(data.augment, name)
+        if value > most:
+            raise ValueError(f"data.augment.{name} is {value}, wider than the samples: give at most {most} pixels")
 
 
 def load(data: Data, T: int, track: Track = untracked) -> DataSet:

@@ -18,6 +18,10 @@ class Stream(IntEnum):
     """the crops that are decoded from image files"""
     SEARCH = 3
     """the directions in which a search for a temperature moves weights"""
+    FLIP = 4
+    """which samples are flipped in even epochs, by alternating flip"""
+    SHIFT = 5
+    """by how much each sample is shifted in an epoch"""
 
 
 def stream(*key: int) -> int:

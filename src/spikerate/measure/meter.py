@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spikerate import autograd
+from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
 from spikerate.integer import ILIF
 from spikerate.measure.energy import Energy, Operations
 from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant

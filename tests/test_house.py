@@ -21,7 +21,7 @@ FLOORS = [
     {"system"},
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
-    {"neuron", "operations", "recompute"},
+    {"neuron", "operations", "recompute", "stream"},
     {"integer"},
     {"rules"},
     {"models", "measure"},

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
     from spikerate.measure.meter import FiringRates
+    from spikerate.measure.recording import record
     from spikerate.models import (
         Branched,
         DeepConv,
@@ -91,6 +92,7 @@ __all__ = [
     "operation",
     "preact_resnet18",
     "preact_resnet34",
+    "record",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -111,6 +113,7 @@ _MODULES = {
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
+    "measure.recording": "record",
     "models": (
         "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
         "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"

@@ -1,8 +1,9 @@
 """Losses: each takes the logits of all outputs and the labels, and returns named terms.
 
 A loss is called as `loss(outputs, labels)`, where `outputs` is a sequence of logits [B, K], those of the branches first and
-those of the final head last, and `labels` [B] int64. It returns a dict of scalars: `loss`, which is minimised, and its
-terms. A loss with `per_step` takes the final head's logits of every time step, [B, T, K].
+those of the final head last, and `labels` [B] int64, or of mixed samples (Mixup, CutMix) [B, K], weights of the classes that
+sum to 1. It returns a dict of scalars: `loss`, which is minimised, and its terms. A loss with `per_step` takes the final
+head's logits of every time step, [B, T, K].
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Loss(ABC):
 
         Args:
             outputs: logits [B, K] of the branches, in their order, and of the final head, which is the last.
-            labels: [B] int64.
+            labels: [B] int64; of samples mixed by Mixup or CutMix [B, K] floats, the weights of the classes.
         """
 
 
@@ -50,6 +51,8 @@ class CrossEntropy(Loss):
     """Cross-entropy of the final head: `{"loss"}`.
 
         L = CE(scale logits, (1 - smoothing) onehot(label) + smoothing / K)
+
+    With mixed samples, the weights of the classes stand for `onehot(label)`, here and in the other losses.
 
     Args:
         smoothing: label smoothing, the share of the target that all K classes have equally, in [0, 1).
@@ -69,7 +72,7 @@ class CrossEntropy(Loss):
         check_positive("CrossEntropy.scale", self.scale)
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
-        return {"loss": F.cross_entropy(self.scale * outputs[-1].float(), labels, label_smoothing=self.smoothing)}
+        return {"loss": cross_entropy(self.scale * outputs[-1].float(), labels, self.smoothing)}
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,7 @@ class TET(Loss):
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
         logits = self.scale * outputs[-1].to(torch.promote_types(outputs[-1].dtype, torch.float32))  # [B, T, K]
-        targets = labels.repeat_interleave(logits.shape[1])
-        ce = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=self.smoothing)
+        ce = cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1], 0), self.smoothing)
         if self.pull == 0:
             return {"loss": ce}
         mse = (logits - self.target).square().mean()
@@ -122,7 +124,8 @@ class SelfDistillation(Loss):
 
     `CE` is summed over the outputs. `KL` is the sum over all N outputs p of `tau^2 KL(softmax(teacher / tau) ||
     softmax(p / tau))`, the mean over the samples that have a teacher; the teacher is a constant. If no sample of a batch
-    has a teacher, `KL = 0`.
+    has a teacher, `KL = 0`. On a mixed sample (Mixup, CutMix), an output is correct if its argmax is the class of the
+    greatest label weight; the paper mixes none.
 
     Terms: `loss`, `ce` (weighted by the alphas), `kl` (not weighted), `reliable` (the fraction of samples that at least
     one output classifies correctly).
@@ -168,7 +171,7 @@ class SelfDistillation(Loss):
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Terms:
         wide = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in outputs]
         logits = self.scale * torch.stack(wide)  # [N, B, K]
-        *branches, final = (F.cross_entropy(p, labels, label_smoothing=self.smoothing) for p in logits)
+        *branches, final = (cross_entropy(p, labels, self.smoothing) for p in logits)
         ce = (self.alpha if self.final_alpha is None else self.final_alpha) * final + self.alpha * sum(branches)
         teacher, reliable = reliable_teacher(logits.detach(), labels)
         share = reliable.to(logits.dtype).mean()
@@ -217,24 +220,38 @@ class RatePenalty:
         return {"loss": self.weight * (means - self.target).square().mean(), "firing_rate": means.mean()}
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy of logits [B, K] for labels [B], or for weights of the classes [B, K], with label smoothing."""
+    targets = labels.to(logits.dtype) if labels.is_floating_point() else labels
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+def classes_of(labels: Tensor) -> Tensor:
+    """The class [B] of labels [B], or of weights [B, K] that of the greatest one, the first of several equal ones."""
+    return labels.argmax(-1) if labels.is_floating_point() else labels
+
+
 def reliable_teacher(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of the logits of those outputs that classify a sample correctly (Zhao et al., Eq. 8).
 
     Args:
         logits: [N, B, K] of N outputs.
-        labels: [B].
+        labels: [B], or of mixed samples [B, K]: correct is the class of the greatest weight.
 
     Returns:
         the teacher [B, K], which is 0 if no output is correct, and whether at least one is correct [B].
     """
-    right = logits.argmax(-1) == labels  # [N, B]
+    right = logits.argmax(-1) == classes_of(labels)  # [N, B]
     count = right.sum(0)
     teacher = (logits * right.unsqueeze(-1)).sum(0) / count.clamp(min=1).unsqueeze(-1)
     return teacher, count > 0
 
 
 def accuracies(outputs: Sequence[Tensor], labels: Tensor) -> Terms:
-    """The accuracy of each output: `accuracy` of the final head, `accuracy/exit1`, `accuracy/exit2`, ... of the branches."""
+    """The accuracy of each output: `accuracy` of the final head, `accuracy/exit1`, `accuracy/exit2`, ... of the branches.
+
+    On mixed samples, with labels [B, K], the class of the greatest weight is the right one.
+    """
     rates = [p.mean(1) if p.dim() == 3 else p for p in outputs]
-    right = [(p.argmax(-1) == labels).float().mean() for p in rates]
+    right = [(p.argmax(-1) == classes_of(labels)).float().mean() for p in rates]
     return {"accuracy": right[-1]} | {f"accuracy/exit{k + 1}": value for k, value in enumerate(right[:-1])}

@@ -57,11 +57,25 @@ class Neuron(Protocol):
         """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
 
         Its last two, [B, ...], are sums over all steps so far: of the spikes; and of d(spike)/d(current), where the current
-        of every step grows by the same, which divided by T is the gain of the rate.
+        of every step grows by the same, which divided by T is the gain of the rate. Where there are two before these, the
+        first is the membrane, the state of `unroll`, so that a stream can go on from it (`Rule.continued`).
         """
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
+
+
+class Memory(Protocol):
+    """What goes on from call to call of a rule: a name for each layer's state (`Rule.continued`)."""
+
+    def recall(self, layer: Any, train: Tensor) -> Any:
+        """The state that the call before left of a layer, None at the start; `train` [T or 1, B, ...] is its input."""
+
+    def keep(self, layer: Any, state: Any) -> None:
+        """Leave the state of a layer to the next call."""
+
+    def before(self, name: str) -> Any:
+        """The state that the call before left of the layer of that name; None at the start."""
 
 
 class Tape:
@@ -72,6 +86,9 @@ class Tape:
     Args:
         T: number of time steps in all chunks together.
         whole: whether a single chunk contains all steps, so that no state is needed.
+
+    Attributes:
+        memory: what goes on from call to call; None where each call starts anew.
     """
 
     def __init__(self, T: int, whole: bool = True) -> None:
@@ -85,12 +102,13 @@ class Tape:
         self.layers: list[Any] = []
         self.met = 0
         self.first = True
+        self.memory: Memory | None = None
 
     def following(self, last: bool) -> Tape:
         """The tape of the next chunk; `last` tells whether it is the final one."""
         tape = Tape(self.T, self.whole)
         tape.last = last
-        tape.slots, tape.layers, tape.first = self.slots, self.layers, False
+        tape.slots, tape.layers, tape.first, tape.memory = self.slots, self.layers, False, self.memory
         return tape
 
     def meet(self, *layer: Any) -> None:
@@ -145,6 +163,22 @@ class Tape:
         elif not self.last:
             self.slots[self.position] = state
         self.position += 1
+
+    def resume(self, layer: Any, train: Tensor) -> Any:
+        """As `recall`, of a layer whose state goes on from call to call; `train` [T or 1, B, ...] is its input.
+
+        Raises:
+            ValueError: the state is not that of such a layer.
+        """
+        if self.first and self.memory is not None:
+            return self.memory.recall(layer, train)
+        return self.recall()
+
+    def leave(self, layer: Any, state: Any) -> None:
+        """As `keep`, of a layer whose state goes on from call to call."""
+        if self.last and self.memory is not None:
+            self.memory.keep(layer, state)
+        self.keep(state)
 
     def mean(self, x: Tensor, n: int) -> Tensor:
         """The mean over the time steps of all chunks, where `x` is the mean over the `n` steps of this chunk.
@@ -462,8 +496,8 @@ class Stepwise(Signal):
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
-        self.tape.keep(state)
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.resume(neuron, self.train))
+        self.tape.leave(neuron, state)
         return self._fired(neuron, autograd.scale(spikes, self.expanded(), slopes))
 
     def _fired(self: _Own, neuron: Neuron, spikes: Tensor) -> _Own:
@@ -489,11 +523,11 @@ class Unrolled(Stepwise):
         return replace(self, train=self._mapped(f, others, at_rate), constant=constant)
 
     def fire(self, neuron: Neuron) -> Unrolled:
-        if self.tape.whole and not torch.is_grad_enabled():
+        if self.tape.whole and self.tape.memory is None and not torch.is_grad_enabled():
             return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = unrolled(neuron, self.train, self.T, self.tape.recall())
-        self.tape.keep(state)
+        spikes, state = unrolled(neuron, self.train, self.T, self.tape.resume(neuron, self.train))
+        self.tape.leave(neuron, state)
         return self._fired(neuron, spikes)
 
 
@@ -527,11 +561,11 @@ class Traced(Stepwise):
         with torch.no_grad():
             value = mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
             traces = []
-            trace = self.tape.recall()
+            trace = self.tape.resume(at_rate.weight, self.train)
             for x in self.expanded().unbind(0):
                 trace = x if trace is None else self.decay * trace + x
                 traces.append(trace)
-            self.tape.keep(trace)
+            self.tape.leave(at_rate.weight, trace)
         inputs = anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
         return replace(self, train=per_step(at_rate, value, inputs), constant=False)
 
@@ -617,18 +651,27 @@ class RateCoded(Signal):
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
         with torch.no_grad():
-            before = self.tape.recall() if not self.tape.whole else None
+            before = self._before(neuron)
             if self.tape.last:
-                spikes, value, gain, data = _fused(_rate_and_gain, neuron, self.train, self.T, (before, self.tape.T))
-                state = None
+                known = _rate_and_gain if self.tape.memory is None else _rate_gain_and_membrane
+                spikes, value, gain, data, state = _fused(known, neuron, self.train, self.T, (before, self.tape.T))
             else:
-                spikes, state = _fused(_trace, neuron, self.train, self.T, (before, self.tape.T), before)
+                spent = None if self.tape.first else before  # what was given from outside is not written on
+                spikes, state = _fused(_trace, neuron, self.train, self.T, (before, self.tape.T), spent)
                 value, gain, data = *[_nothing(spikes)] * 2, None
-            self.tape.keep(state)
+            self.tape.leave(neuron, state)
         average = autograd.scale(value, self.average, gain)
-        known = data is not None and not torch.compiler.is_compiling()
-        counts = autograd.Counts(average, self.tape.T, data) if known else None
+        counted = data is not None and not torch.compiler.is_compiling()
+        counts = autograd.Counts(average, self.tape.T, data) if counted else None
         return self._after(average, spikes, True, False, counts)
+
+    def _before(self, neuron: Neuron) -> Any:
+        """What `Neuron.trace` goes on from: membranes of the call before, that have moved nothing yet, and empty sums."""
+        state = self.tape.resume(neuron, self.train)
+        if state is None or not self.tape.first:
+            return state
+        none = torch.zeros_like(self.train[0], dtype=torch.promote_types(self.dtype, torch.float32))
+        return state, 0.0, none, none
 
     def _after(
         self, average: Tensor, train: Tensor, valued: bool, constant: bool, counts: autograd.Counts | None = None
@@ -814,12 +857,30 @@ def _mean_of_steps(_: None, steps: Tensor, state: None) -> Tensor:
     return steps.mean(0)
 
 
-def _rate_and_gain(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+_Outcome = tuple[Tensor, Tensor, Tensor, Tensor | None, Any]
+
+
+def _rate_and_gain(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> _Outcome:
     """The spikes of the last chunk; the rate and its gain over all T steps; the counts of spikes in a byte, if they fit."""
+    return *_outcome(neuron, steps, state)[:-1], None
+
+
+def _rate_gain_and_membrane(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> _Outcome:
+    """As `_rate_and_gain`, and the membranes, None for a neuron without, for the next call."""
+    *known, own = _outcome(neuron, steps, state)
+    if len(own) not in (0, 2):
+        raise TypeError(
+            f"{type(neuron).__name__} keeps a state of its own under RateBP, in which the membrane can't be told from the "
+            "rest: continue a stream by BPTT(), or let its trace return (membrane, its derivative, spikes, gain)"
+        )
+    return *known, own[0] if own else None
+
+
+def _outcome(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> Any:
     before, T = state
-    spikes, (*_, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
+    spikes, (*own, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
     counts = total.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
-    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts
+    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts, own
 
 
 def _trace(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Any]:

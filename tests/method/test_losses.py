@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spikerate import TET, CrossEntropy, SelfDistillation
-from spikerate.losses import accuracies, reliable_teacher
+from spikerate.losses import accuracies, classes_of, reliable_teacher
 
 
 def some(N: int = 3, B: int = 8, K: int = 5, seed: int = 0) -> tuple[list[Tensor], Tensor]:
@@ -153,3 +153,51 @@ def test_smoothing_and_scale_out_of_range(make: Any) -> None:
     ):
         with pytest.raises(ValueError, match=f"{make.__name__}.{words}"):
             make(**fields)
+
+
+# mixed samples: labels [B, K] -------------------------------------------------------------------------------------------
+
+EVERY = [CrossEntropy(), CrossEntropy(0.1, 0.5), TET(0.2, smoothing=0.1), SelfDistillation(0.7, smoothing=0.1)]
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=repr)
+def test_a_label_alone_is_a_weight_of_1(loss: Any) -> None:
+    """Value, terms and gradient, in the type of the logits."""
+    outputs, labels = some(3, 7, 5, 1)
+    if loss.per_step:
+        outputs = [torch.randn(7, 4, 5, dtype=torch.float64, requires_grad=True)]
+    weights = F.one_hot(labels, 5).float()
+    hard, soft = loss(outputs, labels), loss(outputs, weights)
+    assert hard.keys() == soft.keys()
+    for name in hard:
+        assert torch.allclose(hard[name].double(), soft[name].double(), rtol=1e-6), name
+    for a, b in zip(*(torch.autograd.grad(of["loss"], outputs[-1]) for of in (hard, soft)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", EVERY[:3], ids=repr)
+def test_the_loss_of_a_mixed_label_is_the_mixture_of_losses(loss: Any) -> None:
+    outputs, one = some(1, 6, 5, 2)
+    if loss.per_step:
+        outputs = [torch.randn(6, 4, 5, dtype=torch.float64)]
+    other, share = (one + 2) % 5, 0.3
+    mixed = share * F.one_hot(one, 5).double() + (1 - share) * F.one_hot(other, 5).double()
+    both = share * loss(outputs, one)["loss"] + (1 - share) * loss(outputs, other)["loss"]
+    assert torch.allclose(loss(outputs, mixed)["loss"].double(), both.double(), rtol=1e-6)
+
+
+def test_right_on_a_mixed_sample_is_the_class_of_the_greatest_weight() -> None:
+    """For the accuracies and for the reliable teacher of self-distillation."""
+    weights = torch.tensor([[0.6, 0.4, 0.0], [0.4, 0.0, 0.6], [0.0, 0.5, 0.5], [0.45, 0.3, 0.25]])
+    assert classes_of(weights).tolist() == [0, 2, 1, 0]
+    says = F.one_hot(torch.tensor([[0, 2, 1, 0], [1, 0, 2, 0]]), 3).double() * 5  # the second output takes the lesser class
+    outputs = list(says)
+    named = {name: float(value) for name, value in accuracies(outputs, weights).items()}
+    assert named == {"accuracy": 0.25, "accuracy/exit1": 1.0}
+    teacher, reliable = reliable_teacher(says, weights)
+    assert bool(reliable.all())
+    assert torch.equal(teacher, torch.cat([says[0, :3], says.mean(0)[3:]]))
+    terms = SelfDistillation()(outputs, weights)
+    same = SelfDistillation()(outputs, classes_of(weights))
+    assert float(terms["reliable"]) == 1 and torch.equal(terms["kl"], same["kl"])
+    assert not torch.equal(terms["ce"], same["ce"])

@@ -223,7 +223,13 @@ def test_what_has_no_time_has_no_curriculum() -> None:
 # nothing is lost --------------------------------------------------------------------------------------------------------
 
 STOPPED = {
-    "curriculum": replace(SMALL, curriculum=CURRICULUM, loss=SelfDistillation(smoothing=0.1, scale=0.5), bn_momentum=0.4),
+    "curriculum": replace(
+        SMALL,
+        data=Data(augment=Augment(mixup=0.5, cutmix=1.0)),
+        curriculum=CURRICULUM,
+        loss=SelfDistillation(smoothing=0.1, scale=0.5),
+        bn_momentum=0.4,
+    ),
     "lookahead": replace(
         SMALL,
         T=1,

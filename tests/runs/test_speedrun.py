@@ -18,12 +18,13 @@ from spikerate.models import macs, resnet18, step_macs
 from spikerate.runs.config import Model, Phase, Run
 from spikerate.runs.presets import PRESETS
 from spikerate.runs.record import RunFolder
-from spikerate.runs.speedrun import COLUMNS, Plan, markdown, pflop, row
+from spikerate.runs.speedrun import COLUMNS, Plan, markdown, pflop, rows
 from support.processes import Processes, wait_for
 from support.runs import assert_same
 
 Spikerate = Callable[..., CompletedProcess[str]]
 WORDS = ["speedrun", "digits-rate", "--width", "2", "--T", "2", "--batch", "300", "--epochs", "2", "--curriculum", "1:0.5"]
+WORDS += ["--averaging", "flip"]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,21 @@ def base(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_the_line_has_what_the_runs_have(base: Path) -> None:
     plan = Plan.read(base)
     folders = {seed: RunFolder.open(base / f"seed{seed}") for seed in (0, 1)}
-    found = dict(zip(COLUMNS, row(plan, folders), strict=True))
+    lines = rows(plan, folders)
+    found, averaged = (dict(zip(COLUMNS, line, strict=True)) for line in lines)
     results = [folder.result() for folder in folders.values()]
     tests = [100 * result["test_accuracy"] for result in results]
     assert found["test, %"] == f"{fmean(tests):.2f} ± {stdev(tests):.2f}"
     assert (found["recipe"], found["T"], found["seeds"]) == ("digits-rate", "1 -> 2", "2 (0, 1)")
     assert found["spikes an image"] == f"{fmean(result['spikes_per_image'] for result in results):,.0f}"
-    assert markdown(row(plan, folders)) in (base.parent / "told").read_text()
+    assert all(markdown(line) in (base.parent / "told").read_text() for line in lines)
+    apart = [result["averaged"] for result in results]
+    assert averaged["recipe"] == "digits-rate, averaged (flip)"
+    assert averaged["test, %"].startswith(f"{100 * fmean(result['test_accuracy'] for result in apart):.2f} ±")
+    assert averaged["validation, %"].startswith(f"{100 * fmean(result['validation_accuracy'] for result in apart):.2f} ±")
+    assert averaged["spikes an image"] == f"{fmean(result['spikes_per_image'] for result in apart):,.0f}"
+    differ = {"recipe", "validation, %", "test, %", "spikes an image"}
+    assert {name for name in COLUMNS if found[name] != averaged[name]} <= differ
     trained = [sum(line["train_seconds"] for line in folder.metrics()) / 60 for folder in folders.values()]
     assert found["training, min"] == f"{fmean(trained):.1f}"
     mac = sum(macs(resnet18(10, 1, 2), (1, 8, 8)).values())

@@ -16,6 +16,7 @@ from spikerate.bench.worker import Setting
 from spikerate.cli.console import Output
 from spikerate.data import LARGEST_SIDE
 from spikerate.gradients.agreement import Comparison
+from spikerate.measure.averaging import Averaging
 from spikerate.runs.config import Run
 from spikerate.runs.kinds import in_words, own_of, take_kinds, take_own, with_kinds
 from spikerate.runs.presets import preset
@@ -124,6 +125,8 @@ class Eval:
     """number of time steps; by default that of the run, which is the most for recordings"""
     fold: bool = False
     """fold batch norm into the layers before it, and count the spikes that change"""
+    averaging: Averaging | None = None
+    """also with the mean logits of views of each image, flip or flip-shift; by default as the run"""
     data: Path | None = None
     """folder of the data set, if it has moved"""
     device: str = "auto"

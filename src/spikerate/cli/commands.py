@@ -57,7 +57,7 @@ from spikerate.runs.experiment import (
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
-from spikerate.runs.speedrun import Plan, markdown, row
+from spikerate.runs.speedrun import Plan, markdown, rows
 from spikerate.runs.start import Start
 from spikerate.runs.subject import Wanted, subject
 from spikerate.runs.train import build_network, pick_device
@@ -134,9 +134,9 @@ def _speedrun(asked: tuple[str, Own, Speedrun | ResumeSpeedrun], line: str) -> i
     out = console(needed=False)
     out.print(f"speedrun of {plan.preset} in {base}; if it is stopped: spikerate speedrun --resume {shlex.quote(str(base))}")
     folders = plan.perform(base, Terminal(out), command.save_minutes)
-    found = row(plan, folders)
-    views.show_record(out, found)
-    out.print(markdown(found), soft_wrap=True)
+    for found in rows(plan, folders):
+        views.show_record(out, found)
+        out.print(markdown(found), soft_wrap=True)
     return 0
 
 
@@ -182,6 +182,7 @@ def _eval(asked: tuple[Own, Eval], line: str) -> int:
         whole, network = network.eval(), fold_batch_norm(network)
         differ, places = different_spikes(whole, network, data, run, T, WaitingBar(out))
         out.print(f"batch norm folded: {differ:,} of {places:,} spikes differ")
+    run = replace(run, averaging=command.averaging or run.averaging)
     measured = measure(network, data, run, T=T, track=WaitingBar(out), check_finite=command.check_finite)
     out.print(f"{record.folder.path}, {command.weights}.safetensors, {data.name}")
     views.show_measured(out, network, measured, run)

@@ -26,7 +26,7 @@ from spikerate.measure.evaluate import Accuracy
 from spikerate.models import Branched, Staged, body_of, branch_macs, macs, short_path, stage_shapes
 from spikerate.runs.config import Run
 from spikerate.runs.estimate import MACHINE, in_words, least_seconds, training_flops
-from spikerate.runs.experiment import Measured
+from spikerate.runs.experiment import Averaged, Measured
 from spikerate.runs.presets import PRESETS, Preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.rounds import Repetition
@@ -53,6 +53,8 @@ def show_result(console: Console, run: Run, folder: RunFolder, state: State, mea
     best = state.best
     chosen = f", chosen by validation accuracy {best['validation']:.2%}" if "validation" in best else ", the last"
     result.add_row(f"test accuracy, {_network_in_words(run)}", _with_interval(measured.accuracy))
+    if measured.averaged:
+        result.add_row(*_averaged(measured.averaged))
     result.add_row("weights", f"best.safetensors: epoch {best['epoch']} of {run.epochs}{chosen}")
     result.add_row("firing rate", f"{measured.ledger.mean_rate():.3f} ({_rate_in_words(run)})")
     result.add_row("training time", f"{sum(row['seconds'] for row in state.rows):.0f} s")
@@ -78,6 +80,16 @@ def show_measured(console: Console, network: nn.Module, measured: Measured, run:
     rates.add_row("all", f"{ledger.mean_rate():.3f}", _bar(console, ledger.mean_rate()), style="bold")
     console.print(rates)
     show_energy(console, measured.energy, run)
+    if measured.averaged:
+        console.print(": ".join(_averaged(measured.averaged)))
+
+
+def _averaged(averaged: Averaged) -> tuple[str, str]:
+    """What test-time averaging gives and costs: its name, and the figures."""
+    accuracy, measured = _with_interval(averaged.measured.accuracy), averaged.measured
+    held_out = f", {averaged.validation.value:.2%} of the validation images" if averaged.validation else ""
+    cost = f"{measured.spikes:,.0f} spikes an image, {joules_in_words(measured.energy.snn_nj)}"
+    return f"averaged over {averaged.views} views ({averaged.averaging})", f"{accuracy}{held_out}; {cost}"
 
 
 def show_energy(console: Console, energy: Energy, run: Run) -> None:

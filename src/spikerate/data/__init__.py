@@ -9,6 +9,7 @@ from spikerate.data.sample_files import read_sample, sample_files
 from spikerate.data.samples import Block, DataReader, DataSet, Samples, Stored, Units
 from spikerate.data.settings import Data
 from spikerate.data.streams import Stream, stream
+from spikerate.data.views import Views
 
 __all__ = [
     "LARGEST_SIDE",
@@ -24,6 +25,7 @@ __all__ = [
     "Stored",
     "Stream",
     "Units",
+    "Views",
     "check",
     "check_crop",
     "entry_of",

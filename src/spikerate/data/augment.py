@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
-from kornia.augmentation import RandomCrop, RandomHorizontalFlip, RandomRotation
-from kornia.augmentation.auto import AutoAugment
+from kornia.augmentation import RandomCrop, RandomErasing, RandomHorizontalFlip, RandomRotation
 from torch import Tensor
 
+from spikerate.data.mixing import Mixture
+from spikerate.data.policies import MOST_MAGNITUDE, MOST_OPERATIONS, POLICIES, by_groups, policy_of
 from spikerate.data.views import Views
 from spikerate.system.codec import added
+from spikerate.system.ranges import check_count, check_number
 
 LARGEST_SIDE = 4096
 """Largest side of a sample, in pixels."""
@@ -22,7 +22,7 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class Augment:
-    """Shift, crop, flip, AutoAugment, roll, rotation and Cutout, applied in this order. Each is off by default."""
+    """Shift, crop, flip, a policy, roll, rotation, Cutout, erasing and mixing, in this order. Each is off by default."""
 
     resized_crop: bool = False
     """crop a random part of the image, 8 to 100 % of its area, and resize it to the data's size (image files only)"""
@@ -45,12 +45,37 @@ class Augment:
     translate: int = added(0)
     """shift each sample by random whole pixels, at most this number along both axes; what comes in is the reflection at the
     border (cifar10-airbench: 2); with alternating_flip the cheapest augmentation, one gather for a whole batch"""
+    mixup: float = added(0.0)
+    """Mixup (Zhang et al., ICLR 2018): each sample becomes lambda times itself plus 1 - lambda times another one, and so do
+    the labels; lambda from Beta(a, a) with this a, 0 to 100 (the paper: 1 on CIFAR-10)"""
+    cutmix: float = added(0.0)
+    """CutMix (Yun et al., ICCV 2019): a box of each sample comes from another one, labels by the area, which is drawn by
+    Beta(a, a) with this a, 0 to 100 (the paper: 1). With mixup, each sample gets one of both at random"""
+    randaugment: tuple[int, int] | None = added(None)
+    """RandAugment (Cubuk et al., NeurIPS 2020): number of operations, 1 to 14, and their magnitude, 1 to 29 of 30 (the paper
+    on CIFAR-10: 3 4 or 3 5); the operations are drawn for each group of 8 images"""
+    trivialaugment: bool = added(False)
+    """TrivialAugment (Mueller and Hutter, ICCV 2021): one operation of RandAugment's for each group of 8 images, with a
+    magnitude at random for each image"""
+    erasing: float = added(0.0)
+    """Random Erasing (Zhong et al., AAAI 2020): probability that a sample loses a rectangle of 2 to 33 % of its area, which
+    becomes 0 (the paper: 0.5)"""
 
     def __post_init__(self) -> None:
         for name in ("crop", "roll", "cutout", "translate"):
             value = getattr(self, name)
             if not 0 <= value <= LARGEST_SIDE:
                 raise ValueError(f"augment.{name} is {value}: give a number of pixels from 0 to {LARGEST_SIDE}")
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"augment.erasing is {self.erasing}: give a probability from 0 to 1")
+        if self.randaugment is not None:
+            n, magnitude = self.randaugment
+            check_count("augment.randaugment", n, "a number of operations", MOST_OPERATIONS)
+            check_count("augment.randaugment", magnitude, "a magnitude", MOST_MAGNITUDE)
+        if len(self.policies) > 1:
+            raise ValueError(f"augment has {' and '.join(self.policies)}: give one policy at most")
+        for name in ("mixup", "cutmix"):
+            check_number(f"augment.{name}", getattr(self, name), 0, 100)
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"augment.rotation is {self.rotation}: give an angle from 0 to 180 degrees")
         if self.one_of and len(self._moves()) < 2:
@@ -65,18 +90,29 @@ class Augment:
             return None
         return Views.drawn(n, self.alternating_flip, self.translate, seed, epoch)
 
+    def mixture(self, n: int, group: int, side: tuple[int, int], seed: int) -> Mixture | None:
+        """How the n samples [C, *side] of a batch are mixed, each with one of its group; None if they are not."""
+        if not (self.mixup or self.cutmix):
+            return None
+        return Mixture.drawn(n, group, self.mixup, self.cutmix, side, seed)
+
     @property
     def by_blocks(self) -> bool:
-        """Whether calling it changes anything: what is not in `views` and not done by the reader of the files."""
-        return bool(self.crop or self.flip or self.autoaugment or self._moves())
+        """Whether calling it changes anything: there is more than views, mixture and what the reader of files does."""
+        return bool(self.crop or self.flip or self.policies or self._moves() or self.erasing)
+
+    @property
+    def policies(self) -> list[str]:
+        """The fields that give a policy of image operations; at most one."""
+        return [name for name in POLICIES if getattr(self, name)]
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch by all but its views. All frames of a sample are treated alike.
+        """Augment a batch by all but its views and mixture. All frames of a sample are treated alike.
 
         The result depends on the batch and the seed only.
 
         Args:
-            x: [B, C, H, W] in [0, 1], C = 3 for AutoAugment; or [B, T, C, H, W].
+            x: [B, C, H, W] in [0, 1], C = 3 for a policy; or [B, T, C, H, W].
             seed: of the random numbers.
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -86,9 +122,8 @@ class Augment:
                 planes = RandomCrop(tuple(x.shape[-2:]), padding=self.crop)(planes)
             if self.flip:
                 planes = RandomHorizontalFlip()(planes)
-            if self.autoaugment:
-                with _counts_in_any_order():
-                    planes = torch.cat([_autoaugment(self.autoaugment)(group) for group in planes.split(8)])
+            for name in self.policies:
+                planes = by_groups(policy_of(name, getattr(self, name)), planes)
             moves = self._moves()
             if self.one_of:
                 groups = planes.split(8)
@@ -97,6 +132,8 @@ class Augment:
             else:
                 for move in moves:
                     planes = move(planes)
+            if self.erasing:
+                planes = RandomErasing(p=self.erasing)(planes)
         return planes.reshape(x.shape)
 
     def _moves(self) -> list[Callable[[Tensor], Tensor]]:
@@ -108,25 +145,6 @@ class Augment:
         if self.cutout:
             moves.append(lambda x: x * _outside(x, self.cutout))
         return moves
-
-
-@cache
-def _autoaugment(policy: str) -> AutoAugment:
-    return AutoAugment(policy)
-
-
-@contextmanager
-def _counts_in_any_order() -> Iterator[None]:
-    """Allow nondeterministic kernels for AutoAugment's histograms, which PyTorch refuses on a GPU in a deterministic run.
-
-    They are reproducible all the same: they add whole numbers, whose sum is exact in every order.
-    """
-    wanted, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(wanted, warn_only=warns)
 
 
 def _rolled(x: Tensor, most: int) -> Tensor:

@@ -16,7 +16,8 @@ from spikerate.data.streams import Stream, stream
 from spikerate.data.views import Views
 
 _BLOCK = 32
-"""Samples that are augmented together. Blocks follow from the batch and not from the ranks, whose number changes nothing."""
+"""Samples that are augmented together, and mixed among themselves. Blocks follow from the batch and not from the ranks,
+whose number changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Part:
 
     Attributes:
         x: [n, C, H, W] or [n, T, C, H, W], the samples of this rank, augmented and normalised.
-        labels: [N], the labels of the whole part, including those of the other ranks.
+        labels: [N] int64, the labels of the whole part, including those of the other ranks; of mixed samples [N, K] float32,
+            the weights of the classes.
     """
 
     x: Tensor
@@ -34,12 +36,25 @@ class Part:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What to read for a part: the blocks that contain samples of this rank, and where in them these samples are."""
+    """What to read for a part.
+
+    Attributes:
+        chosen: [B], indices of the samples of the whole batch.
+        part: which of them are the part.
+        read: which of them are in the blocks that contain samples of this rank.
+        own: which of those that are read are this rank's.
+        blocks: these blocks.
+        seeds: of their augmentation.
+        mix: seed of the mixture of the batch.
+    """
 
     chosen: Tensor
+    part: slice
+    read: slice
+    own: slice
     blocks: list[Block]
     seeds: list[int]
-    own: slice
+    mix: int
 
 
 def steps_per_epoch(samples: Samples, batch: int) -> int:
@@ -96,13 +111,17 @@ def _parts(
     for plans in steps:
         done = []
         for plan in plans:
+            labels = data.train.labels[plan.chosen].to(device)
             x = torch.cat([next(blocks) for _ in plan.blocks])
             if views is not None:  # before the scaling, since bytes are moved faster than floats
-                x = views[torch.cat([block.index for block in plan.blocks])](x)
+                x = views[plan.chosen[plan.read]](x)
             x = data.units.scale(x)
             if augment.by_blocks:
                 x = torch.cat([augment(few, seed) for few, seed in zip(x.split(_BLOCK), plan.seeds, strict=True)])
-            done.append(Part(data.units.normalize(x[plan.own]), data.train.labels[plan.chosen].to(device)))
+            mixture = augment.mixture(len(labels), _BLOCK, (x.shape[-2], x.shape[-1]), plan.mix)
+            if mixture is not None:
+                x, labels = mixture[plan.read](x), mixture.labels(labels, len(data.classes))
+            done.append(Part(data.units.normalize(x[plan.own]), labels[plan.part]))
         yield done
 
 
@@ -124,7 +143,9 @@ def _plans(
             for k in range(first, last)
         ]
         seeds = [stream(seed, Stream.AUGMENT, *rest, k) for k in range(first, last)]
-        plans.append(_Plan(chosen[a:b], blocks, seeds, slice(own.start - first * _BLOCK, own.stop - first * _BLOCK)))
+        read = slice(first * _BLOCK, min(last * _BLOCK, len(chosen)))
+        within = slice(own.start - read.start, own.stop - read.start)
+        plans.append(_Plan(chosen, slice(a, b), read, within, blocks, seeds, stream(seed, Stream.MIX, *rest)))
     return plans
 
 

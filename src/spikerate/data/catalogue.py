@@ -114,8 +114,9 @@ def check(data: Data) -> None:
         raise ValueError(
             f"{data.name} is built in with its own validation samples: leave data.path, data.validation and data.test alone"
         )
-    if augment.autoaugment and (entry.kind == "events" or (data.name != "own" and entry.shape[0] != 3)):
-        raise ValueError(f"data.augment.autoaugment is for colour images, and {data.name} has none: give None")
+    if augment.policies and (entry.kind == "events" or (data.name != "own" and entry.shape[0] != 3)):
+        (policy,) = augment.policies
+        raise ValueError(f"data.augment.{policy} is for colour images, and {data.name} has none: leave it out")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
         raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
     if data.name == "own" and entry.kind == "events" and data.size is not None:

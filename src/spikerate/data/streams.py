@@ -22,6 +22,8 @@ class Stream(IntEnum):
     """which samples are flipped in even epochs, by alternating flip"""
     SHIFT = 5
     """by how much each sample is shifted in an epoch"""
+    MIX = 6
+    """which samples of a batch are mixed, and how"""
 
 
 def stream(*key: int) -> int:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikerate import operations  # noqa: F401 - fills the table of signals
+from spikerate.losses import cross_entropy
 from spikerate.signal import VERBS, Neuron, Normalization, PerStep, Signal, Stepwise, Tape, is_constant, mapped
 
 
@@ -278,5 +279,5 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def rate_loss(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """The cross-entropy loss of an output rate [B, K] with labels [B], computed in float32 or float64."""
-    return lambda rate: F.cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)
+    """The cross-entropy loss of an output rate [B, K] with labels [B] or [B, K], computed in float32 or float64."""
+    return lambda rate: cross_entropy(rate.to(torch.promote_types(rate.dtype, torch.float32)), labels)

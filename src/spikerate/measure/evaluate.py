@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikerate.data import DataSet, Samples, plain_batches
+from spikerate.measure.averaging import Averaging, views_of
 from spikerate.measure.health import CheckFinite
 from spikerate.rules import BPTT
 from spikerate.signal import Signal
@@ -101,12 +102,14 @@ def answers(
     device: torch.device | None = None,
     track: Track = untracked,
     check_finite: bool = False,
+    averaging: Averaging | None = None,
 ) -> Answers:
     """Run a spiking network in evaluation mode on all `samples`, each for T time steps; its mode is restored afterwards.
 
     Args:
         device: where the network is; by default that of the labels.
         track: shows the progress.
+        averaging: the views of each sample whose logits are averaged; None: the sample itself.
 
     Raises:
         NotFinite: with `check_finite`, a value in the network or the samples is infinite or not a number.
@@ -117,7 +120,8 @@ def answers(
     with mode(network, training=False), torch.no_grad(), autocast(device, precision):
         batches = plain_batches(data, samples, batch, device)
         for x, _ in track(batches, "testing", -(-len(samples) // batch)):
-            steps = rule(network, over_time(x, T)).steps.double()
+            views = views_of(x, averaging)
+            steps = torch.stack([w * rule(network, over_time(view, T)).steps.double() for w, view in views]).sum(0)
             # Not `cumsum`, which on a GPU may give other bits each time and is refused in a deterministic run.
             found.append(torch.stack([logits.argmax(-1) for logits in itertools.accumulate(steps)], 1))
     return Answers(torch.cat(found), samples.labels.to(device), len(data.classes))

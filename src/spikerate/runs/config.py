@@ -18,6 +18,7 @@ from spikerate.data import Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.integer import ILIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
+from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
 from spikerate.neuron import LIF, NeuronSettings, Rectifier
 from spikerate.rules import BPTT, OTTT, RateBP, Rule
@@ -317,6 +318,9 @@ class Run:
     bn_momentum: float | None = added(None)
     """weight of a batch in the running statistics of batch norm, in (0, 1]; None: as the network has it, 0.1 in torch;
     cifar10-airbench keeps 0.6 of the old ones, which is 0.4 here"""
+    averaging: Averaging | None = added(None)
+    """test also with the mean logits of views of each sample, reported apart: flip, itself and its mirror image; flip-shift,
+    both also moved by one pixel (Keller Jordan 2024). It multiplies spikes and operations by 2 or 6"""
 
     def __post_init__(self) -> None:
         check(self.data)
@@ -357,6 +361,7 @@ class Run:
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
         self._check_curriculum()
+        check_averaging(self.averaging, (1, 2, 2))
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"bn_momentum is {self.bn_momentum}: give a number in (0, 1], or None")
         if self.before and (not self.spiking or any(r.T is None for r in self.before[1:])):
@@ -433,7 +438,8 @@ class Run:
             )
 
     def _of(self, earlier: Round) -> Run:
-        own = replace(self, before=(), curriculum=(), epochs=earlier.epochs, optim=replace(self.optim, lr=earlier.lr))
+        optim = replace(self.optim, lr=earlier.lr)
+        own = replace(self, before=(), curriculum=(), averaging=None, epochs=earlier.epochs, optim=optim)
         return (
             replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
             if earlier.T is None

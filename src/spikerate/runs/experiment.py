@@ -7,18 +7,20 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from spikerate.data import Augment, DataSet, epoch_batches, plain_batches
+from spikerate.data import Augment, DataSet, Samples, epoch_batches, plain_batches
 from spikerate.gradients.agreement import Comparison, Fidelity
+from spikerate.measure.averaging import VIEWS, Averaging, check_averaging
 from spikerate.measure.energy import Energy
 from spikerate.measure.evaluate import Accuracy, Answers, answers, over_time
 from spikerate.measure.meter import Ledger, Meter, Tally, Trains
+from spikerate.rules import BPTT
 from spikerate.runs.config import Run
 from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
@@ -41,11 +43,17 @@ LARGEST_CONFUSION = 1000
 
 @dataclass(frozen=True)
 class Measured:
-    """Results on the test set: predictions, firing rates of the layers, and the cost of an image."""
+    """Results on the test set: predictions, firing rates of the layers, and the cost of an image.
+
+    Attributes:
+        averaged: the same with test-time averaging, if it was asked for; spikes and operations of an image are those of all
+            its views.
+    """
 
     answers: Answers
     ledger: Ledger
     energy: Energy
+    averaged: Averaged | None = None
 
     @property
     def at_step(self) -> list[Accuracy]:
@@ -57,27 +65,65 @@ class Measured:
         """The accuracy after all time steps."""
         return self.at_step[-1]
 
+    @property
+    def spikes(self) -> float:
+        """Spikes of all neurons for an image, the mean."""
+        return self.ledger.total() / self.accuracy.n
+
     def record(self, network: nn.Module, best: Row) -> dict[str, Any]:
         """The entries of `result.json`."""
         return {
             "epoch": best["epoch"],
             "validation_accuracy": best.get("validation"),
-            "test_accuracy": self.accuracy.value,
-            "test_interval_95": list(self.accuracy.interval()),
             "test_images": self.accuracy.n,
-            "test_accuracy_at_step": [a.value for a in self.at_step],
+            **self.test_record(),
             "firing_rate": self.ledger.mean_rate(),
-            "spikes_per_image": self.ledger.total() / self.accuracy.n,
             "firing_rates": self.ledger.rates(network),
             "firing_rates_at_step": self.ledger.rates_at_step(network),
             **self._confusion(),
             **self.energy.record(),
+            **({"averaged": self.averaged.record()} if self.averaged else {}),
+        }
+
+    def test_record(self) -> dict[str, Any]:
+        """Accuracies and spikes, as in `result.json`."""
+        return {
+            "test_accuracy": self.accuracy.value,
+            "test_interval_95": list(self.accuracy.interval()),
+            "test_accuracy_at_step": [a.value for a in self.at_step],
+            "spikes_per_image": self.spikes,
         }
 
     def _confusion(self) -> dict[str, Any]:
         if self.answers.num_classes > LARGEST_CONFUSION:
             return {"confusions": self.answers.confusions().tolist()}
         return {"confusion": self.answers.confusion().tolist()}
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Results with test-time averaging.
+
+    Attributes:
+        averaging: over which views.
+        validation: accuracy on the validation set, by which it is decided whether to average; None if there is no such set.
+        measured: results on the test set.
+    """
+
+    averaging: Averaging
+    validation: Accuracy | None
+    measured: Measured
+
+    @property
+    def views(self) -> int:
+        """Number of views, and so of passes through the network."""
+        return len(VIEWS[self.averaging])
+
+    def record(self) -> dict[str, Any]:
+        """The entry of `result.json`."""
+        validation = None if self.validation is None else self.validation.value
+        own = {"averaging": self.averaging, "views": self.views, "validation_accuracy": validation}
+        return own | self.measured.test_record() | {"energy": self.measured.energy.record()["energy"]}
 
 
 def measure(
@@ -91,16 +137,32 @@ def measure(
 ) -> Measured:
     """Evaluate a network on the test set for T time steps, by default those of the run.
 
-    The samples are divided among the ranks. `check_finite` as for `answers`.
+    If the run has test-time averaging, this is done too, on the validation set as well. The samples are divided among the
+    ranks. `check_finite` as for `answers`.
+
+    Raises:
+        ValueError: the samples can't be averaged over these views.
     """
-    ledger, tally = Ledger(), Tally.of(network)
-    device = next(network.parameters()).device
-    own = data.test[ranks.share(len(data.test))]
-    meter = Meter(ledger, tally)
-    given = answers(network, data, own, T or run.T, run.precision, meter, run.batch, device, track, check_finite)
-    found, labels = (ranks.gather_shares(part, len(data.test)) for part in (given.found, given.labels))
-    energy = tally.totalled(ranks.total).energy(len(data.test), T or run.T)
-    return Measured(Answers(found, labels, given.num_classes), ledger.totalled(ranks.total), energy)
+    device, steps = next(network.parameters()).device, T or run.T
+    check_averaging(run.averaging, data.shape)
+
+    def answered(samples: Samples, rule: Any, averaging: Averaging | None) -> Answers:
+        own = samples[ranks.share(len(samples))]
+        given = answers(network, data, own, steps, run.precision, rule, run.batch, device, track, check_finite, averaging)
+        found, labels = (ranks.gather_shares(part, len(samples)) for part in (given.found, given.labels))
+        return Answers(found, labels, given.num_classes)
+
+    def metered(averaging: Averaging | None) -> Measured:
+        ledger, tally = Ledger(), Tally.of(network)
+        given = answered(data.test, Meter(ledger, tally), averaging)
+        energy = tally.totalled(ranks.total).energy(len(data.test), steps)
+        return Measured(given, ledger.totalled(ranks.total), energy)
+
+    plain = metered(None)
+    if run.averaging is None:
+        return plain
+    held_out = answered(data.validation, BPTT(), run.averaging).at_step[-1] if len(data.validation) else None
+    return replace(plain, averaged=Averaged(run.averaging, held_out, metered(run.averaging)))
 
 
 def different_spikes(
@@ -161,6 +223,7 @@ def data_card(data: DataSet) -> dict[str, Any]:
 
 def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     """Raise `ValueError` if network and data do not fit together; called before anything is written."""
+    check_averaging(run.averaging, data.shape)
     for own in run.rounds:
         own.model.check(len(data.classes), data.shape, own.neuron)
         if own.search is not None or own.loss.branches:

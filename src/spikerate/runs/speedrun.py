@@ -102,8 +102,10 @@ class Plan:
         return train_seeds(self.run, self.seeds, base, about, None, audience, save_minutes)
 
 
-def row(plan: Plan, folders: Mapping[int, RunFolder]) -> tuple[str, ...]:
-    """The line of finished runs in the table of records, a text for each of `COLUMNS`.
+def rows(plan: Plan, folders: Mapping[int, RunFolder]) -> list[tuple[str, ...]]:
+    """The lines of finished runs in the table of records, each a text for each of `COLUMNS`.
+
+    Test-time averaging has a line of its own, with its accuracies and the spikes of all views; the rest is of the training.
 
     Raises:
         ValueError: a file of a run is missing or broken, or the runs are not finished.
@@ -111,25 +113,30 @@ def row(plan: Plan, folders: Mapping[int, RunFolder]) -> tuple[str, ...]:
     runs = [(folder.about(), folder.result(), folder.metrics()) for folder in folders.values()]
     if not all(result for _, result, _ in runs):
         raise ValueError("a run of the speedrun is not finished: spikerate speedrun --resume FOLDER continues it")
-    abouts, results, rows = zip(*runs, strict=True)
+    abouts, results, metrics = zip(*runs, strict=True)
     spent = {
-        name: [sum(r.get(name, 0.0) for r in of) / 60 for of in rows]
+        name: [sum(r.get(name, 0.0) for r in of) / 60 for of in metrics]
         for name in ("train_seconds", "compile_seconds", "seconds")
     }
     with_compilation = [a + b for a, b in zip(spent["train_seconds"], spent["compile_seconds"], strict=True)]
-    minutes = (f"{fmean(values):.1f}" for values in (spent["train_seconds"], with_compilation, spent["seconds"]))
-    spikes = [result.get("spikes_per_image") for result in results]
-    return (
-        plan.preset,
-        plan.run.times.removeprefix("T = "),
-        f"{len(runs)} ({', '.join(map(str, folders))})",
-        _percent([result["validation_accuracy"] for result in results]),
-        _percent([result["test_accuracy"] for result in results]),
-        *minutes,
-        f"{pflop(plan.run, abouts[0]['data']):.3g}",
-        f"{fmean(spikes):,.0f}" if plan.run.spiking and None not in spikes else "-",
-        *_where(abouts),
-    )
+    minutes = tuple(f"{fmean(values):.1f}" for values in (spent["train_seconds"], with_compilation, spent["seconds"]))
+    lines = {plan.preset: results}
+    if plan.run.averaging and all("averaged" in result for result in results):
+        lines[f"{plan.preset}, averaged ({plan.run.averaging})"] = tuple(result["averaged"] for result in results)
+    return [
+        (
+            name,
+            plan.run.times.removeprefix("T = "),
+            f"{len(runs)} ({', '.join(map(str, folders))})",
+            _percent([result["validation_accuracy"] for result in of]),
+            _percent([result["test_accuracy"] for result in of]),
+            *minutes,
+            f"{pflop(plan.run, abouts[0]['data']):.3g}",
+            _spikes([result.get("spikes_per_image") for result in of], plan.run),
+            *_where(abouts),
+        )
+        for name, of in lines.items()
+    ]
 
 
 def markdown(row: Sequence[str]) -> str:
@@ -153,6 +160,12 @@ def _percent(values: Sequence[float | None]) -> str:
     if len(known) < len(values):
         return "-"
     return f"{fmean(known):.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")
+
+
+def _spikes(values: Sequence[float | None], run: Run) -> str:
+    """The mean; "-" of an ANN, or where a run has not counted them."""
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):,.0f}" if run.spiking and len(known) == len(values) else "-"
 
 
 def _where(abouts: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:

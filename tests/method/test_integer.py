@@ -153,6 +153,27 @@ def test_binary_steps_fire_the_same_spikes(make: Any, T: int) -> None:
     torch.testing.assert_close(binary.steps.unflatten(0, (T, 3)).sum(1), whole.steps)
 
 
+class Attention(nn.Module):
+    """q (k^T v) of spikes, and spikes again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+        self.neurons = nn.ModuleList([ILIF(levels=3) for _ in range(4)])
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (neuron(f(x)) for f, neuron in zip(self.maps, self.neurons, strict=False))
+        return self.neurons[3](q @ (k.transpose(-2, -1) @ v) * 0.5)
+
+
+def test_products_of_binary_steps_are_those_of_the_whole_numbers() -> None:
+    net, x = Attention().double().eval(), 3 * torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        whole = BPTT()(net, x)
+        assert float(whole.steps.sum()) > 0
+        torch.testing.assert_close(BinarySteps()(net, x).rate, whole.rate)
+
+
 class _Seen(nn.Module):
     """A network whose spikes are looked at."""
 

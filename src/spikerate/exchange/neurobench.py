@@ -12,6 +12,7 @@ from spikerate.integer import ILIF
 from spikerate.measure.evaluate import over_time
 from spikerate.models import body_of
 from spikerate.neuron import LIF, Rectifier
+from spikerate.signal import Feedback
 
 if TYPE_CHECKING:
     from neurobench.models import NeuroBenchModel
@@ -28,7 +29,7 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
         T: time steps, at most those of the frames.
 
     Raises:
-        ValueError: T is less than 1, or the network has integer neurons.
+        ValueError: T is less than 1, or the network has integer neurons or a recurrent layer.
         ImportError: NeuroBench is not installed.
     """
     from neurobench.models import NeuroBenchModel
@@ -40,6 +41,12 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
         raise ValueError(
             "NeuroBench would count the spikes of integer neurons (ILIF) as multiplications: spikerate eval counts them"
         )
+    for path, module in body.named_modules():
+        if isinstance(module, Feedback):
+            raise ValueError(
+                f"{path or 'the network'} is recurrent, and the copy for NeuroBench has feed-forward layers only: count its "
+                "operations by spikerate.measure.meter.Meter"
+            )
     replaced: dict[int, Any] = {id(m): Stepping(copy.deepcopy(m)) for m in body.modules() if isinstance(m, LIF)}
     replaced |= {id(m): nn.ReLU() for m in body.modules() if isinstance(m, Rectifier)}
     stepping = copy.deepcopy(body, replaced).eval()

@@ -38,6 +38,10 @@ class _Binary(Unrolled):
         constant = f(*(torch.zeros_like(s.train[0]) for s in signals))  # a bias is added once a step, not D times
         return replace(self, train=y - constant * (1 - 1 / self.levels), spikes=False)
 
+    def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> _Binary:
+        assert isinstance(other, _Binary)
+        return replace(self, train=_spread(per_step(f, self._collected(), other._collected()), self.levels), spikes=False)
+
     def nonlinear(self, f: PerStep) -> _Binary:
         if self.spikes:
             return replace(self, train=per_step(f, self.train))
@@ -75,7 +79,8 @@ class BinarySteps:
     In the D binary steps of a step, each neuron fires in the first s[t] ones, the layers after it are computed for each
     binary step alone, and the neurons after them fire once they have the sum of all D currents. An image is shown in the
     first of them. Where layers between neurons are affine, or a maximum of spikes, outputs and spikes are those of
-    `BPTT()` on the same network, but for the order in which floating point numbers are added.
+    `BPTT()` on the same network, but for the order in which floating point numbers are added. A product of two signals is
+    that of their sums over the D binary steps.
 
     Call: `BinarySteps()(network, x)` with x [T, B, ...], in evaluation mode, without gradient -> the output, a `Signal` with
     `steps` [T D, B, K], whose sums over D are the steps of training, and `rate` [B, K], theirs.

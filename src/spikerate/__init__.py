@@ -123,13 +123,9 @@ _MODULES = {
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-<<<<<<< HEAD
-        "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 resnet19 "
-        "resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 vggsnn"
-=======
-        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
-        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
->>>>>>> main
+        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 "
+        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 "
+        "vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",

@@ -353,6 +353,7 @@ _TRANSFORMER = replace(
     neuron=Neuron(decay=0.5, threshold=2.0, v_reset=0.0, surrogate=Sigmoid(2.0)),
     optim=AdamW(lr=5e-4, weight_decay=0.06, loss_scale="1/T"),
 )
+_SMALL_TRANSFORMER = replace(_FAST, optim=AdamW(lr=2e-3, weight_decay=0.05, schedule=OneCycle(0.25)), epochs=8)
 _TRANSFORMERS = {
     "spikformer": ("Spikformer", Model("spikformer", 48, depth=4, heads=12), Model("spikformer", 12, depth=2)),
     "sdt": ("spike-driven transformer", Model("sdt", 64, depth=2), Model("sdt", 12, depth=2)),
@@ -366,7 +367,7 @@ _TRANSFORMER_DIFFERS = (
 
 
 def _transformers() -> Iterator[tuple[str, Preset]]:
-    """On CIFAR-10, in the papers' sizes and in small ones, which have the recipe of the speedrun of 15 minutes."""
+    """On CIFAR-10, in the papers' sizes and in small ones, with the data, neuron and steps of the speedruns."""
     for name, (title, model, small) in _TRANSFORMERS.items():
         figures = f"An independent rerun (STEP), by BPTT: {_RERUNS[name]}. Ours: none yet." if name in _RERUNS else _NONE
         for method in ("rate", "bptt"):
@@ -374,7 +375,7 @@ def _transformers() -> Iterator[tuple[str, Preset]]:
             made = _preset(run, method, TRANSFORMERS, f"CIFAR-10, {title}", figures, _TRANSFORMER_DIFFERS)
             yield f"cifar10-{name}-{method}", made
         for method in ("rate", "esd", "bptt"):
-            made = _recipe(replace(_SHORT, model=small), method, TRANSFORMERS, f"CIFAR-10, small {title}")
+            made = _recipe(replace(_SMALL_TRANSFORMER, model=small), method, TRANSFORMERS, f"CIFAR-10, small {title}")
             yield f"cifar10-{name}-small-{method}", made
 
 

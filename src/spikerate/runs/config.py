@@ -364,6 +364,10 @@ class Run:
             raise ValueError(
                 f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs at least two images in each part"
             )
+        if self.batch % self.data.augment.repeats:
+            raise ValueError(
+                f"batch is {self.batch} with data.augment.repeats={self.data.augment.repeats}: give a multiple of that"
+            )
         if self.loss.per_step and not self.rule.per_step:
             loss, rule = type(self.loss).__name__, type(self.rule).__name__
             raise ValueError(

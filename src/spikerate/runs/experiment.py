@@ -143,19 +143,19 @@ def measure(
     Raises:
         ValueError: the samples can't be averaged over these views.
     """
-    device, T = next(network.parameters()).device, T or run.T
+    device, steps = next(network.parameters()).device, T or run.T
     check_averaging(run.averaging, data.shape)
 
     def answered(samples: Samples, rule: Any, averaging: Averaging | None) -> Answers:
         own = samples[ranks.share(len(samples))]
-        given = answers(network, data, own, T, run.precision, rule, run.batch, device, track, check_finite, averaging)
+        given = answers(network, data, own, steps, run.precision, rule, run.batch, device, track, check_finite, averaging)
         found, labels = (ranks.gather_shares(part, len(samples)) for part in (given.found, given.labels))
         return Answers(found, labels, given.num_classes)
 
     def metered(averaging: Averaging | None) -> Measured:
         ledger, tally = Ledger(), Tally.of(network)
         given = answered(data.test, Meter(ledger, tally), averaging)
-        energy = tally.totalled(ranks.total).energy(len(data.test), T)
+        energy = tally.totalled(ranks.total).energy(len(data.test), steps)
         return Measured(given, ledger.totalled(ranks.total), energy)
 
     plain = metered(None)

@@ -2,7 +2,8 @@
 
 A loss is called as `loss(outputs, labels)`, where `outputs` is a sequence of logits [B, K], those of the branches first and
 those of the final head last, and `labels` [B] int64, or of mixed samples (Mixup, CutMix) [B, K], weights of the classes that
-sum to 1. It returns a dict of scalars: `loss`, which is minimised, and its terms. A loss with `per_step` takes the final head's logits of every time step, [B, T, K].
+sum to 1. It returns a dict of scalars: `loss`, which is minimised, and its terms. A loss with `per_step` takes the final
+head's logits of every time step, [B, T, K].
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ class SelfDistillation(Loss):
 
     `CE` is summed over the outputs. `KL` is the sum over all N outputs p of `tau^2 KL(softmax(teacher / tau) ||
     softmax(p / tau))`, the mean over the samples that have a teacher; the teacher is a constant. If no sample of a batch
-    has a teacher, `KL = 0`. An output is correct on a mixed sample (Mixup, CutMix) if its argmax is the class of the greatest
-    label weight; the paper mixes none.
+    has a teacher, `KL = 0`. On a mixed sample (Mixup, CutMix), an output is correct if its argmax is the class of the
+    greatest label weight; the paper mixes none.
 
     Terms: `loss`, `ce` (weighted by the alphas), `kl` (not weighted), `reliable` (the fraction of samples that at least
     one output classifies correctly).

@@ -157,7 +157,7 @@ def test_smoothing_and_scale_out_of_range(make: Any) -> None:
 
 # mixed samples: labels [B, K] -------------------------------------------------------------------------------------------
 
-EVERY = [CrossEntropy(), CrossEntropy(0.1, 0.5), TET(pull=0.2, smoothing=0.1), SelfDistillation(0.7, 0.3, 3.0, smoothing=0.1)]
+EVERY = [CrossEntropy(), CrossEntropy(0.1, 0.5), TET(0.2, smoothing=0.1), SelfDistillation(0.7, smoothing=0.1)]
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=repr)
@@ -190,7 +190,7 @@ def test_right_on_a_mixed_sample_is_the_class_of_the_greatest_weight() -> None:
     """For the accuracies and for the reliable teacher of self-distillation."""
     weights = torch.tensor([[0.6, 0.4, 0.0], [0.4, 0.0, 0.6], [0.0, 0.5, 0.5], [0.45, 0.3, 0.25]])
     assert classes_of(weights).tolist() == [0, 2, 1, 0]
-    says = F.one_hot(torch.tensor([[0, 2, 1, 0], [1, 0, 2, 0]]), 3).double() * 5  # the second one: the lesser class, but once
+    says = F.one_hot(torch.tensor([[0, 2, 1, 0], [1, 0, 2, 0]]), 3).double() * 5  # the second output takes the lesser class
     outputs = list(says)
     named = {name: float(value) for name, value in accuracies(outputs, weights).items()}
     assert named == {"accuracy": 0.25, "accuracy/exit1": 1.0}

@@ -49,8 +49,8 @@ class Augment:
     """Mixup (Zhang et al., ICLR 2018): each sample becomes lambda times itself plus 1 - lambda times another one, and so do
     the labels; lambda from Beta(a, a) with this a, 0 to 100 (the paper: 1 on CIFAR-10)"""
     cutmix: float = added(0.0)
-    """CutMix (Yun et al., ICCV 2019): a box of each sample comes from another one, labels by the area; the area by Beta(a, a)
-    with this a, 0 to 100 (the paper: 1). With mixup, each sample gets one of both at random"""
+    """CutMix (Yun et al., ICCV 2019): a box of each sample comes from another one, labels by the area, which is drawn by
+    Beta(a, a) with this a, 0 to 100 (the paper: 1). With mixup, each sample gets one of both at random"""
     randaugment: tuple[int, int] | None = added(None)
     """RandAugment (Cubuk et al., NeurIPS 2020): number of operations, 1 to 14, and their magnitude, 1 to 29 of 30 (the paper
     on CIFAR-10: 3 4 or 3 5); the operations are drawn for each group of 8 images"""
@@ -102,7 +102,7 @@ class Augment:
 
     @property
     def by_blocks(self) -> bool:
-        """Whether calling it changes anything: what is in neither `views` nor `mixture`, nor done by the reader of the files."""
+        """Whether calling it changes anything: there is more than views, mixture and what the reader of files does."""
         return bool(self.crop or self.flip or self.policies or self._moves() or self.erasing)
 
     @property
@@ -111,7 +111,9 @@ class Augment:
         return [name for name in POLICIES if getattr(self, name)]
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Augment a batch by all but its views and mixture. The result depends on the batch and the seed only; all frames of a sample are treated alike.
+        """Augment a batch by all but its views and mixture. All frames of a sample are treated alike.
+
+        The result depends on the batch and the seed only.
 
         Args:
             x: [B, C, H, W] in [0, 1], C = 3 for a policy; or [B, T, C, H, W].

@@ -16,7 +16,8 @@ from spikerate.data.streams import Stream, stream
 from spikerate.data.views import Views
 
 _BLOCK = 32
-"""Samples that are augmented together, and mixed among themselves. Blocks follow from the batch and not from the ranks, whose number changes nothing."""
+"""Samples that are augmented together, and mixed among themselves. Blocks follow from the batch and not from the ranks,
+whose number changes nothing."""
 
 
 @dataclass(frozen=True)

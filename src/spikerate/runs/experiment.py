@@ -136,9 +136,9 @@ def measure(
     track: Track = untracked,
     check_finite: bool = False,
 ) -> Measured:
-    """Evaluate a network on the test set for T time steps, by default those of the run; also with averaging, if the run has it.
+    """Evaluate a network on the test set for T time steps, by default those of the run.
 
-    The samples are divided among the ranks. `check_finite` as for `answers`.
+    If the run has test-time averaging, this is done too, on the validation set as well. The samples are divided among the ranks. `check_finite` as for `answers`.
 
     Raises:
         ValueError: the samples can't be averaged over these views.

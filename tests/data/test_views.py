@@ -139,7 +139,7 @@ def test_what_is_drawn_for_blocks_comes_after_it() -> None:
         (lambda: Augment(flip=True, alternating_flip=True), "augment.flip and augment.alternating_flip do the same"),
         (lambda: Augment(crop=4, translate=2), "augment.crop and augment.translate do the same in two ways: turn one"),
         (lambda: Augment(repeats=0), "augment.repeats is 0: give a number of copies >= 1"),
-        (lambda: Run(batch=32, data=Data(augment=Augment(repeats=3))), "batch is 32 with data.augment.repeats=3: give a mul"),
+        (lambda: Run(batch=32, data=Data(augment=Augment(repeats=3))), "32 with data.augment.repeats=3: give a mul"),
         (lambda: check(Data("cifar10", augment=Augment(translate=32))), "translate is 32, wider .* at most 31 pixels"),
         (lambda: check(Data("cifar10", size=16, augment=Augment(translate=16))), "give at most 15 pixels"),
     ],

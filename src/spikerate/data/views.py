@@ -27,7 +27,7 @@ class Views:
     def drawn(cls, n: int, alternate: bool, most: int, seed: int, epoch: int, copies: int = 1) -> Views:
         """The views of n training samples in an epoch; they depend on the seed, the epoch and a sample's index only.
 
-        With repeated augmentation, sample k has the views `copies * k` to `copies * k + copies - 1`, every other one flipped.
+        With repeated augmentation, sample k has the views `copies * k` to `copies * k + copies - 1`; flips alternate there.
 
         With `alternate`, a sample is flipped if its random bit, the same in all epochs, plus the number of the epoch is
         odd: in any two epochs that follow each other, the network sees each sample once as it is and once flipped. Each

@@ -26,8 +26,8 @@ def training_flops(
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
     A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others. With a
-    curriculum or other resolutions it is the mean over their shares. What the constant input saves in the first layer is left out. A search for
-    the temperature takes two forward passes for each finite difference in each epoch.
+    curriculum or other resolutions it is the mean over their shares. What the constant input saves in the first layer is left
+    out. A search for the temperature takes two forward passes for each finite difference in each epoch.
 
     Args:
         macs: of the network, for one step of one sample.
@@ -48,7 +48,7 @@ def training_flops(
 
 
 def resolution_macs(run: Run, shape: tuple[int, int, int], num_classes: int) -> dict[int, tuple[int, int]]:
-    """Side of the images of `run.resolutions` -> multiply-accumulates of a step, and of the branches, for one sample [C, H, W].
+    """Side of the images of `run.resolutions` -> multiply-accumulates of a step, and of the branches, for a sample.
 
     Raises:
         ValueError: the network does not take images of another size than [H, W].

@@ -308,7 +308,8 @@ class Trainer:
             took, new = time.perf_counter() - begun, kind not in ready.met
             laps.step(took, new)
             if ready.compiled and new and ready.met:
-                self.watch.say(f"compiled for T = {T}{f', {side} x {side} pixels' if side else ''}: the step took {took:.0f} s")
+                size = "" if side is None else f", {side} x {side} pixels"
+                self.watch.say(f"compiled for T = {T}{size}: the step took {took:.0f} s")
             elif ready.compiled and new and done == 0:
                 self.watch.say(f"compiled: the first step took {took:.0f} s; later runs can use the compiler's cache")
             ready.met.add(kind)

@@ -138,7 +138,8 @@ def measure(
 ) -> Measured:
     """Evaluate a network on the test set for T time steps, by default those of the run.
 
-    If the run has test-time averaging, this is done too, on the validation set as well. The samples are divided among the ranks. `check_finite` as for `answers`.
+    If the run has test-time averaging, this is done too, on the validation set as well. The samples are divided among the
+    ranks. `check_finite` as for `answers`.
 
     Raises:
         ValueError: the samples can't be averaged over these views.

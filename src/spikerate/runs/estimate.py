@@ -26,8 +26,8 @@ def training_flops(
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
     A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others. With a
-    curriculum or other resolutions it is the mean over their shares. What the constant input saves in the first layer is left
-    out. A search for the temperature takes two forward passes for each finite difference in each epoch.
+    curriculum or other resolutions it is the mean over their shares. What the constant input saves in the first layer is
+    left out. A search for the temperature takes two forward passes for each finite difference in each epoch.
 
     Args:
         macs: of the network, for one step of one sample.

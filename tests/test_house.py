@@ -21,7 +21,7 @@ FLOORS = [
     {"system"},
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
-    {"neuron", "recompute"},
+    {"neuron", "operations", "recompute", "stream"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},
@@ -77,6 +77,14 @@ def test_every_file_has_a_floor_and_a_role() -> None:
         assert ast.get_docstring(ast.parse(file.read_text())), f"{file} says nothing of its role"
     names = {name_of(f).split(".")[0] for f in modules()} - {"__init__"}
     assert names == set().union(*FLOORS)
+
+
+def test_who_begins_signals_brings_their_operations() -> None:
+    """A tape begins with them; without `operations` the table in which they look for torch's functions would be empty."""
+    begun = [f for f in modules() if re.search(r"\bTape\(", f.read_text()) and f.name != "signal.py"]
+    assert begun
+    for file in begun:
+        assert {"operations", "rules"} & imports(file), f"{file.relative_to(SOURCE)} begins signals without their operations"
 
 
 def test_the_front_door_brings_pytorch_and_nothing_else() -> None:

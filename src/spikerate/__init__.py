@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
     from spikerate.measure.meter import FiringRates
+    from spikerate.measure.recording import record
     from spikerate.models import (
         Branched,
         DeepConv,
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
         vggsnn,
     )
     from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
+    from spikerate.operations import operation
     from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
-    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled, operation
+    from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled
     from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "operation",
     "preact_resnet18",
     "preact_resnet34",
+    "record",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -105,14 +108,16 @@ _MODULES = {
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
+    "measure.recording": "record",
     "models": (
         "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
         "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
+    "operations": "operation",
     "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",
-    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled operation",
+    "signal": "Neuron RateCoded Signal Spatial Traced Unrolled",
     "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
 }
 """Where each name is at home, as the imports above say for those who check types."""

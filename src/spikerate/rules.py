@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from spikerate import operations  # noqa: F401 - fills the table of signals
 from spikerate.recompute import Recomputed
 from spikerate.signal import RateCoded, Signal, Spatial, Tape, Traced, Unrolled, is_constant
+from spikerate.stream import State, Stream, named_modules
 from spikerate.system.allocator import keep_large_blocks
 from spikerate.system.ranges import MOST_STEPS, check_plain
 
@@ -37,6 +39,42 @@ class Rule(ABC):
 
         `forward` does it for a kind of signal, in chunks where wanted.
         """
+
+    def continued(self, network: Network, x: Tensor, state: State | None = None, detach: bool = True) -> tuple[Any, State]:
+        """Run a window of a stream: the membranes start from where those of the window before ended.
+
+            out, state = BPTT().continued(network, x)            # the first window
+            out, state = BPTT().continued(network, x, state)     # the next one
+
+        In evaluation mode the spikes of a stream do not depend on where it is cut. In training, batch norm normalises and
+        dropout draws anew in each window. What the gradient of a window is made of:
+
+        | rule | gradient |
+        | --- | --- |
+        | `BPTT`, `detach=True` | truncated backpropagation: through the window, with membranes at its start as constants |
+        | `BPTT`, `detach=False` | through all windows so far, whose graphs stay in memory: that of the whole stream |
+        | `SLTT`, `OTTT` | that of these steps in the whole stream, since none goes through time; OTTT's traces go on |
+        | `RateBP` | that of the rates of the window, with membranes at its start as constants |
+
+        Args:
+            network: a network, or function of signals.
+            x: window [T, B, ...] of any length T >= 1, floating point.
+            state: what the call before returned; None at the start of a stream.
+            detach: whether the state that is returned has no graph.
+
+        Returns:
+            the output as of the call, of these T steps; and the state, a dictionary for `torch.save`: module path ->
+            membrane potential u [B, ...] after the last step (a tuple, where a neuron has several; under `OTTT` also the
+            trace of the input of each layer with weights). The second call of a module in a forward pass is "path, call 2".
+
+        Raises:
+            ValueError: the state is none, or of another batch size, network, rule, type or device; others as of the call.
+            TypeError, RuntimeError: as of the call; there is no activation checkpointing in a stream.
+        """
+        check_input(x)
+        stream = Stream(network, x, state)
+        output = self(stream, x)
+        return output, stream.state(detach)
 
     @abstractmethod
     def passes(self, T: int) -> float:
@@ -87,6 +125,15 @@ class BPTT(Rule):
             )
         recomputed = self.checkpoint and torch.is_grad_enabled()
         return forward(network, x, Recomputed if recomputed else Unrolled, self.chunk)
+
+    def continued(self, network: Network, x: Tensor, state: State | None = None, detach: bool = True) -> tuple[Any, State]:
+        """As of every rule; not with `checkpoint`."""
+        if self.checkpoint:
+            raise ValueError(
+                "BPTT.checkpoint is True: continue a stream by BPTT(), whose memory grows with the window only, since "
+                "states that are kept would take the memory that checkpoints save"
+            )
+        return super().continued(network, x, state, detach)
 
     def passes(self, T: int) -> float:
         return (4 if self.checkpoint else 3) * T
@@ -220,9 +267,9 @@ def forward(
 
 def _watch_backward_hooks(network: Network) -> list[RemovableHandle]:
     """Hooks that raise an error if a module with a backward hook returns a signal, since torch would not call that hook."""
-    if torch.compiler.is_compiling() or not isinstance(network, nn.Module):
+    if torch.compiler.is_compiling():
         return []
-    hooked = (m for m in network.modules() if m._backward_hooks or m._backward_pre_hooks)
+    hooked = (m for _, m in named_modules(network) if m._backward_hooks or m._backward_pre_hooks)
     return [module.register_forward_hook(_refuse_signal) for module in hooked]
 
 

@@ -1,23 +1,20 @@
 """Signals: what flows through a spiking network, and where its gradient goes.
 
 A network is written for tensors [B, ...]; time is a hidden axis of the `Signal` that flows through it. Torch's functions
-are called on a signal by `__torch_function__`. The table at the end of this file maps each of them to one of four verbs:
+are called on a signal by `__torch_function__`. A table, which `operations` fills, maps each of them to one of four verbs:
 `affine`, `nonlinear`, `normalize` and `fire`. A training rule is defined by how its kind of signal implements these four
 methods. A function that is not in the table raises `TypeError`.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import numbers
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial, wraps
+from functools import partial
 from types import FrameType, FunctionType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +25,12 @@ from spikerate import autograd, fused
 
 PerStep = Callable[..., Tensor]
 _Own = TypeVar("_Own", bound="Stepwise")
+
+VERBS: dict[Any, Callable[..., Any]] = {}
+"""Torch function -> its verb. `operations` fills it, and is imported by whatever begins signals."""
+
+METHODS: dict[str, Callable[..., Any]] = {}
+"""Name of a method of a tensor -> its verb, in the same way."""
 
 
 @runtime_checkable
@@ -54,11 +57,25 @@ class Neuron(Protocol):
         """Spikes without a graph, and a tuple as state: `RateCoded` (RateBP).
 
         Its last two, [B, ...], are sums over all steps so far: of the spikes; and of d(spike)/d(current), where the current
-        of every step grows by the same, which divided by T is the gain of the rate.
+        of every step grows by the same, which divided by T is the gain of the rate. Where there are two before these, the
+        first is the membrane, the state of `unroll`, so that a stream can go on from it (`Rule.continued`).
         """
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
+
+
+class Memory(Protocol):
+    """What goes on from call to call of a rule: a name for each layer's state (`Rule.continued`)."""
+
+    def recall(self, layer: Any, train: Tensor) -> Any:
+        """The state that the call before left of a layer, None at the start; `train` [T or 1, B, ...] is its input."""
+
+    def keep(self, layer: Any, state: Any) -> None:
+        """Leave the state of a layer to the next call."""
+
+    def before(self, name: str) -> Any:
+        """The state that the call before left of the layer of that name; None at the start."""
 
 
 class Tape:
@@ -69,6 +86,9 @@ class Tape:
     Args:
         T: number of time steps in all chunks together.
         whole: whether a single chunk contains all steps, so that no state is needed.
+
+    Attributes:
+        memory: what goes on from call to call; None where each call starts anew.
     """
 
     def __init__(self, T: int, whole: bool = True) -> None:
@@ -82,12 +102,13 @@ class Tape:
         self.layers: list[Any] = []
         self.met = 0
         self.first = True
+        self.memory: Memory | None = None
 
     def following(self, last: bool) -> Tape:
         """The tape of the next chunk; `last` tells whether it is the final one."""
         tape = Tape(self.T, self.whole)
         tape.last = last
-        tape.slots, tape.layers, tape.first = self.slots, self.layers, False
+        tape.slots, tape.layers, tape.first, tape.memory = self.slots, self.layers, False, self.memory
         return tape
 
     def meet(self, *layer: Any) -> None:
@@ -142,6 +163,22 @@ class Tape:
         elif not self.last:
             self.slots[self.position] = state
         self.position += 1
+
+    def resume(self, layer: Any, train: Tensor) -> Any:
+        """As `recall`, of a layer whose state goes on from call to call; `train` [T or 1, B, ...] is its input.
+
+        Raises:
+            ValueError: the state is not that of such a layer.
+        """
+        if self.first and self.memory is not None:
+            return self.memory.recall(layer, train)
+        return self.recall()
+
+    def leave(self, layer: Any, state: Any) -> None:
+        """As `keep`, of a layer whose state goes on from call to call."""
+        if self.last and self.memory is not None:
+            self.memory.keep(layer, state)
+        self.keep(state)
 
     def mean(self, x: Tensor, n: int) -> Tensor:
         """The mean over the time steps of all chunks, where `x` is the mean over the `n` steps of this chunk.
@@ -325,34 +362,34 @@ class Signal(ABC):
         return self.shape[0]
 
     def __add__(self, other: Signal | float) -> Signal:
-        return _add(self, other)
+        return METHODS["add"](self, other)
 
     def __radd__(self, other: float) -> Signal:
-        return _add(self, other)
+        return METHODS["add"](self, other)
 
     def __sub__(self, other: Signal | float) -> Signal:
-        return _sub(self, other)
+        return METHODS["sub"](self, other)
 
     def __rsub__(self, other: float) -> Signal:
-        return _rsub(self, other)
+        return METHODS["rsub"](self, other)
 
     def __mul__(self, other: float) -> Signal:
-        return _mul(self, other)
+        return METHODS["mul"](self, other)
 
     def __rmul__(self, other: float) -> Signal:
-        return _mul(self, other)
+        return METHODS["mul"](self, other)
 
     def __truediv__(self, other: float) -> Signal:
-        return _div(self, other)
+        return METHODS["div"](self, other)
 
     def __neg__(self) -> Signal:
-        return _mul(self, -1)
+        return METHODS["neg"](self)
 
     def __pos__(self) -> Signal:
         return self
 
     def __getitem__(self, index: Any) -> Signal:
-        return _item(self, index)
+        return METHODS["__getitem__"](self, index)
 
     def relu(self) -> Any:
         """`torch.relu`: it has a rule where `spiking` has put a neuron in its place."""
@@ -369,7 +406,7 @@ class Signal(ABC):
         if name in METHODS:
             return partial(METHODS[name], self)
         if not name.startswith("_") and hasattr(Tensor, name):
-            raise TypeError(_no_rule(f"Tensor.{name}"))
+            raise TypeError(no_rule(f"Tensor.{name}"))
         raise AttributeError(f"{type(self).__name__} has no attribute {name}")
 
     @classmethod
@@ -379,13 +416,13 @@ class Signal(ABC):
         verb = VERBS.get(func)
         first = args[0] if args else None
         if verb is None or not isinstance(first, Signal | list | tuple):
-            raise TypeError(_no_rule(getattr(func, "__name__", str(func))))
+            raise TypeError(no_rule(getattr(func, "__name__", str(func))))
         return verb(*args, **(kwargs or {}))
 
 
 def _refused(name: str) -> Callable[..., Any]:
     def operator(*operands: Any) -> Any:
-        raise TypeError(_no_rule(f"Tensor.{name}"))
+        raise TypeError(no_rule(f"Tensor.{name}"))
 
     return operator
 
@@ -459,8 +496,8 @@ class Stepwise(Signal):
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.recall())
-        self.tape.keep(state)
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.resume(neuron, self.train))
+        self.tape.leave(neuron, state)
         return self._fired(neuron, autograd.scale(spikes, self.expanded(), slopes))
 
     def _fired(self: _Own, neuron: Neuron, spikes: Tensor) -> _Own:
@@ -486,11 +523,11 @@ class Unrolled(Stepwise):
         return replace(self, train=self._mapped(f, others, at_rate), constant=constant)
 
     def fire(self, neuron: Neuron) -> Unrolled:
-        if self.tape.whole and not torch.is_grad_enabled():
+        if self.tape.whole and self.tape.memory is None and not torch.is_grad_enabled():
             return replace(self, train=_fused(_spikes, neuron, self.train, self.T), constant=False)
         self.tape.meet("a neuron", neuron)
-        spikes, state = unrolled(neuron, self.train, self.T, self.tape.recall())
-        self.tape.keep(state)
+        spikes, state = unrolled(neuron, self.train, self.T, self.tape.resume(neuron, self.train))
+        self.tape.leave(neuron, state)
         return self._fired(neuron, spikes)
 
 
@@ -524,11 +561,11 @@ class Traced(Stepwise):
         with torch.no_grad():
             value = mapped(f, (self,)).expand(self.T, *[-1] * self.dim())
             traces = []
-            trace = self.tape.recall()
+            trace = self.tape.resume(at_rate.weight, self.train)
             for x in self.expanded().unbind(0):
                 trace = x if trace is None else self.decay * trace + x
                 traces.append(trace)
-            self.tape.keep(trace)
+            self.tape.leave(at_rate.weight, trace)
         inputs = anchor(torch.cat(traces).unflatten(0, (self.T, -1)), self.expanded())
         return replace(self, train=per_step(at_rate, value, inputs), constant=False)
 
@@ -614,18 +651,27 @@ class RateCoded(Signal):
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
         with torch.no_grad():
-            before = self.tape.recall() if not self.tape.whole else None
+            before = self._before(neuron)
             if self.tape.last:
-                spikes, value, gain, data = _fused(_rate_and_gain, neuron, self.train, self.T, (before, self.tape.T))
-                state = None
+                known = _rate_and_gain if self.tape.memory is None else _rate_gain_and_membrane
+                spikes, value, gain, data, state = _fused(known, neuron, self.train, self.T, (before, self.tape.T))
             else:
-                spikes, state = _fused(_trace, neuron, self.train, self.T, (before, self.tape.T), before)
+                spent = None if self.tape.first else before  # what was given from outside is not written on
+                spikes, state = _fused(_trace, neuron, self.train, self.T, (before, self.tape.T), spent)
                 value, gain, data = *[_nothing(spikes)] * 2, None
-            self.tape.keep(state)
+            self.tape.leave(neuron, state)
         average = autograd.scale(value, self.average, gain)
-        known = data is not None and not torch.compiler.is_compiling()
-        counts = autograd.Counts(average, self.tape.T, data) if known else None
+        counted = data is not None and not torch.compiler.is_compiling()
+        counts = autograd.Counts(average, self.tape.T, data) if counted else None
         return self._after(average, spikes, True, False, counts)
+
+    def _before(self, neuron: Neuron) -> Any:
+        """What `Neuron.trace` goes on from: membranes of the call before, that have moved nothing yet, and empty sums."""
+        state = self.tape.resume(neuron, self.train)
+        if state is None or not self.tape.first:
+            return state
+        none = torch.zeros_like(self.train[0], dtype=torch.promote_types(self.dtype, torch.float32))
+        return state, 0.0, none, none
 
     def _after(
         self, average: Tensor, train: Tensor, valued: bool, constant: bool, counts: autograd.Counts | None = None
@@ -811,12 +857,30 @@ def _mean_of_steps(_: None, steps: Tensor, state: None) -> Tensor:
     return steps.mean(0)
 
 
-def _rate_and_gain(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+_Outcome = tuple[Tensor, Tensor, Tensor, Tensor | None, Any]
+
+
+def _rate_and_gain(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> _Outcome:
     """The spikes of the last chunk; the rate and its gain over all T steps; the counts of spikes in a byte, if they fit."""
+    return *_outcome(neuron, steps, state)[:-1], None
+
+
+def _rate_gain_and_membrane(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> _Outcome:
+    """As `_rate_and_gain`, and the membranes, None for a neuron without, for the next call."""
+    *known, own = _outcome(neuron, steps, state)
+    if len(own) not in (0, 2):
+        raise TypeError(
+            f"{type(neuron).__name__} keeps a state of its own under RateBP, in which the membrane can't be told from the "
+            "rest: continue a stream by BPTT(), or let its trace return (membrane, its derivative, spikes, gain)"
+        )
+    return *known, own[0] if own else None
+
+
+def _outcome(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> Any:
     before, T = state
-    spikes, (*_, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
+    spikes, (*own, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
     counts = total.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
-    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts
+    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts, own
 
 
 def _trace(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Any]:
@@ -864,431 +928,9 @@ def anchor(value: Tensor, path: Tensor) -> Tensor:
     return value + (path - path.detach())
 
 
-def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
-    """Make a function of tensors one of signals too, by the verb that it is: the rule of an operation of your own.
-
-        @operation("nonlinear")
-        def swish(x, beta=1.0):
-            return x * torch.sigmoid(beta * x)
-
-    The function maps [N, ...] to [N, ...], sample by sample: time is in N. The first argument is the signal; an "affine"
-    function of several takes them all first. What follows, numbers or parameters, is handed on.
-
-    "affine" is what commutes with the mean over time, f(mean(x)) = mean(f(x)): it is linear up to a constant, in all its
-    signals together. "nonlinear" is all else without memory. What happens to each kind of signal:
-
-    | signal | affine | nonlinear |
-    | --- | --- | --- |
-    | `Unrolled` (BPTT, inference), `Spatial` (SLTT), finite differences | f of every step, with its gradient | the same |
-    | `Traced` (OTTT) | as that; parameters in f see the input itself, and not its trace | the same |
-    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rate |
-
-    A constant signal is computed once. The count of operations and the energy have convolutions and linear layers only, so
-    what f multiplies is not in them. In chunks, what f has beside the signals must be the same in every chunk.
-
-    Raises:
-        ValueError: the verb is another one.
-    """
-    if verb not in ("affine", "nonlinear"):
-        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine' or 'nonlinear'")
-
-    def decorate(f: Callable[..., Tensor]) -> Callable[..., Any]:
-        @wraps(f)
-        def either(x: Any, *rest: Any, **settings: Any) -> Any:
-            if not isinstance(x, Signal):
-                return f(x, *rest, **settings)
-            others = tuple(itertools.takewhile(lambda y: isinstance(y, Signal), rest))
-            plain = rest[len(others) :]
-            if verb == "affine":
-                return x.affine(lambda *ts: f(*ts, *plain, **settings), *others)
-            if others:
-                raise TypeError(_no_rule(f"{f.__name__}, which is nonlinear, of several signals"))
-            return x.nonlinear(lambda t: f(t, *plain, **settings))
-
-        return either
-
-    return decorate
-
-
-def _no_rule(name: str) -> str:
+def no_rule(name: str) -> str:
+    """What is said of something that has no rule."""
     return (
-        f"{name} has no rule for a spiking signal: use LIF as the activation, and the layers listed in spikerate.signal "
+        f"{name} has no rule for a spiking signal: use LIF as the activation, and the layers listed in spikerate.operations "
         "(convolution, linear, pooling, batch norm, dropout, sums and multiples, and what rearranges elements of a sample)"
     )
-
-
-# The verb of each torch function that a signal can go through. ---------------------------------------------------------
-
-
-def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    def verb(
-        x: Signal,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> Signal:
-        def conv(t: Tensor) -> Tensor:
-            return f(t, weight, bias, stride, padding, dilation, groups)
-
-        if x.dim() != weight.dim():
-            raise ValueError(
-                f"a convolution with kernel {list(weight.shape)} got a signal of shape {list(x.shape)} (without time): give "
-                "the rule an input [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
-            )
-        space = weight.dim() - 2
-        strides, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, dilation))
-        reaches = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
-        if isinstance(padding, str):
-            paddings = [reach // 2 if padding == "same" else 0 for reach in reaches]
-        else:
-            paddings = [padding] * space if isinstance(padding, int) else list(padding)
-        # "same" adds one more zero at the end of an axis with an odd reach; F.pad takes the last axis first.
-        uneven = [reach % 2 for reach in reversed(reaches)] if padding == "same" else []
-        border = [zeros for more in uneven for zeros in (0, more)] if any(uneven) else []
-        return x.affine(conv, at_rate=autograd.Convolution(weight, bias, strides, paddings, dilations, groups, border))
-
-    return verb
-
-
-def _linear(x: Signal, weight: Tensor, bias: Tensor | None = None) -> Signal:
-    return x.affine(lambda t: F.linear(t, weight, bias), at_rate=autograd.Linear(weight, bias))
-
-
-def _pool(f: Callable[..., Tensor], space: int) -> Callable[..., Signal]:
-    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
-        _check_space(f, space, x)
-        return x.affine(lambda t: f(t, *args, **kwargs))
-
-    return verb
-
-
-def _max_pool(f: Callable[..., Tensor], space: int) -> Callable[..., Signal]:
-    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
-        _check_space(f, space, x)
-        return x.nonlinear(lambda t: f(t, *args, **kwargs))
-
-    return verb
-
-
-def _check_space(f: Callable[..., Tensor], space: int, x: Signal) -> None:
-    if x.dim() <= space:
-        raise TypeError(_no_rule(f"{f.__name__} of a signal of {x.dim()} axes, the batch's among them,"))
-
-
-def _flatten(x: Signal, start_dim: int = 0, end_dim: int = -1) -> Signal:
-    _check_axes("flatten", x.dim(), start_dim)
-    return x.affine(lambda t: t.flatten(start_dim, end_dim))
-
-
-def _cat(tensors: Sequence[Signal], dim: int = 0) -> Signal:
-    _check_axes("cat", _all_signals("cat", tensors)[0].dim(), dim)
-    return tensors[0].affine(lambda *ts: torch.cat(ts, dim), *tensors[1:])
-
-
-def _stack(tensors: Sequence[Signal], dim: int = 0) -> Signal:
-    _check_axes("stack", _all_signals("stack", tensors)[0].dim() + 1, dim)
-    return tensors[0].affine(lambda *ts: torch.stack(ts, dim), *tensors[1:])
-
-
-def _all_signals(name: str, tensors: Sequence[Any]) -> Sequence[Signal]:
-    if isinstance(tensors, Signal) or not all(isinstance(x, Signal) for x in tensors):
-        raise TypeError(_no_rule(f"{name} with something that is no signal"))
-    return tensors
-
-
-def _check_axes(name: str, n: int, *axes: int) -> None:
-    """Raise `TypeError` if one of the `axes` (of n) is the batch axis, since an operation along it would mix samples."""
-    if 0 in axes or -n in axes:
-        raise TypeError(_no_rule(f"{name} along axis 0, which mixes the samples of a batch,"))
-
-
-# Sums and multiples: for an operand that is a number, and of two signals where they keep the mean.
-
-
-def _add(x: Signal, other: Any, alpha: float = 1) -> Signal:
-    if isinstance(other, Signal):
-        _check_alike("adding", x, other)
-        return x.affine(lambda a, b: torch.add(a, b, alpha=alpha), other)
-    _check_number("adding something that is no signal and no number", other)
-    return x.affine(lambda t: torch.add(t, other, alpha=alpha))
-
-
-def _sub(x: Signal, other: Any, alpha: float = 1) -> Signal:
-    if isinstance(other, Signal):
-        _check_alike("subtracting", x, other)
-        return x.affine(lambda a, b: torch.sub(a, b, alpha=alpha), other)
-    _check_number("subtracting something that is no signal and no number", other)
-    return x.affine(lambda t: torch.sub(t, other, alpha=alpha))
-
-
-def _rsub(x: Signal, other: Any, alpha: float = 1) -> Signal:
-    _check_number("subtracting from something that is no signal and no number", other)
-    return x.affine(lambda t: torch.rsub(t, other, alpha=alpha))
-
-
-def _mul(x: Signal, other: Any) -> Signal:
-    _check_number("multiplying two signals" if isinstance(other, Signal) else "multiplying by what is no number", other)
-    return x.affine(lambda t: torch.mul(t, other))
-
-
-def _div(x: Signal, other: Any, *, rounding_mode: str | None = None) -> Signal:
-    _check_number("dividing by what is no number", other)
-    if rounding_mode is not None:
-        raise TypeError(_no_rule("dividing with rounding"))
-    return x.affine(lambda t: torch.div(t, other))
-
-
-def _check_number(name: str, other: Any) -> None:
-    if not isinstance(other, numbers.Real):
-        raise TypeError(_no_rule(name))
-
-
-def _check_alike(name: str, x: Signal, y: Signal) -> None:
-    """Signals of unlike numbers of axes would be broadcast along those of time and the batch."""
-    if x.dim() != y.dim():
-        raise TypeError(_no_rule(f"{name} signals of {x.dim()} and {y.dim()} axes"))
-
-
-# What moves, takes out or averages elements of a sample, whose axes are counted without time.
-
-
-def _each(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    """A function without axes."""
-    return lambda x, *args, **kwargs: x.affine(lambda t: f(t, *args, **kwargs))
-
-
-def _to(x: Signal, *args: Any, **kwargs: Any) -> Signal:
-    if not x.train.new_empty(0).to(*args, **kwargs).is_floating_point():
-        raise TypeError(_no_rule("to, with a type that is not floating point,"))
-    return x.affine(lambda t: t.to(*args, **kwargs))
-
-
-def _item(x: Signal, index: Any) -> Signal:
-    """`x[index]`, with the batch axis whole; of tensors and lists as an index one, and without numbers beside it."""
-    given = index if isinstance(index, tuple) else (index,)
-    wanted = [i for i in given if i is not Ellipsis]
-    if len(wanted) < len(given):
-        at = next(k for k, i in enumerate(given) if i is Ellipsis)
-        gap = x.dim() - sum(i is not None for i in wanted)
-        wanted[at:at] = [slice(None)] * gap
-    many = [i for i in wanted if isinstance(i, Tensor | list)]
-    plain = all(isinstance(i, slice | None | Tensor | list) or type(i) is int for i in wanted)
-    one_dimensional = all(isinstance(i, list) or i.dim() == 1 for i in many)
-    single = not many or (len(many) == 1 and one_dimensional and not any(type(i) is int for i in wanted))
-    if not (wanted[:1] == [slice(None)] and plain and single):
-        raise TypeError(
-            _no_rule(f"indexing by [{', '.join(map(_spoken, given))}], which has no : for axis 0 or is not plain,")
-        )
-    where = tuple(wanted)
-    return x.affine(lambda t: t[where])
-
-
-def _spoken(index: Any) -> str:
-    if isinstance(index, slice):
-        return ":".join("" if n is None else str(n) for n in (index.start, index.stop))
-    return "..." if index is Ellipsis else f"a {type(index).__name__}" if isinstance(index, Tensor | Signal) else str(index)
-
-
-def _reshape(x: Signal, *shape: Any) -> Signal:
-    sizes = _numbers(shape)
-    if not all(isinstance(n, int | torch.SymInt) for n in sizes):
-        raise TypeError(_no_rule("view as another type"))
-    first, *rest = sizes
-    elements, known_ones = math.prod(x.shape[1:]), math.prod([n for n in rest if n != -1])
-    if first != len(x) and (first != -1 or known_ones != elements or -1 in rest):
-        raise TypeError(_no_rule(f"reshaping to {sizes}, which mixes the samples of a batch,"))
-    if known_ones == 0 or (elements % known_ones if -1 in rest else elements != known_ones):
-        raise ValueError(
-            f"a signal of {list(x.shape)} without time can't be reshaped to {sizes}: the elements are not as many"
-        )
-    return x.affine(lambda t: t.reshape(len(t), *rest))
-
-
-def _numbers(given: Sequence[Any]) -> list[Any]:
-    """The numbers of f(1, 2, 3) or f((1, 2, 3))."""
-    return list(given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given)
-
-
-def _permute(x: Signal, *dims: Any) -> Signal:
-    order = _numbers(dims)
-    if order[:1] not in ([0], [-x.dim()]):
-        raise TypeError(_no_rule(f"permute to {order}, which moves the samples of a batch to another axis,"))
-    return x.affine(lambda t: t.permute(order))
-
-
-def _transpose(x: Signal, dim0: int, dim1: int) -> Signal:
-    _check_axes("transpose", x.dim(), dim0, dim1)
-    return x.affine(lambda t: t.transpose(dim0, dim1))
-
-
-def _movedim(x: Signal, source: Any, destination: Any) -> Signal:
-    _check_axes("movedim", x.dim(), *_numbers((source,)), *_numbers((destination,)))
-    return x.affine(lambda t: t.movedim(source, destination))
-
-
-def _unflatten(x: Signal, dim: int, sizes: Sequence[int]) -> Signal:
-    _check_axes("unflatten", x.dim(), dim)
-    return x.affine(lambda t: t.unflatten(dim, sizes))
-
-
-def _squeeze(x: Signal, *dim: Any) -> Signal:
-    axes = _numbers(dim)
-    if not axes:
-        raise TypeError(_no_rule("squeeze without an axis, which takes that of a batch of one too,"))
-    _check_axes("squeeze", x.dim(), *axes)
-    return x.affine(lambda t: t.squeeze(axes))
-
-
-def _unsqueeze(x: Signal, dim: int) -> Signal:
-    _check_axes("unsqueeze", x.dim() + 1, dim)
-    return x.affine(lambda t: t.unsqueeze(dim))
-
-
-def _select(x: Signal, dim: int, index: int) -> Signal:
-    _check_axes("select", x.dim(), dim)
-    return x.affine(lambda t: t.select(dim, index))
-
-
-def _narrow(x: Signal, dim: int, start: int, length: int) -> Signal:
-    _check_axes("narrow", x.dim(), dim)
-    return x.affine(lambda t: t.narrow(dim, start, length))
-
-
-def _split(x: Signal, split_size: int | Sequence[int], dim: int = 0) -> tuple[Signal, ...]:
-    _check_axes("split", x.dim(), dim)
-    parts = torch.empty(x.shape, device="meta").split(split_size, dim)
-    sizes = [part.shape[dim] for part in parts]
-    return tuple(_narrow(x, dim, sum(sizes[:k]), size) for k, size in enumerate(sizes))
-
-
-def _chunk(x: Signal, chunks: int, dim: int = 0) -> tuple[Signal, ...]:
-    _check_axes("chunk", x.dim(), dim)
-    return _split(x, max(1, -(-x.shape[dim] // chunks)), dim)
-
-
-def _unbind(x: Signal, dim: int = 0) -> tuple[Signal, ...]:
-    _check_axes("unbind", x.dim(), dim)
-    return tuple(_select(x, dim, k) for k in range(x.shape[dim]))
-
-
-def _over_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    """The sum or the mean over axes of a sample."""
-
-    def verb(x: Signal, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Signal:
-        axes = [0] if dim is None else _numbers((dim,))
-        _check_axes(f.__name__, x.dim(), *(axes or [0]))
-        return x.affine(lambda t: f(t, axes, keepdim, dtype=dtype))
-
-    return verb
-
-
-def _pad(x: Signal, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Signal:
-    if mode != "constant" or len(pad) > 2 * (x.dim() - 1):
-        raise TypeError(_no_rule(f"pad with mode {mode!r}" if mode != "constant" else "pad along axis 0"))
-    return x.affine(lambda t: F.pad(t, pad, mode, value))
-
-
-def _batch_norm(
-    x: Signal,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Signal:
-    if training:
-        return x.normalize(Normalization(weight, bias, running_mean, running_var, momentum, eps))
-    return x.affine(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps))
-
-
-def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    """Dropout with the same mask at all steps; a mask for each step would be noise that the rate does not see."""
-
-    def verb(x: Signal, p: float = 0.5, training: bool = True, inplace: bool = False) -> Signal:
-        if not training or p == 0:
-            return x
-
-        x.tape.meet("a dropout", p)
-        mask = x.tape.recall()
-        if mask is None:
-            mask = f(torch.ones_like(x.train[0, : x.samples]), p, True)
-        x.tape.keep(mask)
-        return x.affine(lambda t: (t.unflatten(0, (-1, mask.shape[0])) * mask).flatten(0, 1))
-
-    return verb
-
-
-VERBS: dict[Any, Callable[..., Any]] = {
-    F.conv1d: _conv(F.conv1d),
-    F.conv2d: _conv(F.conv2d),
-    F.linear: _linear,
-    F.avg_pool1d: _pool(F.avg_pool1d, 1),
-    F.avg_pool2d: _pool(F.avg_pool2d, 2),
-    F.adaptive_avg_pool1d: _pool(F.adaptive_avg_pool1d, 1),
-    F.adaptive_avg_pool2d: _pool(F.adaptive_avg_pool2d, 2),
-    F.max_pool1d: _max_pool(F.max_pool1d, 1),
-    F.max_pool2d: _max_pool(F.max_pool2d, 2),
-    F.adaptive_max_pool1d: _max_pool(F.adaptive_max_pool1d, 1),
-    F.adaptive_max_pool2d: _max_pool(F.adaptive_max_pool2d, 2),
-    F.batch_norm: _batch_norm,
-    F.dropout: _dropout(F.dropout),
-    F.dropout1d: _dropout(F.dropout1d),
-    F.dropout2d: _dropout(F.dropout2d),
-    F.pad: _pad,
-    torch.cat: _cat,
-    torch.concat: _cat,
-    torch.concatenate: _cat,
-    torch.stack: _stack,
-}
-
-METHODS: dict[str, Callable[..., Any]] = {
-    "add": _add,
-    "sub": _sub,
-    "subtract": _sub,
-    "rsub": _rsub,
-    "mul": _mul,
-    "multiply": _mul,
-    "div": _div,
-    "divide": _div,
-    "true_divide": _div,
-    "neg": _each(torch.neg),
-    "negative": _each(torch.neg),
-    "positive": _each(torch.positive),
-    "clone": _each(torch.clone),
-    "detach": _each(torch.detach),
-    "contiguous": _each(Tensor.contiguous),
-    "bfloat16": _each(Tensor.bfloat16),
-    "half": _each(Tensor.half),
-    "float": _each(Tensor.float),
-    "double": _each(Tensor.double),
-    "to": _to,
-    "flatten": _flatten,
-    "unflatten": _unflatten,
-    "view": _reshape,
-    "reshape": _reshape,
-    "permute": _permute,
-    "transpose": _transpose,
-    "swapaxes": _transpose,
-    "swapdims": _transpose,
-    "movedim": _movedim,
-    "moveaxis": _movedim,
-    "squeeze": _squeeze,
-    "unsqueeze": _unsqueeze,
-    "select": _select,
-    "narrow": _narrow,
-    "split": _split,
-    "chunk": _chunk,
-    "unbind": _unbind,
-    "mean": _over_axes(torch.mean),
-    "sum": _over_axes(torch.sum),
-    "numel": lambda x: math.prod(x.shape),
-    "is_floating_point": lambda x: True,
-}
-"""The verb of each method of a tensor; the function of that name in torch has the same."""
-
-VERBS |= {vars(torch)[name]: verb for name, verb in METHODS.items() if name in vars(torch)}

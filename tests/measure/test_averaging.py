@@ -10,21 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikerate import BPTT
+from spikerate import BPTT, LIF
 from spikerate.data import Data, DataSet, Stored, load
 from spikerate.measure.averaging import VIEWS, Averaging, check_averaging
 from spikerate.measure.evaluate import answers
-from spikerate.runs.config import Model, Run
+from spikerate.runs.config import Run
 from spikerate.runs.experiment import measure
-from spikerate.runs.train import build_network
 
 CPU = torch.device("cpu")
-RUN = Run(model=Model(width=2), T=3)
+RUN = Run(T=3)
 
 
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
-    data = load(Data("digits", subset=200), 1)
+    data = load(Data("digits", subset=200), 1).to(CPU)
     assert len(data.test) and len(data.validation)
     return data
 
@@ -32,9 +31,7 @@ def digits() -> DataSet:
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
-    network = build_network(RUN, 10, (1, 8, 8), CPU)
-    BPTT()(network, torch.randn(4, 64, 1, 8, 8))  # statistics of batch norm
-    return network.eval()
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), LIF(), nn.Flatten(), nn.Linear(256, 10)).eval()
 
 
 def seen(x: Tensor, averaging: Averaging) -> list[tuple[float, Tensor]]:

@@ -49,7 +49,7 @@ class Mixture:
                 cut = np.where(cuts, (length * part).astype(np.int64), 0)
                 first = draw.integers(length, size=n) - cut // 2
                 box[:, 2 * axis : 2 * axis + 2] = np.stack([first, first + cut], 1).clip(0, length)
-        return cls(*map(torch.from_numpy, (partner, keep, box)), side)
+        return cls(torch.from_numpy(partner), torch.from_numpy(keep), torch.from_numpy(box), side)
 
     def __getitem__(self, part: slice) -> Mixture:
         """The mixture of some groups of the batch."""

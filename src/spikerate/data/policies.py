@@ -22,7 +22,7 @@ _SHEAR = math.degrees(math.atan(0.3)) / 180
 """The papers' shear of 0.3 pixels a pixel, as kornia has it: a fraction of 180 degrees."""
 _TRANSLATE = 150 / 331
 """Largest translation of the papers, as a fraction of the image's side."""
-_OPERATIONS = [
+_OPERATIONS: list[list[tuple[str, float | int, float | int | None]]] = [
     [("brightness", 1.0, 1.0)],  # identity
     [("auto_contrast", 0, 1)],
     [("equalize", 0, 1)],
@@ -45,7 +45,7 @@ Policy = Callable[[Tensor], Tensor]
 
 POLICIES: Mapping[str, Callable[[Any], Policy]] = {
     "autoaugment": AutoAugment,
-    "randaugment": lambda setting: RandAugment(*setting, _OPERATIONS),
+    "randaugment": lambda setting: RandAugment(setting[0], setting[1], _OPERATIONS),
     "trivialaugment": lambda _: TrivialAugment(_OPERATIONS),
 }
 """The policies by the names of the fields of `Augment`, made from what the field is set to."""

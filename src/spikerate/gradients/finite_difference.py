@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikerate import operations  # noqa: F401 - fills the table of signals
 from spikerate.losses import cross_entropy
 from spikerate.signal import VERBS, Neuron, Normalization, PerStep, Signal, Stepwise, Tape, is_constant, mapped
 

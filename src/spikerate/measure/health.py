@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spikerate.losses import Terms
-from spikerate.measure.meter import OUTSIDE, Ledger, Meter, watched
+from spikerate.measure.meter import Ledger, Meter, watched
 from spikerate.rules import BPTT
 from spikerate.signal import Neuron, Signal
+from spikerate.stream import OUTSIDE
 from spikerate.system.modes import mode
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spikerate import autograd
+from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
 from spikerate.measure.energy import Energy, Operations
 from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant
+from spikerate.stream import Calls
 
 _Own = TypeVar("_Own", bound="Around")
-OUTSIDE = "a neuron that is no module of the network"
 
 
 @dataclass
@@ -236,15 +236,13 @@ class FiringRates:
     layers: tuple[str, ...] | None = None
 
     def __call__(self, network: nn.Module, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        paths: dict[Any, str] = {module: path for path, module in network.named_modules()}
         rates: dict[str, Tensor] = {}
-        calls: dict[str, int] = {}
+        calls = Calls(network)
 
         def look(neuron: Neuron, inputs: Signal, spikes: Signal) -> None:
-            path = paths.get(neuron, OUTSIDE)
-            calls[path] = calls.get(path, 0) + 1
-            if self.layers is None or any(_holds(layer, path) for layer in self.layers):
-                rates[path if calls[path] == 1 else f"{path}, call {calls[path]}"] = spikes.tap()
+            path, name = calls.of(neuron)
+            if self.layers is None or any(holds(layer, path) for layer in self.layers):
+                rates[name] = spikes.tap()
 
         def chunk(signal: Signal) -> Any:
             calls.clear()
@@ -252,12 +250,13 @@ class FiringRates:
 
         output = self.rule(chunk, x)
         for layer in self.layers or ():
-            if not any(_holds(layer, path) for path in calls):
-                raise ValueError(f"FiringRates.layers has {layer!r}, where there is no neuron: neurons are at {list(calls)}")
+            if not any(holds(layer, path) for path in calls.paths):
+                raise ValueError(f"FiringRates.layers has {layer!r}, where there is no neuron: neurons are at {calls.paths}")
         return output, rates
 
 
-def _holds(part: str, path: str) -> bool:
+def holds(part: str, path: str) -> bool:
+    """Whether there is a module of that path in a part of a network."""
     return path == part or path.startswith(f"{part}.")
 
 

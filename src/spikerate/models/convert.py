@@ -101,7 +101,7 @@ def check_layers(module: nn.Module, others: tuple[type[nn.Module], ...] = ()) ->
     if refused:
         named = ", ".join(f"{path or 'the module'} ({why})" for path, why in refused.items())
         raise TypeError(
-            f"a spiking signal can't go through {named}: use the layers listed in spikerate.signal "
+            f"a spiking signal can't go through {named}: use the layers listed in spikerate.operations "
             "(convolution, linear, pooling, flatten, batch norm, dropout)"
         )
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from spikerate import operations  # noqa: F401 - fills the table of signals
 from spikerate.signal import Signal, Tape, Unrolled
 
 Activation = Callable[[], nn.Module] | Literal["relu"]

@@ -1,0 +1,441 @@
+"""Operations on signals: the verb of each torch function, and of each method of a tensor, that a signal can go through.
+
+They are written in the words of `Signal`, so that they are the same for every kind of it, and fill the table in which
+signals look for them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikerate import autograd
+from spikerate.signal import METHODS, VERBS, Normalization, Signal, no_rule
+
+
+def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    def verb(
+        x: Signal,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Signal:
+        def conv(t: Tensor) -> Tensor:
+            return f(t, weight, bias, stride, padding, dilation, groups)
+
+        if x.dim() != weight.dim():
+            raise ValueError(
+                f"a convolution with kernel {list(weight.shape)} got a signal of shape {list(x.shape)} (without time): give "
+                "the rule an input [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
+            )
+        space = weight.dim() - 2
+        strides, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, dilation))
+        reaches = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+        if isinstance(padding, str):
+            paddings = [reach // 2 if padding == "same" else 0 for reach in reaches]
+        else:
+            paddings = [padding] * space if isinstance(padding, int) else list(padding)
+        # "same" adds one more zero at the end of an axis with an odd reach; F.pad takes the last axis first.
+        uneven = [reach % 2 for reach in reversed(reaches)] if padding == "same" else []
+        border = [zeros for more in uneven for zeros in (0, more)] if any(uneven) else []
+        return x.affine(conv, at_rate=autograd.Convolution(weight, bias, strides, paddings, dilations, groups, border))
+
+    return verb
+
+
+def _linear(x: Signal, weight: Tensor, bias: Tensor | None = None) -> Signal:
+    return x.affine(lambda t: F.linear(t, weight, bias), at_rate=autograd.Linear(weight, bias))
+
+
+def _pool(f: Callable[..., Tensor], space: int) -> Callable[..., Signal]:
+    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+        _check_space(f, space, x)
+        return x.affine(lambda t: f(t, *args, **kwargs))
+
+    return verb
+
+
+def _max_pool(f: Callable[..., Tensor], space: int) -> Callable[..., Signal]:
+    def verb(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+        _check_space(f, space, x)
+        return x.nonlinear(lambda t: f(t, *args, **kwargs))
+
+    return verb
+
+
+def _check_space(f: Callable[..., Tensor], space: int, x: Signal) -> None:
+    if x.dim() <= space:
+        raise TypeError(no_rule(f"{f.__name__} of a signal of {x.dim()} axes, the batch's among them,"))
+
+
+def _flatten(x: Signal, start_dim: int = 0, end_dim: int = -1) -> Signal:
+    _check_axes("flatten", x.dim(), start_dim)
+    return x.affine(lambda t: t.flatten(start_dim, end_dim))
+
+
+def _cat(tensors: Sequence[Signal], dim: int = 0) -> Signal:
+    _check_axes("cat", _all_signals("cat", tensors)[0].dim(), dim)
+    return tensors[0].affine(lambda *ts: torch.cat(ts, dim), *tensors[1:])
+
+
+def _stack(tensors: Sequence[Signal], dim: int = 0) -> Signal:
+    _check_axes("stack", _all_signals("stack", tensors)[0].dim() + 1, dim)
+    return tensors[0].affine(lambda *ts: torch.stack(ts, dim), *tensors[1:])
+
+
+def _all_signals(name: str, tensors: Sequence[Any]) -> Sequence[Signal]:
+    if isinstance(tensors, Signal) or not all(isinstance(x, Signal) for x in tensors):
+        raise TypeError(no_rule(f"{name} with something that is no signal"))
+    return tensors
+
+
+def _check_axes(name: str, n: int, *axes: int) -> None:
+    """Raise `TypeError` if one of the `axes` (of n) is the batch axis, since an operation along it would mix samples."""
+    if 0 in axes or -n in axes:
+        raise TypeError(no_rule(f"{name} along axis 0, which mixes the samples of a batch,"))
+
+
+# Sums and multiples: for an operand that is a number, and of two signals where they keep the mean.
+
+
+def _add(x: Signal, other: Any, alpha: float = 1) -> Signal:
+    if isinstance(other, Signal):
+        _check_alike("adding", x, other)
+        return x.affine(lambda a, b: torch.add(a, b, alpha=alpha), other)
+    _check_number("adding something that is no signal and no number", other)
+    return x.affine(lambda t: torch.add(t, other, alpha=alpha))
+
+
+def _sub(x: Signal, other: Any, alpha: float = 1) -> Signal:
+    if isinstance(other, Signal):
+        _check_alike("subtracting", x, other)
+        return x.affine(lambda a, b: torch.sub(a, b, alpha=alpha), other)
+    _check_number("subtracting something that is no signal and no number", other)
+    return x.affine(lambda t: torch.sub(t, other, alpha=alpha))
+
+
+def _rsub(x: Signal, other: Any, alpha: float = 1) -> Signal:
+    _check_number("subtracting from something that is no signal and no number", other)
+    return x.affine(lambda t: torch.rsub(t, other, alpha=alpha))
+
+
+def _mul(x: Signal, other: Any) -> Signal:
+    _check_number("multiplying two signals" if isinstance(other, Signal) else "multiplying by what is no number", other)
+    return x.affine(lambda t: torch.mul(t, other))
+
+
+def _div(x: Signal, other: Any, *, rounding_mode: str | None = None) -> Signal:
+    _check_number("dividing by what is no number", other)
+    if rounding_mode is not None:
+        raise TypeError(no_rule("dividing with rounding"))
+    return x.affine(lambda t: torch.div(t, other))
+
+
+def _check_number(name: str, other: Any) -> None:
+    if not isinstance(other, numbers.Real):
+        raise TypeError(no_rule(name))
+
+
+def _check_alike(name: str, x: Signal, y: Signal) -> None:
+    """Signals of unlike numbers of axes would be broadcast along those of time and the batch."""
+    if x.dim() != y.dim():
+        raise TypeError(no_rule(f"{name} signals of {x.dim()} and {y.dim()} axes"))
+
+
+# What moves, takes out or averages elements of a sample, whose axes are counted without time.
+
+
+def _each(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """A function without axes."""
+    return lambda x, *args, **kwargs: x.affine(lambda t: f(t, *args, **kwargs))
+
+
+def _to(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+    if not x.train.new_empty(0).to(*args, **kwargs).is_floating_point():
+        raise TypeError(no_rule("to, with a type that is not floating point,"))
+    return x.affine(lambda t: t.to(*args, **kwargs))
+
+
+def _item(x: Signal, index: Any) -> Signal:
+    """`x[index]`, with the batch axis whole; of tensors and lists as an index one, and without numbers beside it."""
+    given = index if isinstance(index, tuple) else (index,)
+    wanted = [i for i in given if i is not Ellipsis]
+    if len(wanted) < len(given):
+        at = next(k for k, i in enumerate(given) if i is Ellipsis)
+        gap = x.dim() - sum(i is not None for i in wanted)
+        wanted[at:at] = [slice(None)] * gap
+    many = [i for i in wanted if isinstance(i, Tensor | list)]
+    plain = all(isinstance(i, slice | None | Tensor | list) or type(i) is int for i in wanted)
+    one_dimensional = all(isinstance(i, list) or i.dim() == 1 for i in many)
+    single = not many or (len(many) == 1 and one_dimensional and not any(type(i) is int for i in wanted))
+    if not (wanted[:1] == [slice(None)] and plain and single):
+        raise TypeError(
+            no_rule(f"indexing by [{', '.join(map(_spoken, given))}], which has no : for axis 0 or is not plain,")
+        )
+    where = tuple(wanted)
+    return x.affine(lambda t: t[where])
+
+
+def _spoken(index: Any) -> str:
+    if isinstance(index, slice):
+        return ":".join("" if n is None else str(n) for n in (index.start, index.stop))
+    return "..." if index is Ellipsis else f"a {type(index).__name__}" if isinstance(index, Tensor | Signal) else str(index)
+
+
+def _reshape(x: Signal, *shape: Any) -> Signal:
+    sizes = _numbers(shape)
+    if not all(isinstance(n, int | torch.SymInt) for n in sizes):
+        raise TypeError(no_rule("view as another type"))
+    first, *rest = sizes
+    elements, known_ones = math.prod(x.shape[1:]), math.prod([n for n in rest if n != -1])
+    if first != len(x) and (first != -1 or known_ones != elements or -1 in rest):
+        raise TypeError(no_rule(f"reshaping to {sizes}, which mixes the samples of a batch,"))
+    if known_ones == 0 or (elements % known_ones if -1 in rest else elements != known_ones):
+        raise ValueError(
+            f"a signal of {list(x.shape)} without time can't be reshaped to {sizes}: the elements are not as many"
+        )
+    return x.affine(lambda t: t.reshape(len(t), *rest))
+
+
+def _numbers(given: Sequence[Any]) -> list[Any]:
+    """The numbers of f(1, 2, 3) or f((1, 2, 3))."""
+    return list(given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given)
+
+
+def _permute(x: Signal, *dims: Any) -> Signal:
+    order = _numbers(dims)
+    if order[:1] not in ([0], [-x.dim()]):
+        raise TypeError(no_rule(f"permute to {order}, which moves the samples of a batch to another axis,"))
+    return x.affine(lambda t: t.permute(order))
+
+
+def _transpose(x: Signal, dim0: int, dim1: int) -> Signal:
+    _check_axes("transpose", x.dim(), dim0, dim1)
+    return x.affine(lambda t: t.transpose(dim0, dim1))
+
+
+def _movedim(x: Signal, source: Any, destination: Any) -> Signal:
+    _check_axes("movedim", x.dim(), *_numbers((source,)), *_numbers((destination,)))
+    return x.affine(lambda t: t.movedim(source, destination))
+
+
+def _unflatten(x: Signal, dim: int, sizes: Sequence[int]) -> Signal:
+    _check_axes("unflatten", x.dim(), dim)
+    return x.affine(lambda t: t.unflatten(dim, sizes))
+
+
+def _squeeze(x: Signal, *dim: Any) -> Signal:
+    axes = _numbers(dim)
+    if not axes:
+        raise TypeError(no_rule("squeeze without an axis, which takes that of a batch of one too,"))
+    _check_axes("squeeze", x.dim(), *axes)
+    return x.affine(lambda t: t.squeeze(axes))
+
+
+def _unsqueeze(x: Signal, dim: int) -> Signal:
+    _check_axes("unsqueeze", x.dim() + 1, dim)
+    return x.affine(lambda t: t.unsqueeze(dim))
+
+
+def _select(x: Signal, dim: int, index: int) -> Signal:
+    _check_axes("select", x.dim(), dim)
+    return x.affine(lambda t: t.select(dim, index))
+
+
+def _narrow(x: Signal, dim: int, start: int, length: int) -> Signal:
+    _check_axes("narrow", x.dim(), dim)
+    return x.affine(lambda t: t.narrow(dim, start, length))
+
+
+def _split(x: Signal, split_size: int | Sequence[int], dim: int = 0) -> tuple[Signal, ...]:
+    _check_axes("split", x.dim(), dim)
+    parts = torch.empty(x.shape, device="meta").split(split_size, dim)
+    sizes = [part.shape[dim] for part in parts]
+    return tuple(_narrow(x, dim, sum(sizes[:k]), size) for k, size in enumerate(sizes))
+
+
+def _chunk(x: Signal, chunks: int, dim: int = 0) -> tuple[Signal, ...]:
+    _check_axes("chunk", x.dim(), dim)
+    return _split(x, max(1, -(-x.shape[dim] // chunks)), dim)
+
+
+def _unbind(x: Signal, dim: int = 0) -> tuple[Signal, ...]:
+    _check_axes("unbind", x.dim(), dim)
+    return tuple(_select(x, dim, k) for k in range(x.shape[dim]))
+
+
+def _over_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """The sum or the mean over axes of a sample."""
+
+    def verb(x: Signal, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Signal:
+        axes = [0] if dim is None else _numbers((dim,))
+        _check_axes(f.__name__, x.dim(), *(axes or [0]))
+        return x.affine(lambda t: f(t, axes, keepdim, dtype=dtype))
+
+    return verb
+
+
+def _pad(x: Signal, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Signal:
+    if mode != "constant" or len(pad) > 2 * (x.dim() - 1):
+        raise TypeError(no_rule(f"pad with mode {mode!r}" if mode != "constant" else "pad along axis 0"))
+    return x.affine(lambda t: F.pad(t, pad, mode, value))
+
+
+def _batch_norm(
+    x: Signal,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Signal:
+    if training:
+        return x.normalize(Normalization(weight, bias, running_mean, running_var, momentum, eps))
+    return x.affine(lambda t: F.batch_norm(t, running_mean, running_var, weight, bias, False, momentum, eps))
+
+
+def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """Dropout with the same mask at all steps; a mask for each step would be noise that the rate does not see."""
+
+    def verb(x: Signal, p: float = 0.5, training: bool = True, inplace: bool = False) -> Signal:
+        if not training or p == 0:
+            return x
+
+        x.tape.meet("a dropout", p)
+        mask = x.tape.recall()
+        if mask is None:
+            mask = f(torch.ones_like(x.train[0, : x.samples]), p, True)
+        x.tape.keep(mask)
+        return x.affine(lambda t: (t.unflatten(0, (-1, mask.shape[0])) * mask).flatten(0, 1))
+
+    return verb
+
+
+def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
+    """Make a function of tensors one of signals too, by the verb that it is: the rule of an operation of your own.
+
+        @operation("nonlinear")
+        def swish(x, beta=1.0):
+            return x * torch.sigmoid(beta * x)
+
+    The function maps [N, ...] to [N, ...], sample by sample: time is in N. The first argument is the signal; an "affine"
+    function of several takes them all first. What follows, numbers or parameters, is handed on.
+
+    "affine" is what commutes with the mean over time, f(mean(x)) = mean(f(x)): it is linear up to a constant, in all its
+    signals together. "nonlinear" is all else without memory. What happens to each kind of signal:
+
+    | signal | affine | nonlinear |
+    | --- | --- | --- |
+    | `Unrolled` (BPTT, inference), `Spatial` (SLTT), finite differences | f of every step, with its gradient | the same |
+    | `Traced` (OTTT) | as that; parameters in f see the input itself, and not its trace | the same |
+    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rate |
+
+    A constant signal is computed once. The count of operations and the energy have convolutions and linear layers only, so
+    what f multiplies is not in them. In chunks, what f has beside the signals must be the same in every chunk.
+
+    Raises:
+        ValueError: the verb is another one.
+    """
+    if verb not in ("affine", "nonlinear"):
+        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine' or 'nonlinear'")
+
+    def decorate(f: Callable[..., Tensor]) -> Callable[..., Any]:
+        @wraps(f)
+        def either(x: Any, *rest: Any, **settings: Any) -> Any:
+            if not isinstance(x, Signal):
+                return f(x, *rest, **settings)
+            others = tuple(itertools.takewhile(lambda y: isinstance(y, Signal), rest))
+            plain = rest[len(others) :]
+            if verb == "affine":
+                return x.affine(lambda *ts: f(*ts, *plain, **settings), *others)
+            if others:
+                raise TypeError(no_rule(f"{f.__name__}, which is nonlinear, of several signals"))
+            return x.nonlinear(lambda t: f(t, *plain, **settings))
+
+        return either
+
+    return decorate
+
+
+VERBS |= {
+    F.conv1d: _conv(F.conv1d),
+    F.conv2d: _conv(F.conv2d),
+    F.linear: _linear,
+    F.avg_pool1d: _pool(F.avg_pool1d, 1),
+    F.avg_pool2d: _pool(F.avg_pool2d, 2),
+    F.adaptive_avg_pool1d: _pool(F.adaptive_avg_pool1d, 1),
+    F.adaptive_avg_pool2d: _pool(F.adaptive_avg_pool2d, 2),
+    F.max_pool1d: _max_pool(F.max_pool1d, 1),
+    F.max_pool2d: _max_pool(F.max_pool2d, 2),
+    F.adaptive_max_pool1d: _max_pool(F.adaptive_max_pool1d, 1),
+    F.adaptive_max_pool2d: _max_pool(F.adaptive_max_pool2d, 2),
+    F.batch_norm: _batch_norm,
+    F.dropout: _dropout(F.dropout),
+    F.dropout1d: _dropout(F.dropout1d),
+    F.dropout2d: _dropout(F.dropout2d),
+    F.pad: _pad,
+    torch.cat: _cat,
+    torch.concat: _cat,
+    torch.concatenate: _cat,
+    torch.stack: _stack,
+}
+
+METHODS |= {
+    "add": _add,
+    "sub": _sub,
+    "subtract": _sub,
+    "rsub": _rsub,
+    "mul": _mul,
+    "multiply": _mul,
+    "div": _div,
+    "divide": _div,
+    "true_divide": _div,
+    "neg": _each(torch.neg),
+    "negative": _each(torch.neg),
+    "positive": _each(torch.positive),
+    "clone": _each(torch.clone),
+    "detach": _each(torch.detach),
+    "contiguous": _each(Tensor.contiguous),
+    "bfloat16": _each(Tensor.bfloat16),
+    "half": _each(Tensor.half),
+    "float": _each(Tensor.float),
+    "double": _each(Tensor.double),
+    "to": _to,
+    "flatten": _flatten,
+    "unflatten": _unflatten,
+    "view": _reshape,
+    "reshape": _reshape,
+    "permute": _permute,
+    "transpose": _transpose,
+    "swapaxes": _transpose,
+    "swapdims": _transpose,
+    "movedim": _movedim,
+    "moveaxis": _movedim,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "select": _select,
+    "narrow": _narrow,
+    "split": _split,
+    "chunk": _chunk,
+    "unbind": _unbind,
+    "mean": _over_axes(torch.mean),
+    "sum": _over_axes(torch.sum),
+    "__getitem__": _item,
+    "numel": lambda x: math.prod(x.shape),
+    "is_floating_point": lambda x: True,
+}
+# The function of that name in torch has the same.
+VERBS |= {vars(torch)[name]: verb for name, verb in METHODS.items() if name in vars(torch)}

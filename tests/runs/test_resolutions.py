@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spikerate import BPTT, LIF, SelfDistillation
+from spikerate.cli.arguments import Train, read_train
 from spikerate.data import Data, DataSet, load, resized
 from spikerate.models import macs, resnet18
 from spikerate.runs.config import Model, OwnNetwork, Phase, Rectified, Resolution, Run
@@ -26,7 +25,6 @@ from spikerate.runs.train import Trainer
 from spikerate.system.codec import decode, encode
 from support.runs import Silent, stopped_at_every_step
 
-Spikerate = Callable[..., CompletedProcess[str]]
 SMALL = Run(model=Model(width=2), epochs=2, batch=300, T=2, resolutions=(Resolution(4, 0.4), Resolution(6, 0.3)))
 
 
@@ -130,10 +128,8 @@ def test_a_network_for_one_size_only_is_told(digits: DataSet) -> None:
     check_fits(SMALL, digits)
 
 
-def test_on_the_command_line(spikerate: Spikerate, tmp_path: Path) -> None:
-    words = ["train", "digits-rate", "--width", "2", "--batch", "300", "--epochs", "1", "--T", "2"]
-    done = spikerate(*words, "--resolutions", "4:0.3", "6:0.3", "--out", "run")
-    assert done.returncode == 0, done.stderr
-    assert RunFolder(tmp_path / "run").config().resolutions == (Resolution(4, 0.3), Resolution(6, 0.3))
-    for told in (spikerate("report", "run"), spikerate("eval", "run")):
-        assert told.returncode == 0, told.stderr
+def test_on_the_command_line() -> None:
+    _, _, command = read_train(["digits-rate", "--resolutions", "4:0.3", "6:0.3"], "spikerate train")
+    assert isinstance(command, Train) and command.run.resolutions == (Resolution(4, 0.3), Resolution(6, 0.3))
+    with pytest.raises(ValueError, match=r"give SIDE:SHARE, as 16:0\.3"):
+        read_train(["digits-rate", "--resolutions", "4"], "spikerate train")

@@ -36,12 +36,14 @@ def training_flops(
         differences: finite differences of a search.
         resized: side of the images of `run.resolutions` -> `macs` and `branch_macs` there.
     """
-    of_side: dict[int | None, tuple[int, int]] = {None: (macs, branch_macs), **(resized or {})}
+    there = resized or {}
 
     def of_round(own: Run) -> float:
         searched = 0 if own.search is None else 2 * differences * own.search.samples * own.mean(float) * macs
-        parts = ((share, own.rule.passes(T), *of_side[side]) for share, T, side in own.shares)
-        trained = sum(share * (passes * body + 3 * branches) for share, passes, body, branches in parts)
+        trained = 0.0
+        for share, T, side in own.shares:
+            body, branches = (macs, branch_macs) if side is None else there[side]
+            trained += share * (own.rule.passes(T) * body + 3 * branches)
         return 2.0 * (trained * samples + searched) * own.epochs
 
     return sum(map(of_round, run.rounds))

@@ -21,7 +21,7 @@ FLOORS = [
     {"system"},
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
-    {"neuron", "operations", "recompute", "stream"},
+    {"neuron", "operations", "recompute", "recurrent", "stream"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
     from spikerate.operations import operation
+    from spikerate.recurrent import Recurrent
     from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
     from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled
@@ -68,6 +69,7 @@ __all__ = [
     "RateCoded",
     "RatePenalty",
     "Rectangular",
+    "Recurrent",
     "Rule",
     "Search",
     "SelfDistillation",
@@ -115,6 +117,7 @@ _MODULES = {
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",
+    "recurrent": "Recurrent",
     "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",
     "signal": "Neuron RateCoded Signal Spatial Traced Unrolled",

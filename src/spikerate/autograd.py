@@ -222,6 +222,36 @@ class _Convolution(Function):
         return None, *_last(grads, grad, input, weight), *[None] * 6
 
 
+class _Product(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, a: Tensor, b: Tensor, first: str, second: str, output: str) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, a, b, *ctx.axes = inputs
+        ctx.save_for_backward(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        first, second, output = ctx.axes
+        _, need_a, need_b, *_ = ctx.needs_input_grad
+        grads = (
+            _as_wide_as(a, torch.einsum(f"{output},{second}->{first}", grad, b)) if need_a else None,
+            _as_wide_as(b, torch.einsum(f"{first},{output}->{second}", a, grad)) if need_b else None,
+        )
+        return None, *_last(grads, grad, a, b), None, None, None
+
+
+def _as_wide_as(operand: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of an operand of which axes of length 1 were broadcast, or were multiplied by a broadcast axis."""
+    spread = [axis for axis, size in enumerate(operand.shape) if size == 1 < grad.shape[axis]]
+    return (grad.sum(spread, keepdim=True) if spread else grad).expand(operand.shape)
+
+
 class _Normalize(Function):
     generate_vmap_rule = True
 
@@ -354,6 +384,26 @@ class Convolution:
             input, data = F.pad(input, self.border), None if data is None else F.pad(data, self.border)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return _apply(_Convolution, value, input.to(dtype), weight, bias, data, kind, *geometry)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """(value, a, b) -> `value`, with the gradients of a product of a and b: for z = A B these are g B^T and A^T g.
+
+    Attributes:
+        first, second, output: axes as in `torch.einsum`: "...ij", "...jk", "...ik" are those of a product of matrices. An
+            axis of an operand is one of the other or of the output, and comes once in it.
+    """
+
+    first: str
+    second: str
+    output: str
+
+    def __call__(self, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        first, second = a.to(value.dtype), b.to(value.dtype)
+        if second is first:  # the square of a signal; the compiler takes each tensor only once
+            second = second.view_as(second)
+        return _apply(_Product, value, first, second, self.first, self.second, self.output)
 
 
 Layer = Linear | Convolution

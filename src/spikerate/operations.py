@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, Literal
 
@@ -131,7 +131,11 @@ def _rsub(x: Signal, other: Any, alpha: float = 1) -> Signal:
 
 
 def _mul(x: Signal, other: Any) -> Signal:
-    _check_number("multiplying two signals" if isinstance(other, Signal) else "multiplying by what is no number", other)
+    if isinstance(other, Signal):
+        _check_alike("multiplying", x, other)
+        _check_fit("multiplying", x, other, zip(x.shape[1:], other.shape[1:], strict=True))
+        return x.product(lambda a, b: torch.mul(a, b), other, autograd.Product("...", "...", "..."))
+    _check_number("multiplying by what is no number", other)
     return x.affine(lambda t: torch.mul(t, other))
 
 
@@ -151,6 +155,79 @@ def _check_alike(name: str, x: Signal, y: Signal) -> None:
     """Signals of unlike numbers of axes would be broadcast along those of time and the batch."""
     if x.dim() != y.dim():
         raise TypeError(no_rule(f"{name} signals of {x.dim()} and {y.dim()} axes"))
+
+
+# Products of two signals, whose axes are counted without time, too.
+
+
+def _matrices(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """The product of matrices [..., i, j] and [..., j, k] of each sample."""
+    name = f.__name__.removeprefix("linalg_")
+
+    def verb(x: Signal, other: Any) -> Signal:
+        if not isinstance(other, Signal):
+            raise TypeError(no_rule(f"{name} with something that is no signal"))
+        if min(x.dim(), other.dim()) < 3:
+            raise TypeError(no_rule(f"{name} of signals of {x.dim()} and {other.dim()} axes, the batch's among them,"))
+        _check_alike(f"{name} of", x, other)
+        _check_fit(name, x, other, zip(x.shape[1:-2], other.shape[1:-2], strict=True), x.shape[-1] == other.shape[-2])
+        return x.product(lambda a, b: f(a, b), other, autograd.Product("...ij", "...jk", "...ik"))
+
+    return verb
+
+
+def _einsum(equation: str, *operands: Any) -> Signal:
+    """`torch.einsum` of two signals; the first axis of both and of the output is the batch."""
+    given = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if len(given) != 2 or not all(isinstance(x, Signal) for x in given):
+        raise TypeError(no_rule("einsum of anything but two signals"))
+    x, other = given
+    inputs, arrow, after = equation.replace(" ", "").partition("->")
+    terms = [_axes(term) for term in inputs.split(",")]
+    if len(terms) != 2:
+        raise ValueError(f"einsum of {equation!r} is for {len(terms)} operands, and two signals were given")
+    first, second = terms
+    once = sorted(axis for axis in first + second if axis != "..." and (first + second).count(axis) == 1)
+    output = _axes(after) if arrow else [*["..."] * ("..." in first + second), *once]
+    if set(output) - {*first, *second}:
+        raise ValueError(f"einsum of {equation!r} has axes in its output that are in no operand")
+    sizes, others = (_sizes(equation, term, y) for term, y in zip(terms, given, strict=True))
+    if any(len(set(axes)) < len(axes) for axes in (first, second, output)):
+        raise TypeError(no_rule(f"einsum of {equation!r}, with an axis twice,"))
+    if not (output and first[0] == second[0] == output[0] and next(iter(sizes)) == next(iter(others))):
+        raise TypeError(no_rule(f"einsum of {equation!r}, which mixes the samples of a batch,"))
+    unlike = {axis for axis in {*sizes} ^ {*others} if axis.startswith("...")} and "..." in first and "..." in second
+    if unlike or ({*first} ^ {*second}) - {*output}:
+        raise TypeError(no_rule(f"einsum of {equation!r}, which sums or broadcasts an axis that one operand has alone,"))
+    _check_fit("einsum", x, other, [(size, others[axis]) for axis, size in [*sizes.items()][1:] if axis in others])
+    at_rate = autograd.Product("".join(first), "".join(second), "".join(output))
+    return x.product(lambda a, b: torch.einsum(equation, a, b), other, at_rate)
+
+
+def _axes(term: str) -> list[str]:
+    """The axes that a term of einsum names."""
+    before, dots, after = term.partition("...")
+    return [*before, *([dots] if dots else []), *after]
+
+
+def _sizes(equation: str, term: Sequence[str], x: Signal) -> dict[str, int]:
+    """Each axis of an operand of einsum -> its size; those of "..." are numbered from the last."""
+    free = x.dim() - len(term) + ("..." in term)
+    if free < 0 or (free > 0 and "..." not in term):
+        raise ValueError(f"einsum of {equation!r} has another number of axes than a signal of {list(x.shape)} without time")
+    named: list[str] = []
+    for axis in term:
+        named += [f"...{free - k}" for k in range(free)] if axis == "..." else [axis]
+    return dict(zip(named, x.shape, strict=True))
+
+
+def _check_fit(name: str, x: Signal, y: Signal, pairs: Iterable[tuple[int, int]], fits: bool = True) -> None:
+    """Raise `ValueError` unless samples are as many, and all pairs of sizes are equal or have a 1, which is broadcast."""
+    if not fits or x.samples != y.samples or any(m != n and 1 not in (m, n) for m, n in pairs):
+        raise ValueError(
+            f"{name} got signals of {list(x.shape)} and {list(y.shape)} without time, whose sizes do not go together: give "
+            "sizes that are equal, or 1 where an axis is broadcast"
+        )
 
 
 # What moves, takes out or averages elements of a sample, whose axes are counted without time.
@@ -324,7 +401,7 @@ def _dropout(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     return verb
 
 
-def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
+def operation(verb: Literal["affine", "product", "nonlinear"]) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
     """Make a function of tensors one of signals too, by the verb that it is: the rule of an operation of your own.
 
         @operation("nonlinear")
@@ -332,25 +409,27 @@ def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., T
             return x * torch.sigmoid(beta * x)
 
     The function maps [N, ...] to [N, ...], sample by sample: time is in N. The first argument is the signal; an "affine"
-    function of several takes them all first. What follows, numbers or parameters, is handed on.
+    function of several takes them all first, and a "product" two. What follows, numbers or parameters, is handed on.
 
     "affine" is what commutes with the mean over time, f(mean(x)) = mean(f(x)): it is linear up to a constant, in all its
-    signals together. "nonlinear" is all else without memory. What happens to each kind of signal:
+    signals together. "product" is what is linear in each of two signals, as their product is. "nonlinear" is all else
+    without memory. What happens to each kind of signal:
 
-    | signal | affine | nonlinear |
+    | signal | affine | product, nonlinear |
     | --- | --- | --- |
     | `Unrolled` (BPTT, inference), `Spatial` (SLTT), finite differences | f of every step, with its gradient | the same |
     | `Traced` (OTTT) | as that; parameters in f see the input itself, and not its trace | the same |
-    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rate |
+    | `RateCoded` (RateBP) | value and gradient of f(rate) | value: the mean of f(steps); gradient: of f at the rates |
 
-    A constant signal is computed once. The count of operations and the energy have convolutions and linear layers only, so
-    what f multiplies is not in them. In chunks, what f has beside the signals must be the same in every chunk.
+    A constant signal is computed once. The count of operations and the energy have convolutions, linear layers and products
+    of two signals only, so what else f multiplies is not in them. In chunks, what f has beside the signals must be the same
+    in every chunk.
 
     Raises:
         ValueError: the verb is another one.
     """
-    if verb not in ("affine", "nonlinear"):
-        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine' or 'nonlinear'")
+    if verb not in ("affine", "product", "nonlinear"):
+        raise ValueError(f"the verb of an operation is {verb!r}: give 'affine', 'product' or 'nonlinear'")
 
     def decorate(f: Callable[..., Tensor]) -> Callable[..., Any]:
         @wraps(f)
@@ -361,6 +440,10 @@ def operation(verb: Literal["affine", "nonlinear"]) -> Callable[[Callable[..., T
             plain = rest[len(others) :]
             if verb == "affine":
                 return x.affine(lambda *ts: f(*ts, *plain, **settings), *others)
+            if verb == "product":
+                if len(others) != 1:
+                    raise TypeError(no_rule(f"{f.__name__}, which is a product of two signals, of {1 + len(others)},"))
+                return x.product(lambda a, b: f(a, b, *plain, **settings), others[0])
             if others:
                 raise TypeError(no_rule(f"{f.__name__}, which is nonlinear, of several signals"))
             return x.nonlinear(lambda t: f(t, *plain, **settings))
@@ -391,6 +474,8 @@ VERBS |= {
     torch.concat: _cat,
     torch.concatenate: _cat,
     torch.stack: _stack,
+    torch.einsum: _einsum,
+    torch.linalg.matmul: _matrices(torch.linalg.matmul),
 }
 
 METHODS |= {
@@ -400,6 +485,8 @@ METHODS |= {
     "rsub": _rsub,
     "mul": _mul,
     "multiply": _mul,
+    "matmul": _matrices(torch.matmul),
+    "bmm": _matrices(torch.bmm),
     "div": _div,
     "divide": _div,
     "true_divide": _div,

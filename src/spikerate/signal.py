@@ -1,9 +1,9 @@
 """Signals: what flows through a spiking network, and where its gradient goes.
 
 A network is written for tensors [B, ...]; time is a hidden axis of the `Signal` that flows through it. Torch's functions
-are called on a signal by `__torch_function__`. A table, which `operations` fills, maps each of them to one of four verbs:
-`affine`, `nonlinear`, `normalize` and `fire`. A training rule is defined by how its kind of signal implements these four
-methods. A function that is not in the table raises `TypeError`.
+are called on a signal by `__torch_function__`. A table, which `operations` fills, maps each of them to one of five verbs:
+`affine`, `product`, `nonlinear`, `normalize` and `fire`. A training rule is defined by how its kind of signal implements
+these five methods. A function that is not in the table raises `TypeError`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,20 @@ class Neuron(Protocol):
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
+
+
+class Feedback(ABC):
+    """A neuron layer whose own spikes come back to it through a layer of weights, at the next step.
+
+    Attributes:
+        layer: what they come back through, [B, ...] -> [B, ...].
+    """
+
+    layer: nn.Module
+
+    @abstractmethod
+    def returning(self, spikes: Tensor, state: Any) -> Tensor:
+        """The spikes that come back at each step of [T, B, ...], those of the step before; `state` is that at the start."""
 
 
 class Memory(Protocol):
@@ -302,6 +316,16 @@ class Signal(ABC):
         """
 
     @abstractmethod
+    def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> Signal:
+        """Apply a function of two signals that is linear in each of them to each step.
+
+        Args:
+            f: maps [N, ...], [N, ...] to [N, ...] sample by sample; its arguments are this signal and the `other`.
+            other: of the same kind and T.
+            at_rate: (value, rate, rate) -> value, with the gradient of `f` at the rates. Default: compute `f(rate, rate)`.
+        """
+
+    @abstractmethod
     def nonlinear(self, f: PerStep) -> Signal:
         """Apply a function [N, ...] -> [N, ...] to each step; it does not commute with the mean over time."""
 
@@ -373,11 +397,14 @@ class Signal(ABC):
     def __rsub__(self, other: float) -> Signal:
         return METHODS["rsub"](self, other)
 
-    def __mul__(self, other: float) -> Signal:
+    def __mul__(self, other: Signal | float) -> Signal:
         return METHODS["mul"](self, other)
 
     def __rmul__(self, other: float) -> Signal:
         return METHODS["mul"](self, other)
+
+    def __matmul__(self, other: Signal) -> Signal:
+        return METHODS["matmul"](self, other)
 
     def __truediv__(self, other: float) -> Signal:
         return METHODS["div"](self, other)
@@ -415,7 +442,7 @@ class Signal(ABC):
     ) -> Any:
         verb = VERBS.get(func)
         first = args[0] if args else None
-        if verb is None or not isinstance(first, Signal | list | tuple):
+        if verb is None or not isinstance(first, Signal | list | tuple | str):  # einsum begins with a string
             raise TypeError(no_rule(getattr(func, "__name__", str(func))))
         return verb(*args, **(kwargs or {}))
 
@@ -430,7 +457,7 @@ def _refused(name: str) -> Callable[..., Any]:
 # Refused, since Python itself would answer some of them wrongly, for instance x == 0.
 _WITHOUT_RULE = (
     "abs and array bool complex contains delitem divmod eq float floordiv ge gt index int invert iter le lshift lt "
-    "matmul mod ne or pow rand rdivmod reversed rfloordiv rlshift rmatmul rmod ror round rpow rrshift rshift "
+    "mod ne or pow rand rdivmod reversed rfloordiv rlshift rmatmul rmod ror round rpow rrshift rshift "
     "rtruediv rxor setitem xor"
 )
 for _name in _WITHOUT_RULE.split():
@@ -481,6 +508,9 @@ class Stepwise(Signal):
         self._check_all_steps()
         return self.train.mean(0)
 
+    def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> Signal:
+        return self.affine(f, other)  # where each step has its own gradient, it needs not commute with the mean
+
     def nonlinear(self: _Own, f: PerStep) -> _Own:
         return replace(self, train=mapped(f, (self,)))
 
@@ -496,9 +526,14 @@ class Stepwise(Signal):
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
         with torch.no_grad():
-            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, self.tape.resume(neuron, self.train))
+            before = self.tape.resume(neuron, self.train)
+            spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, before)
         self.tape.leave(neuron, state)
-        return self._fired(neuron, autograd.scale(spikes, self.expanded(), slopes))
+        currents = self.expanded()
+        if isinstance(neuron, Feedback):
+            back = replace(self, train=neuron.returning(spikes, before), constant=False, counts=None)
+            currents = currents + neuron.layer(back).expanded()
+        return self._fired(neuron, autograd.scale(spikes, currents, slopes))
 
     def _fired(self: _Own, neuron: Neuron, spikes: Tensor) -> _Own:
         counts = autograd.Counts(spikes) if _binary(neuron) and not torch.compiler.is_compiling() else None
@@ -622,6 +657,19 @@ class RateCoded(Signal):
             if self.tape.whole or constant:
                 return _mean(train, self.T)
             return f(rate.detach()) if self.tape.last else _nothing(train)
+
+    def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> RateCoded:
+        # One unit more of a at every step moves the mean of a b by the mean of b.
+        signals = (self, other)
+        check_together(signals)
+        self.tape.meet("a product", f, [s.number for s in signals])
+        with torch.no_grad():
+            train = mapped(f, signals)
+        constant = all(s.constant for s in signals)
+        value, valued = self._value(train, constant)
+        a, b = (s._with_value() for s in signals)
+        average = anchor(value, f(a, b)) if at_rate is None else at_rate(value, a, b)
+        return self._after(average, train, valued, constant)
 
     def nonlinear(self, f: PerStep) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
@@ -932,5 +980,5 @@ def no_rule(name: str) -> str:
     """What is said of something that has no rule."""
     return (
         f"{name} has no rule for a spiking signal: use LIF as the activation, and the layers listed in spikerate.operations "
-        "(convolution, linear, pooling, batch norm, dropout, sums and multiples, and what rearranges elements of a sample)"
+        "(convolution, linear, pooling, batch norm, dropout, sums and products, and what rearranges elements of a sample)"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,7 +47,7 @@ class Calls:
         self._paths: dict[Any, str] = {}
         for path, module in named_modules(network):
             self._paths |= dict.fromkeys((module, *module.parameters(recurse=False)), path)
-        self._met = Counter[str]()
+        self._met: dict[str, int] = {}
 
     def clear(self) -> None:
         """A forward pass, or a chunk of one, begins."""
@@ -62,7 +61,7 @@ class Calls:
     def of(self, layer: Any) -> tuple[str, str]:
         """Path and name of the layer that runs now."""
         path = self._paths.get(layer, OUTSIDE)
-        self._met[path] += 1
+        self._met[path] = self._met.get(path, 0) + 1
         return path, path if self._met[path] == 1 else f"{path}, call {self._met[path]}"
 
 
@@ -91,7 +90,8 @@ class Stream(Wrapped):
                     f"the state of {name!r} is {list(tensor.shape)}, and the input has a batch of {x.shape[1]}: a stream "
                     "goes on with the same samples, so give as many, or state=None to start anew"
                 )
-        self._before, self._after = before or {}, State()
+        self._before = before or {}
+        self._after: State = {}
         self._begins = before is None
         self._recalled, self._kept = Calls(network), Calls(network)
         self._ended = False

@@ -30,7 +30,7 @@ from spikerate import (
     resnet19,
     vgg11,
 )
-from support.networks import gradients, small_network
+from support.networks import gradients, saved_bytes, small_network
 
 RESETS: list[tuple[float | None, bool]] = [(None, True), (None, False), (0.0, True), (0.0, False)]
 
@@ -204,23 +204,6 @@ def test_input_gets_its_gradient() -> None:
         assert torch.autograd.grad(rule(network, x).rate.sum(), x)[0].shape == x.shape
 
 
-def saved_bytes(rule: BPTT | RateBP, network: nn.Module, x: Tensor) -> int:
-    """What the graph keeps for backward, each storage once, parameters and input not counted."""
-    own = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers(), x]}
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = rule(network, x)
-    del out
-    return sum(kept.values())
-
-
 def test_bytes_saved_for_backward_on_resnet18() -> None:
     network, image = resnet18(width=8), torch.rand(2, 3, 32, 32)
     rate = [saved_bytes(RateBP(), network, image.expand(T, *image.shape)) for T in (1, 2, 4, 8)]
@@ -238,7 +221,7 @@ def test_rate_saves_no_more_than_three_values_per_neuron() -> None:
     network, image = resnet18(width=8), torch.rand(2, 3, 32, 32)
     ann = resnet18(width=8, activation="relu")
     kept = saved_bytes(RateBP(), network, image.expand(4, *image.shape))
-    assert kept < 1.6 * saved_bytes(lambda net, x: net(x[0]), ann, image.expand(1, *image.shape))  # type: ignore[arg-type]
+    assert kept < 1.6 * saved_bytes(lambda net, x: net(x[0]), ann, image.expand(1, *image.shape))
 
 
 def test_the_rate_pass_costs_the_backward_of_one_step() -> None:

@@ -220,6 +220,23 @@ def test_half_precision_keeps_membranes_in_float32() -> None:
         assert state["1"].dtype == torch.float32 and torch.equal(torch.cat([out.steps for out in outs]), whole)
 
 
+def test_windows_are_compiled_whole() -> None:
+    rule = RateBP()
+    network, x = nn.Sequential(nn.Linear(3, 8), LIF(0.5, threshold=0.3), nn.Linear(8, 2)), torch.rand(4, 2, 3)
+
+    def run(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        out, state = rule.continued(network, x, state)
+        return out.steps, state
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    one = other = None
+    for part in x.split(2):
+        steps, one = compiled(part, one)
+        wanted, other = run(part, other)
+        torch.testing.assert_close(steps, wanted)
+    torch.testing.assert_close(one, other)
+
+
 # bad input --------------------------------------------------------------------------------------------------------------
 
 

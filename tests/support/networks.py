@@ -112,6 +112,49 @@ def every_layer(c: int, neuron: Callable[[], nn.Module]) -> list[nn.Module]:
     ]
 
 
+class Attention(nn.Module):
+    """Spiking self-attention without softmax: [B, C, N] -> [B, C, N], for N tokens of C channels.
+
+    For each head `q (k^T v)`, here with channels before tokens; that of keys and values comes first, as it is smaller.
+    """
+
+    def __init__(self, channels: int, heads: int, neuron: Any = LIF) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries, self.keys, self.values, self.out = (
+            nn.Sequential(nn.Conv1d(channels, channels, 1, bias=False), nn.BatchNorm1d(channels), neuron()) for _ in range(4)
+        )
+        self.neuron = neuron()
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (part(x).unflatten(1, (self.heads, -1)) for part in (self.queries, self.keys, self.values))
+        # Of `@` between objects that are no tensors the compiler knows nothing.
+        mixed = torch.matmul(torch.matmul(v, k.transpose(-2, -1)), q)
+        return self.out(self.neuron(mixed.flatten(1, 2) * 0.5))
+
+
+def attention_network(channels: int = 8, neuron: Any = LIF, classes: int = 3, inputs: int = 2, heads: int = 2) -> nn.Module:
+    """A transformer of spikes with two blocks: [B, inputs, H, W] -> [B, classes]."""
+
+    def block() -> list[nn.Module]:
+        wide = 2 * channels
+        layers: list[nn.Module] = [nn.Conv1d(channels, wide, 1, bias=False), nn.BatchNorm1d(wide), neuron()]
+        layers += [nn.Conv1d(wide, channels, 1, bias=False), nn.BatchNorm1d(channels), neuron()]
+        return [Residual(Attention(channels, heads, neuron)), Residual(*layers)]
+
+    return nn.Sequential(
+        nn.Conv2d(inputs, channels, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        neuron(),
+        nn.Flatten(2),
+        *block(),
+        *block(),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(channels, classes),
+    )
+
+
 class Functional(nn.Module):
     """A function of signals as a module."""
 
@@ -131,6 +174,23 @@ class Probe(nn.Module):
     def forward(self, x: Signal) -> Signal:
         self.signal = x
         return x
+
+
+def saved_bytes(rule: Callable[[nn.Module, Tensor], Any], network: nn.Module, x: Tensor) -> int:
+    """What the graph keeps for backward, each storage once, parameters and input not counted."""
+    own = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers(), x]}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out a second time
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = rule(network, x)
+    del out
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spikerate.measure.evaluate import over_time
 from spikerate.models import body_of
 from spikerate.neuron import LIF, Rectifier
+from spikerate.signal import Feedback
 
 if TYPE_CHECKING:
     from neurobench.models import NeuroBenchModel
@@ -27,7 +28,7 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
         T: time steps, at most those of the frames.
 
     Raises:
-        ValueError: T is less than 1.
+        ValueError: T is less than 1, or a layer is recurrent.
         ImportError: NeuroBench is not installed.
     """
     from neurobench.models import NeuroBenchModel
@@ -35,6 +36,12 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
     if T < 1:
         raise ValueError(f"T is {T}: give a number of time steps >= 1")
     body = body_of(network)
+    for path, module in body.named_modules():
+        if isinstance(module, Feedback):
+            raise ValueError(
+                f"{path or 'the network'} is recurrent, and the copy for NeuroBench has feed-forward layers only: count its "
+                "operations by spikerate.measure.meter.Meter"
+            )
     replaced: dict[int, Any] = {id(m): Stepping(copy.deepcopy(m)) for m in body.modules() if isinstance(m, LIF)}
     replaced |= {id(m): nn.ReLU() for m in body.modules() if isinstance(m, Rectifier)}
     stepping = copy.deepcopy(body, replaced).eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikerate.models import body_of, check_layers
 from spikerate.neuron import IF, LIF, Rectifier
+from spikerate.signal import Feedback
 from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangular
 
 
@@ -31,6 +32,10 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
     for path, module in body.named_modules():
         if isinstance(module, Rectifier):
             raise ValueError(f"{_at(path)} is a rectifier, so the network is an ANN: give one with LIF")
+        if isinstance(module, Feedback):
+            raise ValueError(
+                f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"
+            )
         if isinstance(module, LIF):
             if module.v_reset:
                 raise ValueError(

@@ -25,11 +25,14 @@ from spikerate.system.memory import is_out_of_memory
 
 VERBS = {
     "affine": "commutes with the mean over time, so the rate goes through it like each step: exact",
+    "product": "of two signals, step by step; the gradient of each takes the rate of the other: exact where one is constant",
     "nonlinear": "is applied to each step; the gradient is taken at the rate: exact where all steps are the same",
     "normalize": "batch norm in training: by the statistics of the batch, whose variance over time counts as a constant",
     "fire": "spikes; one gain, the mean over the steps, stands for the slopes of all: exact where all currents are the same",
 }
 """What each verb is under `RateBP`."""
+_Fault = Callable[[str, PerStep, Sequence[Tensor]], list[str]]
+"""(layer and operation, its function, trains of its operands) -> sentences if it is not what it is declared to be."""
 _FAILURES = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError)
 """What the code of a network may raise; other errors are no finding."""
 _ROUNDING = 0.03
@@ -45,7 +48,7 @@ class Row:
     Attributes:
         layer: path of the module in whose `forward` it is; "" for the network itself.
         operation: name of the function, or class of the neuron.
-        verb: "affine", "nonlinear", "normalize" or "fire".
+        verb: "affine", "product", "nonlinear", "normalize" or "fire".
         exact: whether its gradient under `RateBP` is exact, given that of the rate behind it.
         batch: whether what a sample becomes depends on the others of its batch (batch norm in training).
         shape: of the output, for one sample.
@@ -238,7 +241,13 @@ class Recorded(Around):
     def affine(self, f: PerStep, *others: Signal, at_rate: autograd.Layer | None = None) -> Recorded:
         y, macs = _counted(partial(super().affine, f, *others, at_rate=at_rate))
         where = self.log.note(_name(f), "affine", True, y, macs)
-        self._probe(where, f, self, *others, commutes=True)
+        self._probe(where, f, self, *others, fault=_does_not_commute)
+        return y
+
+    def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> Recorded:
+        y, macs = _counted(partial(super().product, f, other, at_rate))
+        where = self.log.note(_name(f), "product", self.constant or other.constant or self.T == 1, y, macs)
+        self._probe(where, f, self, other, fault=_is_no_product)
         return y
 
     def nonlinear(self, f: PerStep) -> Recorded:
@@ -263,11 +272,10 @@ class Recorded(Around):
     def fired(self, neuron: Neuron, spikes: Signal) -> None:
         """Nothing: `fire` notes it."""
 
-    def _probe(self, where: str, f: PerStep, *operands: Signal, commutes: bool = False) -> None:
+    def _probe(self, where: str, f: PerStep, *operands: Signal, fault: _Fault = lambda *_: []) -> None:
         if self.log.probe:
             trains = [operand.expanded() for operand in operands]
-            found = _leaks(where, f, trains)
-            self.log.leaks += found or (_does_not_commute(where, f, trains) if commutes else [])
+            self.log.leaks += _leaks(where, f, trains) or fault(where, f, trains)
 
 
 def recorded(network: Callable[[Signal], Any], log: Log) -> Callable[[Signal], Any]:
@@ -343,12 +351,31 @@ def _does_not_commute(where: str, f: PerStep, trains: Sequence[Tensor]) -> list[
     """A sentence if an affine operation is none."""
     drawn = [_drawn(train) for train in trains]
     steps, rate = per_step(f, *drawn), f(*(train.mean(0) for train in drawn))
-    if not ((steps.mean(0) - rate).abs().max() > _ROUNDING * steps.abs().max()):  # what is not finite tells nothing
+    if not _differ(steps.mean(0), rate, steps):
         return []
     return [
         f"{where} is declared affine and does not commute with the mean over time, so its rate would be wrong: make it "
-        'operation("nonlinear")'
+        'operation("nonlinear"), or operation("product") if it is a product of signals'
     ]
+
+
+def _is_no_product(where: str, f: PerStep, trains: Sequence[Tensor]) -> list[str]:
+    """A sentence if a product of two signals is not linear in each of them."""
+    a, b = (train[0] for train in trains)
+    c, d = _drawn(a), _drawn(b)
+    a, b = _drawn(a), _drawn(b)
+    whole = f(a + c, b + d)
+    if not _differ(whole, f(a, b) + f(c, b) + f(a, d) + f(c, d), whole):
+        return []
+    return [
+        f"{where} is declared a product and is not linear in each of its two signals, so its gradient under RateBP would be "
+        "wrong: leave what is nonlinear out of it"
+    ]
+
+
+def _differ(one: Tensor, other: Tensor, scale: Tensor) -> bool:
+    """Whether two results differ by more than rounding; what is not finite tells nothing."""
+    return bool((one - other).abs().max() > _ROUNDING * scale.abs().max())
 
 
 def _leaks_of_neuron(where: str, neuron: Neuron, currents: Tensor) -> list[str]:

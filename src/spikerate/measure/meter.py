@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
 from spikerate.measure.energy import Energy, Operations
-from spikerate.signal import Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant
+from spikerate.signal import Feedback, Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
 from spikerate.stream import Calls
 
 _Own = TypeVar("_Own", bound="Around")
+PRODUCTS = "products of signals"
 
 
 @dataclass
@@ -78,6 +79,10 @@ class Trains:
 class Tally:
     """Synaptic operations of each convolution and linear layer over all images so far, by NeuroBench's definitions.
 
+    Products of two signals are counted together, as "products of signals". An operation is effective where both factors are
+    other than 0. Where one of the factors is 0 or 1 it multiplies nothing, and counts as an accumulation: of two spikes it
+    is an AND whose result is added up.
+
     Neither the zeros that a convolution pads an image with nor biases count as operations. If the input is the same at
     every step (an image shown T times), operations count at every step, as on a chip that keeps no results.
 
@@ -102,7 +107,20 @@ class Tally:
         effective = (often * _fan_out(layer, lambda weight: weight != 0, train, y)).sum()
         dense = x.T * train.shape[1] * _fan_out(layer, torch.ones_like, train, y).sum()
         counts = torch.stack([effective, dense, (train != active).count_nonzero()])
-        path = self.names.get(layer.weight, "other weights")
+        self._add(self.names.get(layer.weight, "other weights"), counts)
+
+    def note_product(self, f: PerStep, *factors: Signal) -> None:
+        """Add the operations of a product of two signals."""
+        constant = all(x.constant for x in factors)
+        trains = [(x.train if constant else x.expanded()).detach() for x in factors]
+        active = [(train != 0).float() for train in trains]
+        with torch.autocast(trains[0].device.type, enabled=False):
+            pairs = [per_step(f, *ones).sum(dtype=torch.float64) for ones in (active, [a.new_ones(a.shape) for a in active])]
+        effective, dense = (factors[0].T // len(trains[0]) * count.round().long() for count in pairs)
+        others = torch.stack([(train != on).count_nonzero() for train, on in zip(trains, active, strict=True)])
+        self._add(PRODUCTS, torch.stack([effective, dense, others.min()]))
+
+    def _add(self, path: str, counts: Tensor) -> None:
         self.counts[path] = self.counts.get(path, 0) + counts
 
     def totalled(self, total: Callable[[Tensor], Tensor]) -> Tally:
@@ -152,6 +170,10 @@ class Around(Signal):
         inside = [other.inner if isinstance(other, Around) else other for other in others]
         return self._around(self.inner.affine(f, *inside, at_rate=at_rate))
 
+    def product(self: _Own, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> _Own:
+        inside = other.inner if isinstance(other, Around) else other
+        return self._around(self.inner.product(f, inside, at_rate))
+
     def nonlinear(self: _Own, f: PerStep) -> _Own:
         return self._around(self.inner.nonlinear(f))
 
@@ -185,8 +207,17 @@ class Metered(Around):
             self.tally.note(at_rate, self, y.train)
         return y
 
+    def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> Metered:
+        y = super().product(f, other, at_rate)
+        if self.tally is not None:
+            self.tally.note_product(f, self, other)
+        return y
+
     def fired(self, neuron: Neuron, spikes: Signal) -> None:
         self.ledger.note(neuron, spikes.expanded())
+        if isinstance(neuron, Feedback) and self.tally is not None:
+            back = neuron.returning(spikes.expanded(), None)
+            neuron.layer(self._around(replace(spikes, train=back, counts=None)))  # once more, for its operations
 
 
 @dataclass(frozen=True, eq=False)

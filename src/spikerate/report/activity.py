@@ -48,7 +48,7 @@ def raster(recorded: Mapping[str, Activity], sample: int = 0, neurons: int = 40)
             f"M{left + t * width:.2f} {rows + unit * _ROW:g}h{0.8 * width:.2f}" for unit, t in shown.T.nonzero().tolist()
         )
         rate = f"{float(spikes.float().mean()):.3f} spikes a step"
-        parts.append(f'<text class="name" x="{left:g}" y="{y + 11:g}">{escape(name)} <tspan>{rate}</tspan></text>')
+        parts.append(f'<text class="name" x="{left:g}" y="{y + 11:g}">{escape(name)}: {rate}</text>')
         parts.append(f'<path stroke="var(--c{place % 6})" style="stroke-width:{0.7 * _ROW:g}" d="{fired}"/>')
         y += _LABEL + shown.shape[1] * _ROW + 6
     for step in _steps(T):

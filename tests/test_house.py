@@ -22,6 +22,7 @@ FLOORS = [
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
     {"neuron", "operations", "recompute", "recurrent", "stream"},
+    {"integer"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spikerate.gradients.temperature import Search, adapt
+    from spikerate.integer import ILIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         Branched,
         DeepConv,
         Staged,
+        airbench,
         deepconv_branches,
         macs,
         preact_resnet18,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BPTT",
     "IF",
+    "ILIF",
     "LIF",
     "OTTT",
     "SLTT",
@@ -83,6 +86,7 @@ __all__ = [
     "Triangular",
     "Unrolled",
     "adapt",
+    "airbench",
     "check",
     "deepconv_branches",
     "load",
@@ -106,13 +110,14 @@ __all__ = [
 
 _MODULES = {
     "gradients.temperature": "Search adapt",
+    "integer": "ILIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
+        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
         "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",

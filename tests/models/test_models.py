@@ -23,6 +23,7 @@ from spikerate import (
     RateBP,
     Sigmoid,
     Staged,
+    airbench,
     deepconv_branches,
     macs,
     preact_resnet18,
@@ -51,7 +52,7 @@ NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each s
     **{f.__name__: (f, 16) for f in (resnet18, resnet34, resnet19, resnet20)},
     **{f.__name__: (f, 16) for f in (preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34)},
     **{f"{f.__name__}-7x7": (partial(f, stem="7x7"), 64) for f in (resnet18, preact_resnet18, sew_resnet18)},
-    **{f.__name__: (f, 32) for f in (vgg11, vgg13, vgg16, vggsnn)},
+    **{f.__name__: (f, 32) for f in (vgg11, vgg13, vgg16, vggsnn, airbench)},
     "vggsnn-dvs": (partial(vggsnn, size=48), 48),
 }
 STEMMED = [resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34]

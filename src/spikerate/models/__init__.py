@@ -1,5 +1,6 @@
 """Networks in plain `torch.nn`: spiking with `activation=LIF`, ordinary ANNs with `activation="relu"`."""
 
+from spikerate.models.airbench94 import airbench
 from spikerate.models.branches import Branched, DeepConv, body_of, deepconv_branches
 from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs, step_macs
@@ -23,6 +24,7 @@ __all__ = [
     "Staged",
     "Synchronized",
     "Whitening",
+    "airbench",
     "body_of",
     "branch_macs",
     "check_layers",

@@ -17,6 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
+from spikerate.integer import ILIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
@@ -63,6 +64,27 @@ class Neuron(NeuronSettings):
 
 
 @dataclass(frozen=True)
+class IntegerNeuron(NeuronSettings):
+    """The integer neuron of all layers: up to `levels` spikes a step in training, as many binary steps in inference."""
+
+    decay: float = 0.25
+    """fraction of the membrane potential that remains after one step, in (0, 1]"""
+    levels: int = 4
+    """most spikes in a step, D; T steps are T D binary ones in inference"""
+    threshold: float = 1.0
+    """membrane potential of one spike"""
+    detach_reset: bool = True
+    """treat the reset as a constant for the gradient"""
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> ILIF:
+        """A new layer of such neurons."""
+        return ILIF(self.decay, self.levels, self.threshold, self.detach_reset)
+
+
+@dataclass(frozen=True)
 class Rectified(NeuronSettings):
     """The activation of an ordinary network (ANN) instead of a neuron; at T = 1."""
 
@@ -81,8 +103,9 @@ class Model:
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64
     """channels of the first stage; the other stages follow from it"""
-    stem: Literal["3x3", "7x7"] = "3x3"
-    """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet"""
+    stem: Literal["3x3", "7x7", "whitening"] = "3x3"
+    """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet; of
+    airbench: 3x3, or whitening, which is computed from training images and frozen"""
     residual_branches: bool = False
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
 
@@ -90,10 +113,9 @@ class Model:
         if self.name not in NETWORKS:
             raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(NETWORKS)}")
         check_count("model.width", self.width, "a number of channels", _WIDEST)
-        if self.stem not in ("3x3", "7x7"):
-            raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
-        if self.stem == "7x7" and not NETWORKS[self.name].stems:
-            raise ValueError(f"model.stem is 7x7, which {self.name} does not have: give 3x3")
+        stems = NETWORKS[self.name].stems or ("3x3",)
+        if self.stem not in stems:
+            raise ValueError(f"model.stem is {self.stem!r}, which {self.name} does not have: give {' or '.join(stems)}")
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
         """A new network for samples [C, H, W] initialised by PyTorch's global random generator."""
@@ -438,8 +460,11 @@ class Run:
 
     @property
     def times(self) -> str:
-        """Time steps without earlier rounds: "T = 6", "T = 1 -> 2 -> 6", or "ANN"."""
-        return f"T = {' -> '.join(str(T) for T in (*(p.T for p in self.curriculum), self.T))}" if self.spiking else "ANN"
+        """Time steps without earlier rounds: "T = 6", "T = 1 -> 2 -> 6", of integer neurons "T = 1, D = 4", or "ANN"."""
+        if not self.spiking:
+            return "ANN"
+        steps = f"T = {' -> '.join(str(T) for T in (*(p.T for p in self.curriculum), self.T))}"
+        return f"{steps}, D = {self.neuron.levels}" if isinstance(self.neuron, IntegerNeuron) else steps
 
     @property
     def settings(self) -> list[tuple[str, Any]]:

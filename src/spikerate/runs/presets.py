@@ -10,8 +10,8 @@ from spikerate.data import Augment, Data
 from spikerate.gradients.temperature import Search
 from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
-from spikerate.runs.config import Model, Neuron, Phase, Rectified, Round, Run
-from spikerate.runs.optim import SGD
+from spikerate.runs.config import IntegerNeuron, Model, Neuron, Phase, Rectified, Round, Run
+from spikerate.runs.optim import SGD, Muon
 from spikerate.runs.schedule import OneCycle
 from spikerate.surrogate import Dspike
 from spikerate.system.codec import path_of
@@ -307,26 +307,28 @@ def _small() -> Iterator[tuple[str, Preset]]:
 
 _FAST = Run(
     data=Data("cifar10", validation=5000, augment=Augment(crop=2, flip=True)),
-    model=Model("vgg11", 32),
+    model=Model("airbench", 64, "whitening"),
     neuron=Neuron(decay=0.5),
     loss=CrossEntropy(smoothing=0.1),
-    optim=SGD(lr=0.4, weight_decay=5e-4, nesterov=True, schedule=OneCycle(0.25)),
-    T=4,
-    curriculum=(Phase(1, 0.5), Phase(2, 0.3)),
-    epochs=24,
-    batch=256,
+    optim=Muon(lr=0.1, weight_decay=0.0, adamw_lr=2e-3, bias_lr=8.0, schedule=OneCycle(0.25)),
+    T=2,
+    curriculum=(Phase(1, 0.5),),
+    epochs=30,
+    batch=250,
     precision="bf16",
     compile=True,
 )
-_SHORT = replace(_FAST, T=2, curriculum=(Phase(1, 0.6),), epochs=8)
+_WHOLE = replace(_FAST, neuron=IntegerNeuron(levels=4), T=1, curriculum=())
 _FASTS = {
     "cifar10-fast-rate": ("an hour on two cores", "rate", _FAST),
-    "cifar10-fast-15min-rate": ("15 minutes on two cores", "rate", _SHORT),
+    "cifar10-fast-15min-rate": ("15 minutes on two cores", "rate", replace(_FAST, epochs=8)),
+    "cifar10-fast-ilif": ("an hour on two cores", "rate", replace(_WHOLE, epochs=40)),
+    "cifar10-fast-15min-ilif": ("15 minutes on two cores", "rate", replace(_WHOLE, epochs=10)),
     "cifar10-fast-ann": ("the ANN of the same shape and recipe", "ann", _FAST),
     "cifar10-fast-bptt": ("the same recipe by BPTT", "bptt", _FAST),
     "cifar10-fast-esd": ("the same recipe with self-distillation", "esd", _FAST),
 }
-"""Name -> what it is for, method, settings. To change a recipe, edit `_FAST` and `_SHORT`; the twins follow."""
+"""Name -> what it is for, method, settings. To change a recipe, edit `_FAST`; the twins follow."""
 
 
 def _fast() -> Iterator[tuple[str, Preset]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from torch import nn
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from spikerate.data import Data, DataReader, DataSet, check, entry_of
+from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.integer import ILIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
@@ -289,14 +290,55 @@ class Phase:
         Raises:
             ValueError: the text is not of the form T:SHARE, or a number is out of range.
         """
-        found = re.fullmatch(r"([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
-        if not found:
-            raise ValueError(f"{text!r} is no part of a curriculum: give T:SHARE, as 1:0.5 2:0.3")
-        return cls(int(found[1]), float(found[2]))
+        return cls(*_number_and_share(text, "curriculum: give T:SHARE, as 1:0.5 2:0.3"))
 
 
-def _texts(kind: type[Round] | type[Phase], form: str) -> PrimitiveConstructorSpec[Any]:
-    """How the command line reads and shows a tuple of rounds or phases: a word of that form for each."""
+@dataclass(frozen=True)
+class Resolution:
+    """A share of the steps of a run whose images have another size than those of its last part."""
+
+    side: int
+    """height and width in pixels"""
+    share: float
+    """fraction of the run's steps, in (0, 1)"""
+
+    def __post_init__(self) -> None:
+        check_count("resolutions.side", self.side, "a number of pixels", LARGEST_SIDE)
+        if not 0 < self.share < 1:
+            raise ValueError(f"resolutions.share is {self.share}: give a fraction of the run's steps, between 0 and 1")
+
+    def __str__(self) -> str:
+        return f"{self.side}:{self.share}"
+
+    @classmethod
+    def parse(cls, text: str) -> Resolution:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: the text is not of the form SIDE:SHARE, or a number is out of range.
+        """
+        return cls(*_number_and_share(text, "progressive resizing: give SIDE:SHARE, as 16:0.3 24:0.3"))
+
+
+def _number_and_share(text: str, advice: str) -> tuple[int, float]:
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
+    if not found:
+        raise ValueError(f"{text!r} is no part of a {advice}")
+    return int(found[1]), float(found[2])
+
+
+def _at(parts: Sequence[Phase] | Sequence[Resolution], step: int, steps: int) -> Any:
+    """The part of step 0, 1, ... of a run of `steps` steps; None after the last one."""
+    end = 0.0
+    for part in parts:
+        end += part.share
+        if step < round(end * steps):
+            return part
+    return None
+
+
+def _texts(kind: type[Round] | type[Phase] | type[Resolution], form: str) -> PrimitiveConstructorSpec[Any]:
+    """How the command line reads and shows a tuple of rounds, phases or resolutions: a word of that form for each."""
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar=f"[{form} ...]",
@@ -327,6 +369,9 @@ class Run:
     curriculum: Annotated[tuple[Phase, ...], _texts(Phase, "T:SHARE")] = added(())
     """other time steps at the beginning, for shares of the run's steps, as 1:0.5 2:0.3; the rest, and validation, have T;
     schedule and optimiser go on. A step costs (T + 2) / 3 of the ANN's by rate-based backpropagation"""
+    resolutions: Annotated[tuple[Resolution, ...], _texts(Resolution, "SIDE:SHARE")] = added(())
+    """progressive resizing: smaller images at the beginning, for shares of the run's steps, as 16:0.3 24:0.3; the rest, and
+    validation, have the data's size; for networks that take images of any size (Howard et al., DAWNBench 2018)"""
     batch: int = 128
     """batch size, over all ranks together"""
     seed: int = 0
@@ -369,6 +414,10 @@ class Run:
             raise ValueError(
                 f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs at least two images in each part"
             )
+        if self.batch % self.data.augment.repeats:
+            raise ValueError(
+                f"batch is {self.batch} with data.augment.repeats={self.data.augment.repeats}: give a multiple of that"
+            )
         if self.loss.per_step and not self.rule.per_step:
             loss, rule = type(self.loss).__name__, type(self.rule).__name__
             raise ValueError(
@@ -389,6 +438,7 @@ class Run:
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
         self._check_curriculum()
+        self._check_resolutions()
         check_averaging(self.averaging, (1, 2, 2))
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"bn_momentum is {self.bn_momentum}: give a number in (0, 1], or None")
@@ -415,12 +465,22 @@ class Run:
 
     def T_at(self, step: int, steps: int) -> int:
         """The time steps of step 0, 1, ... of a run of `steps` steps."""
-        end = 0.0
-        for phase in self.curriculum:
-            end += phase.share
-            if step < round(end * steps):
-                return phase.T
-        return self.T
+        phase = _at(self.curriculum, step, steps)
+        return self.T if phase is None else phase.T
+
+    def side_at(self, step: int, steps: int) -> int | None:
+        """Height and width of the images of step 0, 1, ... of a run of `steps` steps; None: as the data have them."""
+        resolution = _at(self.resolutions, step, steps)
+        return None if resolution is None else resolution.side
+
+    @property
+    def shares(self) -> list[tuple[float, int, int | None]]:
+        """Shares of the run's steps with the same cost, in order: share, T, side of the images or None for the data's."""
+        ends = [tuple(itertools.accumulate(part.share for part in parts)) for parts in (self.curriculum, self.resolutions)]
+        edges = sorted({0.0, 1.0, *itertools.chain(*ends)})
+        fine = 10**9  # steps, of a run so long that rounding does not matter
+        middles = [(b - a, round((a + b) / 2 * fine)) for a, b in itertools.pairwise(edges)]
+        return [(share, self.T_at(step, fine), self.side_at(step, fine)) for share, step in middles]
 
     def mean(self, cost: Callable[[int], float]) -> float:
         """The mean over the run's steps of a cost that depends on their T."""
@@ -437,7 +497,7 @@ class Run:
     @property
     def settings(self) -> list[tuple[str, Any]]:
         """All fields as (name, value), those of parts with a dot; rounds and curriculum as on the command line."""
-        texts = {name: " ".join(map(str, getattr(self, name))) for name in ("before", "curriculum")}
+        texts = {name: " ".join(map(str, getattr(self, name))) for name in ("before", "curriculum", "resolutions")}
         return flat(encode(self) | texts)
 
     @property
@@ -465,9 +525,26 @@ class Run:
                 f"curriculum has {len(different)} different T, each to compile: give at most {_COMPILED}, or --no-compile"
             )
 
+    def _check_resolutions(self) -> None:
+        if not self.resolutions:
+            return
+        if entry_of(self.data).kind == "events":
+            raise ValueError("resolutions are for images: frames of recordings count events, so leave them out")
+        if sum(resolution.share for resolution in self.resolutions) > 1 - 1e-6:
+            raise ValueError(
+                f"resolutions {' '.join(map(str, self.resolutions))} leave no step to the data's size, which the run ends "
+                "with: give shares that add up to less than 1"
+            )
+        different = {(T, side) for _, T, side in self.shares}
+        if self.compile and len(different) > _COMPILED:
+            raise ValueError(
+                f"curriculum and resolutions have {len(different)} different steps, each to compile: give at most "
+                f"{_COMPILED}, or --no-compile"
+            )
+
     def _of(self, earlier: Round) -> Run:
         optim = replace(self.optim, lr=earlier.lr)
-        own = replace(self, before=(), curriculum=(), averaging=None, epochs=earlier.epochs, optim=optim)
+        own = replace(self, before=(), curriculum=(), resolutions=(), averaging=None, epochs=earlier.epochs, optim=optim)
         return (
             replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
             if earlier.T is None

@@ -129,7 +129,7 @@ class Group:
     @property
     def averaged(self) -> Stat | None:
         """Their test accuracy with test-time averaging; None if no run has done it."""
-        return _stat(result.averaged and result.averaged.test for result in self.results)
+        return _stat(result.averaged.test if result.averaged else None for result in self.results)
 
     @property
     def validation(self) -> Stat | None:

@@ -22,6 +22,7 @@ FLOORS = [
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal"},
     {"neuron", "operations", "recompute", "recurrent", "stream"},
+    {"integer"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},
@@ -136,7 +137,10 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("method", "data", "energy", "export"))])
+EXAMPLES = ("method", "transformers", "data", "energy", "export")
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in EXAMPLES)])
 def test_the_documents_examples_run(document: str, run_python: Callable[[str], None]) -> None:
     for block in blocks(document, "python"):
         run_python(block)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spikerate.gradients.temperature import Search, adapt
+    from spikerate.integer import ILIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -20,16 +21,20 @@ if TYPE_CHECKING:
         Branched,
         DeepConv,
         Staged,
+        airbench,
         deepconv_branches,
         macs,
         preact_resnet18,
         preact_resnet34,
+        qkformer,
         resnet18,
         resnet19,
         resnet20,
         resnet34,
         sew_resnet18,
         sew_resnet34,
+        spike_driven_transformer,
+        spikformer,
         spiking,
         vgg11,
         vgg13,
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BPTT",
     "IF",
+    "ILIF",
     "LIF",
     "OTTT",
     "SLTT",
@@ -83,6 +89,7 @@ __all__ = [
     "Triangular",
     "Unrolled",
     "adapt",
+    "airbench",
     "check",
     "deepconv_branches",
     "load",
@@ -90,6 +97,7 @@ __all__ = [
     "operation",
     "preact_resnet18",
     "preact_resnet34",
+    "qkformer",
     "record",
     "resnet18",
     "resnet19",
@@ -97,6 +105,8 @@ __all__ = [
     "resnet34",
     "sew_resnet18",
     "sew_resnet34",
+    "spike_driven_transformer",
+    "spikformer",
     "spiking",
     "vgg11",
     "vgg13",
@@ -106,14 +116,16 @@ __all__ = [
 
 _MODULES = {
     "gradients.temperature": "Search adapt",
+    "integer": "ILIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged deepconv_branches macs preact_resnet18 preact_resnet34 resnet18 "
-        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spiking vgg11 vgg13 vgg16 vggsnn"
+        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 "
+        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 "
+        "vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",

@@ -115,7 +115,7 @@ class LIF(nn.Module):
         v = None
         for current in inputs.unbind(0):
             v = self._charge(None if v is None else self._reset(v, spikes[-1]), current)
-            spikes.append((v >= self.threshold).to(current.dtype))
+            spikes.append(self._fired(v).to(current.dtype))
         return _stack(spikes)
 
     def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class LIF(nn.Module):
         spikes = []
         for current in inputs.unbind(0):
             v = self._charge(state, current)
-            s = self.surrogate.spike(v - self.threshold)
+            s = self._fire(v)
             spikes.append(s.to(current.dtype))
             state = self._reset(v, s.detach() if self.detach_reset else s)
         assert state is not None
@@ -158,8 +158,8 @@ class LIF(nn.Module):
         u, carried, count, total = state or (None, 0.0, None, None)
         for current in inputs.unbind(0):
             v = self._charge(u, current)
-            s = (v >= self.threshold).to(v.dtype)
-            slope = self.surrogate.slope(v - self.threshold)
+            s = self._fired(v)
+            slope = self._slope(v)
             reach = 1 + carried
             count = s if count is None else count + s
             total = slope * reach if total is None else _plus(total, slope, reach)
@@ -182,9 +182,9 @@ class LIF(nn.Module):
         spikes, slopes = [], []
         for current in inputs.unbind(0):
             v = self._charge(state, current)
-            s = (v >= self.threshold).to(v.dtype)
+            s = self._fired(v)
             spikes.append(s.to(current.dtype))
-            slopes.append(self.surrogate.slope(v - self.threshold).to(current.dtype))
+            slopes.append(self._slope(v).to(current.dtype))
             state = self._reset(v, s)
         assert state is not None
         return _stack(spikes), _stack(slopes), state
@@ -193,6 +193,18 @@ class LIF(nn.Module):
         if u is None:
             return current.to(torch.promote_types(current.dtype, torch.float32))
         return torch.add(current, u, alpha=self.decay)  # one pass over memory
+
+    def _fired(self, v: Tensor) -> Tensor:
+        """The spikes of membrane potentials, without a graph and in their type."""
+        return (v >= self.threshold).to(v.dtype)
+
+    def _slope(self, v: Tensor) -> Tensor:
+        """The derivative that is used in place of that of `_fired`."""
+        return self.surrogate.slope(v - self.threshold)
+
+    def _fire(self, v: Tensor) -> Tensor:
+        """The spikes of membrane potentials, with their gradient."""
+        return self.surrogate.spike(v - self.threshold)
 
     def _reset(self, v: Tensor, s: Tensor) -> Tensor:
         if self.v_reset is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spikerate.data import Augment, Data, DataSet, Stored, Units, check, epoch_batches
 from spikerate.data.views import Views
+from spikerate.runs.config import Run
 from spikerate.system.dist import Ranks
 
 
@@ -102,6 +103,27 @@ def test_a_view_depends_on_seed_epoch_and_index_only() -> None:
     assert len(later) == 3 * 24 and all(torch.equal(x, whole[k]) for k, x in later.items())
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_batch_has_each_image_as_often_as_asked_for_and_augmented_anew(copies: int) -> None:
+    data, augment = numbered(), Augment(alternating_flip=True, translate=3, repeats=copies)
+    images, met = data.train.samples.long(), []  # type: ignore[attr-defined]
+    batches = [part for (part,) in epoch_batches(data, 24, augment, 3, 0)]
+    assert len(batches) == 120 // 24
+    for part in batches:
+        assert sorted(torch.unique(part.labels, return_counts=True)[1].tolist()) == [copies] * (24 // copies)
+        assert len({tuple(x.flatten().tolist()) for x in part.x}) > 24 - 4, "two copies seldom have the same shift"
+        met += part.labels.unique().tolist()
+    assert len(set(met)) == len(met) == 120 // copies
+    turned = Augment(alternating_flip=True, repeats=copies)
+    for epoch in range(2):
+        flips: dict[int, list[bool]] = {}
+        for (part,) in epoch_batches(data, 24, turned, 3, epoch):
+            for k, x in zip(part.labels.tolist(), part.x.long(), strict=True):
+                flips.setdefault(k, []).append(torch.equal(x, images[k].flip(-1)))
+        first = Views.drawn(120, True, 0, 3, epoch).flip
+        assert all(own == [bool(first[k]) ^ bool(c % 2) for c in range(copies)] for k, own in flips.items())
+
+
 def test_what_is_drawn_for_blocks_comes_after_it() -> None:
     data, cut = numbered(), Augment(cutout=3, alternating_flip=True, translate=2)
     plain, both = seen(data, replace(cut, cutout=0), 0), seen(data, cut, 0)
@@ -116,6 +138,8 @@ def test_what_is_drawn_for_blocks_comes_after_it() -> None:
         (lambda: Augment(translate=-1), "augment.translate is -1: give a number of pixels from 0 to 4096"),
         (lambda: Augment(flip=True, alternating_flip=True), "augment.flip and augment.alternating_flip do the same"),
         (lambda: Augment(crop=4, translate=2), "augment.crop and augment.translate do the same in two ways: turn one"),
+        (lambda: Augment(repeats=0), "augment.repeats is 0: give a number of copies >= 1"),
+        (lambda: Run(batch=32, data=Data(augment=Augment(repeats=3))), "32 with data.augment.repeats=3: give a mul"),
         (lambda: check(Data("cifar10", augment=Augment(translate=32))), "translate is 32, wider .* at most 31 pixels"),
         (lambda: check(Data("cifar10", size=16, augment=Augment(translate=16))), "give at most 15 pixels"),
     ],

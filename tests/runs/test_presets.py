@@ -229,7 +229,8 @@ def test_a_preset_runs_one_short_epoch(name: str, data_of: Callable[[Data, int],
     run = PRESETS[name].run
     data = data_of(replace(run.data, augment=Augment()), run.T)
     search = run.search and replace(run.search, samples=4, directions=2)
-    tiny = replace(run, model=replace(run.model, width=2), epochs=1, batch=4, compile=False, search=search)
+    heads = 8 if run.model.heads else None
+    tiny = replace(run, model=replace(run.model, width=2, heads=heads), epochs=1, batch=4, compile=False, search=search)
     state = Trainer(tiny, data, RunFolder.create(tmp_path / "run", tiny, {}), Silent()).train()
     assert state.epoch == 1
     assert 0 < state.rows[0]["loss"] < 100

@@ -25,7 +25,7 @@ from spikerate.measure.energy import AC_PJ, CAVEAT, MAC_PJ, Energy, joules_in_wo
 from spikerate.measure.evaluate import Accuracy
 from spikerate.models import Branched, Staged, body_of, branch_macs, macs, short_path, stage_shapes
 from spikerate.runs.config import Run
-from spikerate.runs.estimate import MACHINE, in_words, least_seconds, training_flops
+from spikerate.runs.estimate import MACHINE, in_words, least_seconds, resolution_macs, training_flops
 from spikerate.runs.experiment import Averaged, Measured
 from spikerate.runs.presets import PRESETS, Preset
 from spikerate.runs.record import RunFolder
@@ -282,7 +282,8 @@ def show_preset(console: Console, name: str, preset: Preset) -> None:
         return
     trained_on = entry.samples - (0 if entry.built_in else run.data.validation + run.data.test)
     moved = 0 if run.search is None else run.search.differences(network)
-    flops = training_flops(run, sum(macs(body, shape).values()), branch_macs(network, shape), trained_on, moved)
+    own, there = sum(macs(body, shape).values()), resolution_macs(run, shape, num_classes)
+    flops = training_flops(run, own, branch_macs(network, shape), trained_on, moved, there)
     console.print(
         f"training takes {flops:.1e} FLOP: at least {in_words(least_seconds(run, flops))} on {MACHINE}, at the speed "
         "measured there for ResNet-18 of width 64; narrow networks and small batches are slower"

@@ -5,6 +5,7 @@ from spikerate.data.batches import Part, epoch_batches, plain_batches, steps_per
 from spikerate.data.cache import keeps_caches
 from spikerate.data.catalogue import SETS, check, check_crop, entry_of, input_shape, load
 from spikerate.data.download import SOURCES, fetch
+from spikerate.data.resize import resized
 from spikerate.data.sample_files import read_sample, sample_files
 from spikerate.data.samples import Block, DataReader, DataSet, Samples, Stored, Units
 from spikerate.data.settings import Data
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "plain_batches",
     "read_sample",
+    "resized",
     "sample_files",
     "steps_per_epoch",
     "stream",

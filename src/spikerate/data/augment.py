@@ -60,12 +60,16 @@ class Augment:
     erasing: float = added(0.0)
     """Random Erasing (Zhong et al., AAAI 2020): probability that a sample loses a rectangle of 2 to 33 % of its area, which
     becomes 0 (the paper: 0.5)"""
+    repeats: int = added(1)
+    """repeated augmentation (Hoffer et al., CVPR 2020): a batch has each image so many times, each time augmented anew; an
+    epoch has as many steps as without, and so fewer images; the batch size has to be a multiple"""
 
     def __post_init__(self) -> None:
         for name in ("crop", "roll", "cutout", "translate"):
             value = getattr(self, name)
             if not 0 <= value <= LARGEST_SIDE:
                 raise ValueError(f"augment.{name} is {value}: give a number of pixels from 0 to {LARGEST_SIDE}")
+        check_count("augment.repeats", self.repeats, "a number of copies", LARGEST_SIDE)
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"augment.erasing is {self.erasing}: give a probability from 0 to 1")
         if self.randaugment is not None:
@@ -85,10 +89,10 @@ class Augment:
                 raise ValueError(f"augment.{one} and augment.{other} do the same in two ways: turn one of them off")
 
     def views(self, n: int, seed: int, epoch: int) -> Views | None:
-        """How the n training samples are flipped and shifted in an epoch; None if they are not."""
+        """How the n training samples, or the copies of each, are flipped and shifted in an epoch; None if they are not."""
         if not (self.alternating_flip or self.translate):
             return None
-        return Views.drawn(n, self.alternating_flip, self.translate, seed, epoch)
+        return Views.drawn(n, self.alternating_flip, self.translate, seed, epoch, self.repeats)
 
     def mixture(self, n: int, group: int, side: tuple[int, int], seed: int) -> Mixture | None:
         """How the n samples [C, *side] of a batch are mixed, each with one of its group; None if they are not."""

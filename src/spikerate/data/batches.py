@@ -91,6 +91,7 @@ def epoch_batches(
     samples = data.train
     device = device or samples.labels.device
     order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(samples)))
+    order = order.repeat_interleave(augment.repeats)[: len(order)]
     steps = [
         _plans(order[k * batch : (k + 1) * batch], share, parts, augment, (seed, epoch, k))
         for k in range(start, steps_per_epoch(samples, batch))
@@ -114,7 +115,8 @@ def _parts(
             labels = data.train.labels[plan.chosen].to(device)
             x = torch.cat([next(blocks) for _ in plan.blocks])
             if views is not None:  # before the scaling, since bytes are moved faster than floats
-                x = views[plan.chosen[plan.read]](x)
+                copy = torch.arange(len(plan.chosen)) % augment.repeats
+                x = views[(plan.chosen * augment.repeats + copy)[plan.read]](x)
             x = data.units.scale(x)
             if augment.by_blocks:
                 x = torch.cat([augment(few, seed) for few, seed in zip(x.split(_BLOCK), plan.seeds, strict=True)])

@@ -23,6 +23,12 @@ class Resize:
         return F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
 
 
+def resized(x: Tensor, side: int) -> Tensor:
+    """Samples [B, (T,) C, H, W] in floating point as [B, (T,) C, side, side]; all frames of a sample alike."""
+    planes = Resize(side)(x.flatten(1, -3), None)
+    return planes.view(*x.shape[:-2], side, side)
+
+
 @dataclass(frozen=True)
 class Crop:
     """Crop images to `size` x `size`: with a seed a random resized crop (Szegedy et al., CVPR 2015), else the centre."""

@@ -24,8 +24,10 @@ class Views:
     shift: Tensor
 
     @classmethod
-    def drawn(cls, n: int, alternate: bool, most: int, seed: int, epoch: int) -> Views:
+    def drawn(cls, n: int, alternate: bool, most: int, seed: int, epoch: int, copies: int = 1) -> Views:
         """The views of n training samples in an epoch; they depend on the seed, the epoch and a sample's index only.
+
+        With repeated augmentation, sample k has the views `copies * k` to `copies * k + copies - 1`; flips alternate there.
 
         With `alternate`, a sample is flipped if its random bit, the same in all epochs, plus the number of the epoch is
         odd: in any two epochs that follow each other, the network sees each sample once as it is and once flipped. Each
@@ -33,11 +35,12 @@ class Views:
 
         Reference: alternating flip and random translation, Keller Jordan 2024, arXiv 2404.00498.
         """
-        flip, shift = np.zeros(n, bool), np.zeros((n, 2), np.int64)
+        flip, shift = np.zeros(n * copies, bool), np.zeros((n * copies, 2), np.int64)
         if alternate:
-            flip = (np.random.default_rng(stream(seed, Stream.FLIP)).integers(2, size=n) + epoch) % 2 == 1
+            first = np.random.default_rng(stream(seed, Stream.FLIP)).integers(2, size=(n, 1)) + epoch
+            flip = ((first + np.arange(copies)) % 2 == 1).reshape(-1)
         if most:
-            shift = np.random.default_rng(stream(seed, Stream.SHIFT, epoch)).integers(-most, most + 1, (n, 2))
+            shift = np.random.default_rng(stream(seed, Stream.SHIFT, epoch)).integers(-most, most + 1, shift.shape)
         return cls(torch.from_numpy(flip), torch.from_numpy(shift))
 
     def __getitem__(self, index: Tensor) -> Views:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spikerate.integer import ILIF
 from spikerate.measure.evaluate import over_time
 from spikerate.models import body_of
 from spikerate.neuron import LIF, Rectifier
@@ -28,7 +29,7 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
         T: time steps, at most those of the frames.
 
     Raises:
-        ValueError: T is less than 1, or a layer is recurrent.
+        ValueError: T is less than 1, or the network has integer neurons or a recurrent layer.
         ImportError: NeuroBench is not installed.
     """
     from neurobench.models import NeuroBenchModel
@@ -36,6 +37,10 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
     if T < 1:
         raise ValueError(f"T is {T}: give a number of time steps >= 1")
     body = body_of(network)
+    if any(isinstance(m, ILIF) for m in body.modules()):
+        raise ValueError(
+            "NeuroBench would count the spikes of integer neurons (ILIF) as multiplications: spikerate eval counts them"
+        )
     for path, module in body.named_modules():
         if isinstance(module, Feedback):
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spikerate.integer import ILIF
 from spikerate.models import body_of, check_layers
 from spikerate.neuron import IF, LIF, Rectifier
 from spikerate.signal import Feedback
@@ -32,6 +33,8 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
     for path, module in body.named_modules():
         if isinstance(module, Rectifier):
             raise ValueError(f"{_at(path)} is a rectifier, so the network is an ANN: give one with LIF")
+        if isinstance(module, ILIF):
+            raise ValueError(f"{_at(path)} is an integer neuron, for which there is none there: give a network with LIF")
         if isinstance(module, Feedback):
             raise ValueError(
                 f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
+from spikerate.integer import ILIF
 from spikerate.measure.energy import Energy, Operations
 from spikerate.signal import Feedback, Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
 from spikerate.stream import Calls
@@ -27,16 +28,18 @@ class Ledger:
 
     Attributes:
         spikes: neuron module -> number of spikes at each time step, [T].
-        chances: neuron module -> number of neurons times samples, which is the largest possible count at one step.
+        chances: neuron module -> the largest possible count at one step: neurons times samples, times the levels of `ILIF`.
     """
 
     spikes: dict[Any, Tensor] = field(default_factory=dict)
     chances: dict[Any, int] = field(default_factory=dict)
 
     def note(self, neuron: Any, train: Tensor) -> None:
-        fired = torch.stack([(step != 0).count_nonzero() for step in train.detach()])
+        levels = neuron.levels if isinstance(neuron, ILIF) else 1
+        count = Tensor.count_nonzero if levels == 1 else _whole_sum
+        fired = torch.stack([count(step) for step in train.detach()])
         self.spikes[neuron] = self.spikes.get(neuron, 0) + fired
-        self.chances[neuron] = self.chances.get(neuron, 0) + train[0].numel()
+        self.chances[neuron] = self.chances.get(neuron, 0) + train[0].numel() * levels
 
     def rates_at_step(self, network: nn.Module) -> dict[str, list[float]]:
         """Module path -> firing rate of the layer at each time step."""
@@ -84,30 +87,35 @@ class Tally:
     is an AND whose result is added up.
 
     Neither the zeros that a convolution pads an image with nor biases count as operations. If the input is the same at
-    every step (an image shown T times), operations count at every step, as on a chip that keeps no results.
+    every step (an image shown T times), operations count at every step, as on a chip that keeps no results. A whole number
+    that an `ILIF` neuron has fired is that many spikes, each an accumulation in a binary step of its own.
 
     Attributes:
         names: weight -> module path. Layers whose weight is computed from other weights are counted as "other weights".
-        counts: module path -> number of effective operations, of dense ones, and of input values other than 0 and 1.
+        counts: module path -> number of effective operations, of dense ones, and of input values that are no spikes.
+        whole: whether inputs may be whole numbers of spikes; else 0 or 1.
     """
 
     names: Mapping[Tensor, str]
     counts: dict[str, Tensor] = field(default_factory=dict)
+    whole: bool = False
 
     @classmethod
     def of(cls, network: nn.Module) -> Tally:
         """An empty tally for a network."""
-        return cls({weight: name.rpartition(".")[0] for name, weight in network.named_parameters()})
+        names: dict[Tensor, str] = {weight: name.rpartition(".")[0] for name, weight in network.named_parameters()}
+        return cls(names, whole=any(isinstance(module, ILIF) for module in network.modules()))
 
     def note(self, layer: autograd.Layer, x: Signal, y: Tensor) -> None:
         """Add the operations of a layer that turns the signal `x` into `y` [T, B, ...]."""
         train = x.train.detach()
         active = torch.ne(train, 0, out=torch.empty_like(train))  # as floats: their sum is ten times as fast as of bools
-        often = active.flatten(0, 1).sum(0, dtype=torch.float32).long() * (x.T // len(train))
+        others = (train != (train.clamp(min=0).round() if self.whole else active)).count_nonzero()
+        spikes = torch.where(others == 0, train, active) if self.whole else active
+        often = spikes.flatten(0, 1).sum(0, dtype=torch.float32).long() * (x.T // len(train))
         effective = (often * _fan_out(layer, lambda weight: weight != 0, train, y)).sum()
         dense = x.T * train.shape[1] * _fan_out(layer, torch.ones_like, train, y).sum()
-        counts = torch.stack([effective, dense, (train != active).count_nonzero()])
-        self._add(self.names.get(layer.weight, "other weights"), counts)
+        self._add(self.names.get(layer.weight, "other weights"), torch.stack([effective, dense, others]))
 
     def note_product(self, f: PerStep, *factors: Signal) -> None:
         """Add the operations of a product of two signals."""
@@ -125,7 +133,7 @@ class Tally:
 
     def totalled(self, total: Callable[[Tensor], Tensor]) -> Tally:
         """The sum of the tallies of all processes; `total` sums a tensor over the processes."""
-        return Tally(self.names, {path: total(counts) for path, counts in self.counts.items()})
+        return replace(self, counts={path: total(counts) for path, counts in self.counts.items()})
 
     def energy(self, images: int, T: int) -> Energy:
         """What one image costs in T steps: the mean over the number of `images` counted."""
@@ -134,6 +142,10 @@ class Tally:
             effective, dense, others = counts.tolist()
             layers[path] = Operations(effective / images, dense // images, binary=others == 0)
         return Energy(layers, T)
+
+
+def _whole_sum(step: Tensor) -> Tensor:
+    return step.sum(dtype=torch.float64).long()
 
 
 def _fan_out(layer: autograd.Layer, used: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

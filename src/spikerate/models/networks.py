@@ -8,9 +8,13 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from spikerate.models.airbench94 import airbench
 from spikerate.models.preact import preact_resnet18, preact_resnet34
+from spikerate.models.qk_attention import qkformer
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
 from spikerate.models.sew import sew_resnet18, sew_resnet34
+from spikerate.models.spike_driven import spike_driven_transformer
+from spikerate.models.spiking_attention import spikformer
 from spikerate.models.staged import Staged
 from spikerate.models.vgg import vgg11, vgg13, vgg16, vggsnn
 
@@ -38,26 +42,33 @@ class Builder:
 
     Attributes:
         make: called with (num_classes, in_channels, width, activation), and what else it takes.
-        stems: whether its first layers have two forms, "3x3" and "7x7".
+        stems: the forms that its first layers have, the first of them by default; () if there is one form only.
         sided: whether its head depends on the side of the samples.
+        sizes: what else it can be given, by name: of "depth", "heads" and "patch".
     """
 
     make: Callable[..., Staged]
-    stems: bool = False
+    stems: tuple[str, ...] = ()
     sided: bool = False
+    sizes: tuple[str, ...] = ()
 
 
+_RESIDUAL = ("3x3", "7x7")
 NETWORKS = {
-    "resnet18": Builder(resnet18, stems=True),
+    "resnet18": Builder(resnet18, stems=_RESIDUAL),
     "resnet19": Builder(resnet19),
     "resnet20": Builder(resnet20),
-    "resnet34": Builder(resnet34, stems=True),
-    "preact-resnet18": Builder(preact_resnet18, stems=True),
-    "preact-resnet34": Builder(preact_resnet34, stems=True),
-    "sew-resnet18": Builder(sew_resnet18, stems=True),
-    "sew-resnet34": Builder(sew_resnet34, stems=True),
+    "resnet34": Builder(resnet34, stems=_RESIDUAL),
+    "preact-resnet18": Builder(preact_resnet18, stems=_RESIDUAL),
+    "preact-resnet34": Builder(preact_resnet34, stems=_RESIDUAL),
+    "sew-resnet18": Builder(sew_resnet18, stems=_RESIDUAL),
+    "sew-resnet34": Builder(sew_resnet34, stems=_RESIDUAL),
     "vgg11": Builder(vgg11),
     "vgg13": Builder(vgg13),
     "vgg16": Builder(vgg16),
     "vggsnn": Builder(vggsnn, sided=True),
+    "spikformer": Builder(spikformer, sizes=("depth", "heads", "patch")),
+    "sdt": Builder(spike_driven_transformer, sizes=("depth", "patch")),
+    "qkformer": Builder(qkformer, sizes=("depth", "heads", "patch")),
+    "airbench": Builder(airbench, stems=("3x3", "whitening")),
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,8 +15,9 @@ from torch import nn
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from spikerate.data import Data, DataReader, DataSet, check, entry_of
+from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
+from spikerate.integer import ILIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
@@ -31,6 +33,12 @@ from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check
 
 _WIDEST = 4096
 """Largest number of channels of the first stage; the last stage has eight times as many, and a kernel of 150 GB."""
+_SIZES = {
+    "depth": ("a number of blocks", 256),
+    "heads": ("a number of heads", _WIDEST),
+    "patch": ("a number of pixels", 16),
+}
+"""What the sizes of the transformers are, and the largest of each."""
 _COMPILED = 4
 """Largest number of different T in a compiled run: torch stops at eight graphs of a function, and evaluation needs some."""
 if TYPE_CHECKING:
@@ -62,6 +70,27 @@ class Neuron(NeuronSettings):
 
 
 @dataclass(frozen=True)
+class IntegerNeuron(NeuronSettings):
+    """The integer neuron of all layers: up to `levels` spikes a step in training, as many binary steps in inference."""
+
+    decay: float = 0.25
+    """fraction of the membrane potential that remains after one step, in (0, 1]"""
+    levels: int = 4
+    """most spikes in a step, D; T steps are T D binary ones in inference"""
+    threshold: float = 1.0
+    """membrane potential of one spike"""
+    detach_reset: bool = True
+    """treat the reset as a constant for the gradient"""
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> ILIF:
+        """A new layer of such neurons."""
+        return ILIF(self.decay, self.levels, self.threshold, self.detach_reset)
+
+
+@dataclass(frozen=True)
 class Rectified(NeuronSettings):
     """The activation of an ordinary network (ANN) instead of a neuron; at T = 1."""
 
@@ -80,29 +109,48 @@ class Model:
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64
     """channels of the first stage; the other stages follow from it"""
-    stem: Literal["3x3", "7x7"] = "3x3"
-    """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet"""
+    stem: Literal["3x3", "7x7", "whitening"] = "3x3"
+    """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet; of
+    airbench: 3x3, or whitening, which is computed from training images and frozen"""
     residual_branches: bool = False
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
+    depth: int | None = added(None)
+    """transformers: number of blocks; None: as the network has it"""
+    heads: int | None = added(None)
+    """transformers: heads of the attention, a divisor of 8 width; None: 8"""
+    patch: int | None = added(None)
+    """transformers: pixels of a token's side, a power of 2, 16 as for ImageNet; None: 4, as for CIFAR"""
 
     def __post_init__(self) -> None:
         if self.name not in NETWORKS:
             raise ValueError(f"model.name is {self.name!r}: give one of {', '.join(NETWORKS)}")
         check_count("model.width", self.width, "a number of channels", _WIDEST)
-        if self.stem not in ("3x3", "7x7"):
-            raise ValueError(f"model.stem is {self.stem!r}: give 3x3 or 7x7")
-        if self.stem == "7x7" and not NETWORKS[self.name].stems:
-            raise ValueError(f"model.stem is 7x7, which {self.name} does not have: give 3x3")
+        stems = NETWORKS[self.name].stems or ("3x3",)
+        if self.stem not in stems:
+            raise ValueError(f"model.stem is {self.stem!r}, which {self.name} does not have: give {' or '.join(stems)}")
+        for name, value in self.sizes.items():
+            if name not in NETWORKS[self.name].sizes:
+                raise ValueError(f"model.{name} is {value}, which {self.name} does not have: leave it out")
+            check_count(f"model.{name}", value, *_SIZES[name])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of the transformers that are given, by name."""
+        found = {"depth": self.depth, "heads": self.heads, "patch": self.patch}
+        return {name: value for name, value in found.items() if value is not None}
 
     def build(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
         """A new network for samples [C, H, W] initialised by PyTorch's global random generator."""
         self.check(num_classes, in_shape, neuron)
+        return self._made(num_classes, in_shape, neuron)
+
+    def _made(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
         builder, (channels, side, _) = NETWORKS[self.name], in_shape
         if builder.stems:
             return builder.make(num_classes, channels, self.width, neuron.build, self.stem)
         if builder.sided:
             return builder.make(num_classes, channels, self.width, neuron.build, side)
-        return builder.make(num_classes, channels, self.width, neuron.build)
+        return builder.make(num_classes, channels, self.width, neuron.build, **self.sizes)
 
     def check(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> None:
         """Raise `ValueError` if the network does not accept samples [C, H, W]."""
@@ -111,6 +159,9 @@ class Model:
             raise ValueError(
                 f"{self.name} needs a side of 16, 32, ..., and the samples are {height} x {width}: give --data.size"
             )
+        if self.sizes:  # which must fit each other
+            with torch.device("meta"):
+                self._made(num_classes, in_shape, neuron)
 
 
 @dataclass(frozen=True)
@@ -239,14 +290,55 @@ class Phase:
         Raises:
             ValueError: the text is not of the form T:SHARE, or a number is out of range.
         """
-        found = re.fullmatch(r"([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
-        if not found:
-            raise ValueError(f"{text!r} is no part of a curriculum: give T:SHARE, as 1:0.5 2:0.3")
-        return cls(int(found[1]), float(found[2]))
+        return cls(*_number_and_share(text, "curriculum: give T:SHARE, as 1:0.5 2:0.3"))
 
 
-def _texts(kind: type[Round] | type[Phase], form: str) -> PrimitiveConstructorSpec[Any]:
-    """How the command line reads and shows a tuple of rounds or phases: a word of that form for each."""
+@dataclass(frozen=True)
+class Resolution:
+    """A share of the steps of a run whose images have another size than those of its last part."""
+
+    side: int
+    """height and width in pixels"""
+    share: float
+    """fraction of the run's steps, in (0, 1)"""
+
+    def __post_init__(self) -> None:
+        check_count("resolutions.side", self.side, "a number of pixels", LARGEST_SIDE)
+        if not 0 < self.share < 1:
+            raise ValueError(f"resolutions.share is {self.share}: give a fraction of the run's steps, between 0 and 1")
+
+    def __str__(self) -> str:
+        return f"{self.side}:{self.share}"
+
+    @classmethod
+    def parse(cls, text: str) -> Resolution:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: the text is not of the form SIDE:SHARE, or a number is out of range.
+        """
+        return cls(*_number_and_share(text, "progressive resizing: give SIDE:SHARE, as 16:0.3 24:0.3"))
+
+
+def _number_and_share(text: str, advice: str) -> tuple[int, float]:
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)", text)
+    if not found:
+        raise ValueError(f"{text!r} is no part of a {advice}")
+    return int(found[1]), float(found[2])
+
+
+def _at(parts: Sequence[Phase] | Sequence[Resolution], step: int, steps: int) -> Any:
+    """The part of step 0, 1, ... of a run of `steps` steps; None after the last one."""
+    end = 0.0
+    for part in parts:
+        end += part.share
+        if step < round(end * steps):
+            return part
+    return None
+
+
+def _texts(kind: type[Round] | type[Phase] | type[Resolution], form: str) -> PrimitiveConstructorSpec[Any]:
+    """How the command line reads and shows a tuple of rounds, phases or resolutions: a word of that form for each."""
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar=f"[{form} ...]",
@@ -277,6 +369,9 @@ class Run:
     curriculum: Annotated[tuple[Phase, ...], _texts(Phase, "T:SHARE")] = added(())
     """other time steps at the beginning, for shares of the run's steps, as 1:0.5 2:0.3; the rest, and validation, have T;
     schedule and optimiser go on. A step costs (T + 2) / 3 of the ANN's by rate-based backpropagation"""
+    resolutions: Annotated[tuple[Resolution, ...], _texts(Resolution, "SIDE:SHARE")] = added(())
+    """progressive resizing: smaller images at the beginning, for shares of the run's steps, as 16:0.3 24:0.3; the rest, and
+    validation, have the data's size; for networks that take images of any size (Howard et al., DAWNBench 2018)"""
     batch: int = 128
     """batch size, over all ranks together"""
     seed: int = 0
@@ -319,6 +414,10 @@ class Run:
             raise ValueError(
                 f"batch is {self.batch} with accumulate={self.accumulate}: batch norm needs at least two images in each part"
             )
+        if self.batch % self.data.augment.repeats:
+            raise ValueError(
+                f"batch is {self.batch} with data.augment.repeats={self.data.augment.repeats}: give a multiple of that"
+            )
         if self.loss.per_step and not self.rule.per_step:
             loss, rule = type(self.loss).__name__, type(self.rule).__name__
             raise ValueError(
@@ -339,6 +438,7 @@ class Run:
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
         self._check_curriculum()
+        self._check_resolutions()
         check_averaging(self.averaging, (1, 2, 2))
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"bn_momentum is {self.bn_momentum}: give a number in (0, 1], or None")
@@ -365,12 +465,22 @@ class Run:
 
     def T_at(self, step: int, steps: int) -> int:
         """The time steps of step 0, 1, ... of a run of `steps` steps."""
-        end = 0.0
-        for phase in self.curriculum:
-            end += phase.share
-            if step < round(end * steps):
-                return phase.T
-        return self.T
+        phase = _at(self.curriculum, step, steps)
+        return self.T if phase is None else phase.T
+
+    def side_at(self, step: int, steps: int) -> int | None:
+        """Height and width of the images of step 0, 1, ... of a run of `steps` steps; None: as the data have them."""
+        resolution = _at(self.resolutions, step, steps)
+        return None if resolution is None else resolution.side
+
+    @property
+    def shares(self) -> list[tuple[float, int, int | None]]:
+        """Shares of the run's steps with the same cost, in order: share, T, side of the images or None for the data's."""
+        ends = [tuple(itertools.accumulate(part.share for part in parts)) for parts in (self.curriculum, self.resolutions)]
+        edges = sorted({0.0, 1.0, *itertools.chain(*ends)})
+        fine = 10**9  # steps, of a run so long that rounding does not matter
+        middles = [(b - a, round((a + b) / 2 * fine)) for a, b in itertools.pairwise(edges)]
+        return [(share, self.T_at(step, fine), self.side_at(step, fine)) for share, step in middles]
 
     def mean(self, cost: Callable[[int], float]) -> float:
         """The mean over the run's steps of a cost that depends on their T."""
@@ -378,13 +488,16 @@ class Run:
 
     @property
     def times(self) -> str:
-        """Time steps without earlier rounds: "T = 6", "T = 1 -> 2 -> 6", or "ANN"."""
-        return f"T = {' -> '.join(str(T) for T in (*(p.T for p in self.curriculum), self.T))}" if self.spiking else "ANN"
+        """Time steps without earlier rounds: "T = 6", "T = 1 -> 2 -> 6", of integer neurons "T = 1, D = 4", or "ANN"."""
+        if not self.spiking:
+            return "ANN"
+        steps = f"T = {' -> '.join(str(T) for T in (*(p.T for p in self.curriculum), self.T))}"
+        return f"{steps}, D = {self.neuron.levels}" if isinstance(self.neuron, IntegerNeuron) else steps
 
     @property
     def settings(self) -> list[tuple[str, Any]]:
         """All fields as (name, value), those of parts with a dot; rounds and curriculum as on the command line."""
-        texts = {name: " ".join(map(str, getattr(self, name))) for name in ("before", "curriculum")}
+        texts = {name: " ".join(map(str, getattr(self, name))) for name in ("before", "curriculum", "resolutions")}
         return flat(encode(self) | texts)
 
     @property
@@ -412,9 +525,26 @@ class Run:
                 f"curriculum has {len(different)} different T, each to compile: give at most {_COMPILED}, or --no-compile"
             )
 
+    def _check_resolutions(self) -> None:
+        if not self.resolutions:
+            return
+        if entry_of(self.data).kind == "events":
+            raise ValueError("resolutions are for images: frames of recordings count events, so leave them out")
+        if sum(resolution.share for resolution in self.resolutions) > 1 - 1e-6:
+            raise ValueError(
+                f"resolutions {' '.join(map(str, self.resolutions))} leave no step to the data's size, which the run ends "
+                "with: give shares that add up to less than 1"
+            )
+        different = {(T, side) for _, T, side in self.shares}
+        if self.compile and len(different) > _COMPILED:
+            raise ValueError(
+                f"curriculum and resolutions have {len(different)} different steps, each to compile: give at most "
+                f"{_COMPILED}, or --no-compile"
+            )
+
     def _of(self, earlier: Round) -> Run:
         optim = replace(self.optim, lr=earlier.lr)
-        own = replace(self, before=(), curriculum=(), averaging=None, epochs=earlier.epochs, optim=optim)
+        own = replace(self, before=(), curriculum=(), resolutions=(), averaging=None, epochs=earlier.epochs, optim=optim)
         return (
             replace(own, T=1, neuron=Rectified(), rule=BPTT(), search=None, penalty=RatePenalty(weight=0.0))
             if earlier.T is None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
+from spikerate.models import body_of, branch_macs, step_macs
 from spikerate.runs.config import Run
 
 MACHINE = "2 cores of an AMD EPYC (avx512_bf16)"
@@ -10,25 +15,59 @@ _FAST, _PLAIN = 4.5e11, 1.8e11
 RateBP, 471 and 1,190 ms per step (docs/results.md)."""
 
 
-def training_flops(run: Run, macs: int, branch_macs: int, samples: int, differences: int = 0) -> float:
+def training_flops(
+    run: Run,
+    macs: int,
+    branch_macs: int,
+    samples: int,
+    differences: int = 0,
+    resized: Mapping[int, tuple[int, int]] | None = None,
+) -> float:
     """Floating-point operations of all training steps of a run and its rounds before, two for each multiply-accumulate.
 
     A sample takes `rule.passes(T)` forward passes: T + 2 by rate-based backpropagation, 3 T by the others. With a
-    curriculum it is the mean over its shares. What the constant input saves in the first layer is left out. A search for
-    the temperature takes two forward passes for each finite difference in each epoch.
+    curriculum or other resolutions it is the mean over their shares. What the constant input saves in the first layer is
+    left out. A search for the temperature takes two forward passes for each finite difference in each epoch.
 
     Args:
         macs: of the network, for one step of one sample.
         branch_macs: of all branches, for one sample.
         samples: to train on.
         differences: finite differences of a search.
+        resized: side of the images of `run.resolutions` -> `macs` and `branch_macs` there.
     """
+    there = resized or {}
 
     def of_round(own: Run) -> float:
         searched = 0 if own.search is None else 2 * differences * own.search.samples * own.mean(float) * macs
-        return 2.0 * ((macs * own.mean(own.rule.passes) + 3 * branch_macs) * samples + searched) * own.epochs
+        trained = 0.0
+        for share, T, side in own.shares:
+            body, branches = (macs, branch_macs) if side is None else there[side]
+            trained += share * (own.rule.passes(T) * body + 3 * branches)
+        return 2.0 * (trained * samples + searched) * own.epochs
 
     return sum(map(of_round, run.rounds))
+
+
+def resolution_macs(run: Run, shape: tuple[int, int, int], num_classes: int) -> dict[int, tuple[int, int]]:
+    """Side of the images of `run.resolutions` -> multiply-accumulates of a step, and of the branches, for a sample.
+
+    Raises:
+        ValueError: the network does not take images of another size than [H, W].
+    """
+    with torch.device("meta"):
+        network = run.build(num_classes, shape)
+    found = {}
+    for side in dict.fromkeys(resolution.side for resolution in run.resolutions):
+        there = (shape[0], side, side)
+        try:
+            found[side] = step_macs(body_of(network), there), branch_macs(network, there)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"resolutions has {side}, and the network takes no images of {side} x {side} pixels "
+                f"({' '.join(str(error).split())[:80]}): choose other sides, or a network with a mean over all pixels"
+            ) from error
+    return found
 
 
 def least_seconds(run: Run, flops: float) -> float:

@@ -22,6 +22,7 @@ from spikerate.measure.evaluate import Accuracy, Answers, answers, over_time
 from spikerate.measure.meter import Ledger, Meter, Tally, Trains
 from spikerate.rules import BPTT
 from spikerate.runs.config import Run
+from spikerate.runs.estimate import resolution_macs
 from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
@@ -226,6 +227,8 @@ def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     check_averaging(run.averaging, data.shape)
     for own in run.rounds:
         own.model.check(len(data.classes), data.shape, own.neuron)
+        if own.resolutions:
+            resolution_macs(own, data.shape, len(data.classes))
         if own.search is not None or own.loss.branches:
             with torch.device("meta"):
                 network = own.build(len(data.classes), data.shape)

@@ -17,7 +17,7 @@ from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.models import NETWORKS
 from spikerate.neuron import NeuronSettings
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
-from spikerate.runs.config import Model, Neuron, OwnNetwork, Rectified, Run, adaptable
+from spikerate.runs.config import IntegerNeuron, Model, Neuron, OwnNetwork, Rectified, Run, adaptable
 from spikerate.runs.optim import SGD, AdamW, Muon, OptimizerFactory
 from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Schedule, Step
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
@@ -124,7 +124,7 @@ PARTS = {
     ),
     "--rule": Part("rule", Rule, {"rate": RateBP, "bptt": BPTT, "sltt": SLTT, "ottt": OTTT}),
     "--loss": Part("loss", Loss, {"cross-entropy": CrossEntropy, "esd": SelfDistillation, "tet": TET}),
-    "--neuron": Part("neuron", NeuronSettings, {"lif": Neuron, "relu": Rectified}),
+    "--neuron": Part("neuron", NeuronSettings, {"lif": Neuron, "ilif": IntegerNeuron, "relu": Rectified}),
     "--surrogate": Part(
         "neuron.surrogate",
         Surrogate,
@@ -236,8 +236,10 @@ def _network(model: Model | OwnNetwork, name: str, found: Any) -> Model | OwnNet
     if ":" in name:
         return OwnNetwork(found, model.residual_branches)
     width = model.width if isinstance(model, Model) else Model.width
-    stem = model.stem if isinstance(model, Model) and NETWORKS[name].stems else "3x3"
-    return Model(name, width, stem, model.residual_branches)
+    stem = model.stem if isinstance(model, Model) and model.stem in NETWORKS[name].stems else "3x3"
+    sizes = model.sizes if isinstance(model, Model) else {}
+    kept = {size: value for size, value in sizes.items() if size in NETWORKS[name].sizes}
+    return Model(name, width, stem, model.residual_branches, **kept)
 
 
 def _as_kind(name: str, value: Any, found: Any) -> Any:

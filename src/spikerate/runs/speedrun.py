@@ -14,7 +14,7 @@ import torch
 from spikerate.models import body_of, branch_macs, step_macs
 from spikerate.runs.audience import Audience, Nobody
 from spikerate.runs.config import Run
-from spikerate.runs.estimate import training_flops
+from spikerate.runs.estimate import resolution_macs, training_flops
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.rounds import train_seeds
 from spikerate.system.codec import Own, decode, encode
@@ -151,7 +151,8 @@ def pflop(run: Run, data: Mapping[str, Any]) -> float:
         network = run.build(num_classes, shape)
     moved = 0 if run.search is None else run.search.differences(network)
     own = step_macs(body_of(network), shape)
-    return training_flops(run, own, branch_macs(network, shape), data["sizes"]["train"], moved) / 1e15
+    there = resolution_macs(run, shape, num_classes)
+    return training_flops(run, own, branch_macs(network, shape), data["sizes"]["train"], moved, there) / 1e15
 
 
 def _percent(values: Sequence[float | None]) -> str:

@@ -15,7 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spikerate.data import DataSet, Part, Samples, Stream, epoch_batches, plain_batches, steps_per_epoch, stream
+from spikerate.data import (
+    DataSet,
+    Part,
+    Samples,
+    Stream,
+    epoch_batches,
+    plain_batches,
+    resized,
+    steps_per_epoch,
+    stream,
+)
 from spikerate.gradients.finite_difference import variant_rates
 from spikerate.gradients.temperature import Search
 from spikerate.losses import Terms, accuracies
@@ -239,7 +249,7 @@ class Trainer:
                 fit_layers(network, self.data)
             average = copy.deepcopy(network) if run.optim.averages else None
             state = State(network, run.optim.build(network), average)
-            if run.compile and (self.start or run.curriculum):
+            if run.compile and (self.start or run.curriculum or run.resolutions):
                 torch.compiler.reset()  # the graphs of several T would reach the compiler's limit
             prepare = compiler(run, device, self.watch.say)
             with_rates = run.penalty.weight > 0
@@ -285,22 +295,26 @@ class Trainer:
         if run.search is not None and state.step == 0:
             state.found = self._search(run.search, state, data, device, ready.rates)
         steps = steps_per_epoch(data.train, run.batch)
+        total = run.epochs * steps
         for parts in ready.begun.pop(state.epoch, None) or self._batches(data, state.epoch, state.step, device):
             done = state.epoch * steps + state.step
             torch.manual_seed(stream(run.seed, Stream.LAYERS, state.epoch, state.step, ranks.rank))
-            state.set_lr(run.optim.schedule(done, run.epochs * steps))
-            T, begun = run.T_at(done, run.epochs * steps), time.perf_counter()
+            state.set_lr(run.optim.schedule(done, total))
+            T, side, begun = run.T_at(done, total), run.side_at(done, total), time.perf_counter()
+            if side is not None:
+                parts = [Part(resized(part.x, side), part.labels) for part in parts]
             kind = (T, *parts[0].x.shape)
             terms = self._step(state, ready.forward, parts, careful, T)
             took, new = time.perf_counter() - begun, kind not in ready.met
             laps.step(took, new)
             if ready.compiled and new and ready.met:
-                self.watch.say(f"compiled for T = {T}: the step took {took:.0f} s")
+                size = "" if side is None else f", {side} x {side} pixels"
+                self.watch.say(f"compiled for T = {T}{size}: the step took {took:.0f} s")
             elif ready.compiled and new and done == 0:
                 self.watch.say(f"compiled: the first step took {took:.0f} s; later runs can use the compiler's cache")
             ready.met.add(kind)
             if state.average is not None:
-                follow(state.average, network, run.optim, done, run.epochs * steps)
+                follow(state.average, network, run.optim, done, total)
             state.totals = {name: state.totals.get(name, 0) + value for name, value in terms.items()}
             state.step += 1
             if careful and not health.all_finite(state.totals):
@@ -319,7 +333,7 @@ class Trainer:
             if wish == _STOP and state.step < steps:
                 raise Interrupted(self.stop.signal)
         trained = time.perf_counter() - laps.start
-        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, run.epochs * steps)}
+        row: Row = {"epoch": state.epoch + 1, "lr": run.optim.lr_at(state.epoch * steps, total)}
         row |= {name: float(value) / steps for name, value in state.totals.items()} | state.found
         if state.epoch + 1 < run.epochs:  # files are decoded during the evaluation
             ready.begun[state.epoch + 1] = self._batches(data, state.epoch + 1, 0, device)
@@ -337,6 +351,7 @@ class Trainer:
         images = (data.validation if len(data.validation) else data.train)[:_PROBE]
         row |= self._firing(state, ledger or self._probe(state, images, data, device), len(images))
         row |= {"T": T} if run.curriculum else {}
+        row |= {"side": side or data.shape[1]} if run.resolutions else {}
         row |= laps.so_far(trained)
         state.rows.append(row)
         state.epoch, state.step, state.totals, state.found, state.spent = state.epoch + 1, 0, {}, {}, {}

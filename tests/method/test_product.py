@@ -198,10 +198,9 @@ def test_at_one_step_all_rules_have_the_gradient_of_backpropagation(name: str) -
             torch.testing.assert_close(found[parameter], expected[parameter], msg=f"{rule} {parameter}")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("varying", [True, False])
+@pytest.mark.parametrize(("name", "varying"), [("attention", True), ("gates", True), ("gates", False)])
 def test_chunks_and_checkpoints_have_the_same_gradient(name: str, varying: bool) -> None:
-    network, x = made(name, 5, varying)
+    network, x = made(name, 3, varying)
     network.eval()  # batch norm in training has the statistics of each chunk
     for kind in (RateBP, BPTT, SLTT, OTTT):
         expected, steps = of_loss(kind(), network, x), kind()(network, x).steps
@@ -214,9 +213,9 @@ def test_chunks_and_checkpoints_have_the_same_gradient(name: str, varying: bool)
 
 def test_bytes_saved_for_backward_do_not_grow_with_the_steps() -> None:
     network, image = attention_network(), torch.rand(2, 2, 6, 6)
-    rate = [saved_bytes(RateBP(), network, image.expand(T, *image.shape)) for T in range(1, 9)]
+    rate = [saved_bytes(RateBP(), network, image.expand(T, *image.shape)) for T in (1, 2, 4, 8)]
     assert len(set(rate)) == 1, rate
-    single = [saved_bytes(RateBP(chunk=1), network, image.expand(T, *image.shape)) for T in range(2, 9)]
+    single = [saved_bytes(RateBP(chunk=1), network, image.expand(T, *image.shape)) for T in (2, 8)]
     assert len(set(single)) == 1, single
     bptt = [saved_bytes(BPTT(), network, image.expand(T, *image.shape)) for T in (1, 8)]
     assert bptt[1] > 6 * bptt[0]

@@ -14,6 +14,7 @@ from spikerate import (
     BPTT,
     LIF,
     RateBP,
+    Sigmoid,
     Staged,
     check,
     qkformer,
@@ -163,6 +164,74 @@ def test_the_attentions_neurons_see_twice_the_input_and_get_gradients_at_each_st
     half.scale, half.attend = attention.scale / 2, LIF(threshold=0.5)
     x = torch.randint(0, 2, (6, 3, 4, 3, 3)).double()
     assert torch.equal(BPTT()(attention, x).steps, BPTT()(half, x).steps)
+
+
+# attention against SpikingJelly's ----------------------------------------------------------------------------------------
+
+
+def papers_neuron(alpha: float = 2.0) -> LIF:
+    """SpikingJelly's `LIFNode(tau=2)`, which takes half of its input: threshold and surrogate are twice as wide here."""
+    return LIF(0.5, threshold=2.0, v_reset=0.0, surrogate=Sigmoid(alpha))
+
+
+def put(conv: Any, norm: Any, layers: list[Any]) -> None:
+    """Give a convolution and BN the weights of several of ours, one after the other."""
+    with torch.no_grad():
+        conv.weight.copy_(torch.cat([layer[0].weight for layer in layers]).view_as(conv.weight))
+        norm.weight.copy_(torch.cat([layer[1].weight for layer in layers]))
+        norm.bias.copy_(torch.cat([layer[1].bias for layer in layers]))
+
+
+def their_ssa(layer: Any, ours: Any) -> Any:
+    theirs = layer.SpikingSelfAttention(12, 3).double()
+    put(*theirs.qkv_conv_bn, [ours.query, ours.key, ours.value])
+    put(*theirs.proj_conv_bn, [ours.out])
+    return lambda x: theirs(x.flatten(3)).view_as(x)
+
+
+def their_qka(layer: Any, ours: Any) -> Any:
+    theirs = (layer.TokenQKAttention if ours.along == "token" else layer.ChannelQKAttention)(12, 3).double()
+    put(*theirs.qk_conv_bn, [ours.query, ours.key])
+    put(*theirs.proj_conv_bn, [ours.out])
+    return lambda x: theirs(x.flatten(3)).view_as(x)
+
+
+def their_sdsa(layer: Any, ours: Any) -> Any:
+    """There the keys and values make the mask of the queries; the roles have other names, and are the same."""
+    theirs = layer.SpikeDrivenSelfAttention(12, 3).double()
+    for name, own in (("k", ours.query), ("v", ours.key), ("q", ours.value), ("proj", ours.out)):
+        put(theirs.get_submodule(f"{name}_conv"), theirs.get_submodule(f"{name}_bn"), [own])
+    return lambda x: theirs(x) - x
+
+
+JELLY: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any]]] = {
+    "SSA": (lambda: SpikingSelfAttention(12, 3, papers_neuron), their_ssa),
+    "SDSA": (lambda: SpikeDrivenAttention(12, papers_neuron), their_sdsa),
+    "Q-K, tokens": (lambda: QKAttention(12, 3, papers_neuron), their_qka),
+    "Q-K, channels": (lambda: QKAttention(12, 3, papers_neuron, "channel"), their_qka),
+}
+
+
+@pytest.mark.parametrize("name", JELLY)
+def test_attention_has_the_spikes_and_gradients_of_spikingjellys(name: str) -> None:
+    layer = pytest.importorskip("spikingjelly.activation_based.layer")
+    torch.manual_seed(4)
+    make, convert = JELLY[name]
+    ours = make().double()
+    ours.attend = papers_neuron(1.0)  # theirs has half the threshold, and a surrogate that is as wide as the others'
+    for module in ours.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 1, 2)
+            nn.init.uniform_(module.bias, 0, 1.5)
+    theirs = convert(layer, ours)
+    x = torch.randint(0, 3, (4, 2, 12, 3, 3)).double().requires_grad_()
+    y, weight = BPTT()(ours, x).steps, torch.randn(4, 2, 12, 3, 3).double()
+    assert y.any() and y.std() > 0
+    their_y = theirs(x)
+    torch.testing.assert_close(y, their_y)
+    gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (y, their_y)]
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
 
 
 # the networks ------------------------------------------------------------------------------------------------------------

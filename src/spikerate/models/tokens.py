@@ -18,7 +18,7 @@ GREATEST_PATCH = 16
 
 DOUBLE = 2
 """Factor on the input of an attention's own neurons. The papers give these half the threshold of the others, 0.5 instead of
-1; twice the input gives the same spikes, with neurons that are all alike."""
+1; twice the input gives the same spikes, with neurons that are all alike; the surrogate of that layer is half as wide."""
 
 
 class Residual(nn.Module):

@@ -508,8 +508,9 @@ def _gate(f: Callable[..., Tensor]) -> Callable[..., Signal]:
 
 
 def _softmax(x: Signal, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Signal:
-    _check_axes("softmax", x.dim(), 0 if dim is None else dim)
-    return x.nonlinear(lambda t: torch.softmax(t, dim, dtype))
+    axis = 0 if dim is None else dim
+    _check_axes("softmax", x.dim(), axis)
+    return x.nonlinear(lambda t: torch.softmax(t, axis, dtype))
 
 
 def _of_last_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:

@@ -277,6 +277,13 @@ def test_every_section_shows_its_figures(tmp_path: Path) -> None:
     assert page.tags.count("img") == 2 and page.tags.count("figure") == 6
 
 
+def test_test_time_averaging_stands_apart(tmp_path: Path) -> None:
+    averaged = {"averaging": "flip", "views": 2, "test_accuracy": 0.65, "spikes_per_image": 2468.0}
+    page = page_of(make(tmp_path / "run", result={**RESULT, "averaged": averaged}), to=tmp_path / "page.html")
+    assert "test accuracy 60.00 %" in page.text
+    assert "averaged over 2 views 65.00 % test accuracy, with 2,468 spikes per sample" in page.text
+
+
 def test_what_an_earlier_version_did_not_write_is_said_to_be_missing(tmp_path: Path) -> None:
     old = {
         key: RESULT[key]
@@ -579,6 +586,8 @@ def with_tensors(**tensors: Tensor) -> Callable[[Path], object]:
         (altered(operations={"a": 1}), "result.json is no result"),
         (altered(operations={"a": RESULT["operations"]["body.stem.0"] | {"input": "odd"}}), "result.json is no result"),
         (altered(test_images=float("inf")), "result.json is no result"),
+        (altered(averaged=[1]), "result.json is no result"),
+        (altered(averaged={"views": 2, "test_accuracy": 2, "spikes_per_image": 1}), "2 is not between 0 and 1"),
         (recorded(source=[1]), "an entry source that is not of type dict"),
         (recorded(preset=["a"]), "an entry preset that is not of type str"),
         (recorded(resumed=3), "an entry resumed that is not of type list"),

@@ -19,6 +19,20 @@ _LARGEST = 1e15
 
 
 @dataclass(frozen=True)
+class Averaged:
+    """What test-time averaging gave: the test accuracy over so many views of each sample, and the spikes of all of them."""
+
+    test: float
+    views: int
+    spikes: float
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> Averaged:
+        """The entry of `result.json`; raises as `Result.parse`."""
+        return cls(_share(record["test_accuracy"]), int(_number(record["views"])), _number(record["spikes_per_image"]))
+
+
+@dataclass(frozen=True)
 class Result:
     """The content of `result.json`; entries that an earlier version did not write are empty."""
 
@@ -34,6 +48,7 @@ class Result:
     confusion: list[list[int]]
     confusions: list[list[int]]
     energy: Energy | None
+    averaged: Averaged | None
 
     @classmethod
     def parse(cls, record: Mapping[str, Any], T: int) -> Result:
@@ -57,6 +72,7 @@ class Result:
             confusion=_counts(record.get("confusion", [])),
             confusions=[_confusion(row) for row in record.get("confusions", [])],
             energy=Energy({layer: _operations(entry) for layer, entry in operations.items()}, T) if operations else None,
+            averaged=Averaged.parse(record["averaged"]) if "averaged" in record else None,
         )
 
 

@@ -127,6 +127,11 @@ class Group:
         return _stat(result.test for result in self.results)
 
     @property
+    def averaged(self) -> Stat | None:
+        """Their test accuracy with test-time averaging; None if no run has done it."""
+        return _stat(result.averaged.test if result.averaged else None for result in self.results)
+
+    @property
     def validation(self) -> Stat | None:
         """Their validation accuracy; None if there is no validation set."""
         return _stat(result.validation for result in self.results)

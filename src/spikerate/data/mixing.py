@@ -70,7 +70,7 @@ class Mixture:
         inside = ((rows >= top) & (rows < bottom)).unsqueeze(2) & ((columns >= left) & (columns < right)).unsqueeze(1)
         keep = self.keep.to(x.device, x.dtype).view(-1, 1, 1)
         own = torch.where(inside, 0, keep).view(len(x), *[1] * (x.dim() - 3), *self.side)
-        return own * x + (1 - own) * x[self.partner.to(x.device)]
+        return x[self.partner.to(x.device)].lerp(x, own)  # exact where the share is 0 or 1
 
     def labels(self, labels: Tensor, num_classes: int) -> Tensor:
         """Labels [N] of the samples -> weights of the classes [N, K] float32, which sum to 1."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spikerate import BPTT, IF, LIF, RateBP, resnet18, sew_resnet18, vgg11
+from spikerate import BPTT, IF, LIF, RateBP, qkformer, resnet18, sew_resnet18, vgg11
 from spikerate.exchange.neurobench import neurobench_model
 from spikerate.exchange.spikingjelly import from_spikingjelly, to_spikingjelly
 from spikerate.gradients.temperature import adapt
@@ -84,6 +84,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vgg": lambda: vgg11(width=4, activation=lambda: LIF(0.5, v_reset=0.0)),
     "sew": lambda: sew_resnet18(width=4, activation=IF),
     "branched": golden_branched,
+    "qkformer": lambda: qkformer(width=2, depth=3),
     "dspike": lambda: adapt(resnet18(width=4, activation=lambda: LIF(surrogate=Dspike(2.0)))),
 }
 

@@ -21,6 +21,7 @@ from spikerate import (
     spike_driven_transformer,
     spikformer,
 )
+from spikerate.exchange.nir import to_nir
 from spikerate.models import stage_shapes
 from spikerate.models.qk_attention import QKAttention
 from spikerate.models.spike_driven import SpikeDrivenAttention
@@ -337,6 +338,14 @@ def test_channel_attention_trains_and_is_checked_as_the_others() -> None:
 def test_sizes_that_do_not_fit_are_refused(make: Callable[[], Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@every_transformer
+def test_what_nir_has_no_node_for_is_refused_in_a_sentence(make: Any) -> None:
+    pytest.importorskip("nir")
+    network = make(width=1, depth=3, activation=partial(LIF, v_reset=0.0)).eval()
+    with pytest.raises(ValueError, match="can't be exported, since NIR has no node for it: "):
+        to_nir(network, (3, 8, 8))
 
 
 def test_another_network_takes_the_sizes_that_it_has() -> None:

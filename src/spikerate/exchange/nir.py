@@ -238,7 +238,10 @@ class _Shapes(fx.Interpreter):
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{_place(n)} can't be run on the samples: {str(error).splitlines()[0]}") from error
         if not isinstance(value, Signal):
-            raise ValueError(f"{_place(n)} returns a {type(value).__name__}, not a signal")
+            raise ValueError(
+                f"{_place(n)} can't be exported, since NIR has no node for it: it returns a {type(value).__name__}, not a "
+                "signal, so export a program (.pt2) instead"
+            )
         self.found[n] = tuple(value.shape[1:])
         return value
 

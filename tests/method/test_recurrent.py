@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +14,7 @@ from spikerate import BPTT, LIF, OTTT, SLTT, RateBP, Recurrent, Sigmoid, StepNeu
 from spikerate.exchange.neurobench import neurobench_model
 from spikerate.exchange.nir import to_nir
 from spikerate.exchange.spikingjelly import to_spikingjelly
+from spikerate.gradients.finite_difference import Elements, derivatives, rate_loss
 from spikerate.measure.meter import Ledger, Meter, Tally
 from support.networks import gradients
 
@@ -194,6 +196,25 @@ def test_what_can_not_come_back_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no neuron of the network"), record(net, "1.neuron"):
         pass
     assert BPTT()(Recurrent(nn.Linear(6, 6), Own()), x.float()).steps.shape == x.shape
+
+
+def test_finite_differences_are_of_layers_outside() -> None:
+    net, x = some()
+    torch.manual_seed(1)
+    labels = torch.tensor([0, 1, 2, 0])
+    first: Any = net[0].weight
+    found = derivatives(net, first, x, rate_loss(labels), Elements(first.shape))
+    for k in (0, 7):
+        loss = []
+        for sign in (0.1, -0.1):
+            moved = copy.deepcopy(net)
+            with torch.no_grad():
+                moved.get_parameter("0.weight").view(-1)[k] += sign
+                loss.append(rate_loss(labels)(BPTT()(moved, x).rate))
+        torch.testing.assert_close(found[k], (loss[0] - loss[1]) / 0.2)
+    weight: Any = net.get_parameter("1.layer.weight")
+    with pytest.raises(ValueError, match="the weight that differs is that of a recurrent layer"):
+        derivatives(net, weight, x, rate_loss(labels), Elements(weight.shape))
 
 
 def test_what_has_no_counterpart_elsewhere_is_said() -> None:

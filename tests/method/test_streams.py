@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spikerate import BPTT, IF, LIF, OTTT, SLTT, RateBP, Sigmoid, StepNeuron, spiking
+from spikerate import BPTT, IF, LIF, OTTT, SLTT, RateBP, Sigmoid, StepNeuron, fused, spiking
 from spikerate.neuron import Rectifier
 from support.networks import Functional, gradients, small_network
 
@@ -218,6 +218,17 @@ def test_half_precision_keeps_membranes_in_float32() -> None:
             whole = rule(network, x).steps
             outs, state = streamed(rule, network, windows(x, [1, 2]))
         assert state["1"].dtype == torch.float32 and torch.equal(torch.cat([out.steps for out in outs]), whole)
+
+
+def test_large_layers_go_on_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = some(6, B=5)
+    for rule in (BPTT(), SLTT(), RateBP(), RateBP(chunk=1)):
+        wanted, before = streamed(rule, network, windows(x, [2]))
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(fused, "_IN_CACHE", 2 * 4 * 6 * 6)
+            found, after = streamed(rule, network, windows(x, [2]))
+        assert all(torch.equal(one.steps, other.steps) for one, other in zip(found, wanted, strict=True))
+        assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_windows_are_compiled_whole() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikerate import operations  # noqa: F401 - fills the table of signals
 from spikerate.losses import cross_entropy
-from spikerate.signal import VERBS, Neuron, Normalization, PerStep, Signal, Stepwise, Tape, is_constant, mapped
+from spikerate.signal import VERBS, Feedback, Neuron, Normalization, PerStep, Signal, Stepwise, Tape, is_constant, mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,11 @@ class Variants(Stepwise):
         return replace(self, train=parts[0] if len(parts) == 1 else torch.cat(parts, 1))
 
     def fire(self, neuron: Neuron) -> Variants:
+        if isinstance(neuron, Feedback) and any(own is self.weight for own in neuron.layer.parameters()):
+            raise ValueError(
+                "the weight that differs is that of a recurrent layer, through which spikes come back: choose a layer outside of "
+                "Recurrent for finite differences"
+            )
         return replace(self, train=neuron.spikes(self.expanded()), constant=False)
 
     def _diverge(self, layer: Callable[..., Signal], *rest: Any) -> Variants:

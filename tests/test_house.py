@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "spikerate"
 FLOORS = [
     {"system"},
     {"data", "autograd", "fused", "losses"},
-    {"surrogate", "signal"},
+    {"surrogate", "signal", "targets"},
     {"neuron", "operations", "recompute", "recurrent", "stream"},
     {"integer"},
     {"rules"},

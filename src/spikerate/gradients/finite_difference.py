@@ -71,8 +71,8 @@ class Variants(Stepwise):
     def fire(self, neuron: Neuron) -> Variants:
         if isinstance(neuron, Feedback) and any(own is self.weight for own in neuron.layer.parameters()):
             raise ValueError(
-                "the weight that differs is that of a recurrent layer, through which spikes come back: choose a layer outside of "
-                "Recurrent for finite differences"
+                "the weight that differs is that of a recurrent layer, through which spikes come back: choose a layer "
+                "outside of Recurrent for finite differences"
             )
         return replace(self, train=neuron.spikes(self.expanded()), constant=False)
 

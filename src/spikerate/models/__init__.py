@@ -4,6 +4,7 @@ from spikerate.models.airbench94 import airbench
 from spikerate.models.branches import Branched, DeepConv, body_of, deepconv_branches
 from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs, step_macs
+from spikerate.models.features import Features
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.networks import NETWORKS, Builder, NetworkFactory
 from spikerate.models.preact import preact_resnet18, preact_resnet34
@@ -22,6 +23,7 @@ __all__ = [
     "Branched",
     "Builder",
     "DeepConv",
+    "Features",
     "FromImages",
     "NetworkFactory",
     "Staged",

@@ -189,12 +189,14 @@ class _Convolution(Function):
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
+        transposed: bool,
+        output_padding: Sequence[int],
         groups: int,
     ) -> Tensor:
         if value is not None:
             return value.view_as(value)
-        none = [0] * len(stride)
-        return torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, False, none, groups)
+        geometry = (stride, padding, dilation, transposed, output_padding, groups)
+        return torch.ops.aten.convolution(input, weight, bias, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -205,21 +207,9 @@ class _Convolution(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight = ctx.saved_tensors
         input = _input(kept, ctx.counts)
-        stride, padding, dilation, groups = ctx.geometry
-        grads = torch.ops.aten.convolution_backward(
-            grad,
-            input,
-            weight,
-            [weight.shape[0]],
-            stride,
-            padding,
-            dilation,
-            False,
-            [0] * len(stride),
-            groups,
-            ctx.needs_input_grad[1:4],
-        )
-        return None, *_last(grads, grad, input, weight), *[None] * 6
+        wanted = ctx.needs_input_grad[1:4]
+        grads = torch.ops.aten.convolution_backward(grad, input, weight, [grad.shape[1]], *ctx.geometry, wanted)
+        return None, *_last(grads, grad, input, weight), *[None] * 8
 
 
 class _Product(Function):
@@ -360,8 +350,10 @@ class Convolution:
     Without a value, that of the convolution. `counts` are kept instead of the input that they are of.
 
     Attributes:
-        weight: [O, C / groups, ...].
+        weight: [O, C / groups, ...]; of a transposed convolution [C, O / groups, ...].
         border: further zeros around the input, in the format of `F.pad`; empty for none.
+        transposed: whether it is the transposed convolution, whose output is larger where the stride is above 1.
+        output_padding: what the output of a transposed convolution has more at the end of each axis; empty for nothing.
     """
 
     weight: Tensor
@@ -371,6 +363,8 @@ class Convolution:
     dilation: Sequence[int]
     groups: int
     border: Sequence[int]
+    transposed: bool = False
+    output_padding: Sequence[int] = ()
 
     def takes(self, input: Tensor) -> bool:
         """Whether the layer can be computed of it without a value."""
@@ -382,7 +376,8 @@ class Convolution:
         data, kind = _kept(counts, dtype)
         if self.border:
             input, data = F.pad(input, self.border), None if data is None else F.pad(data, self.border)
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        more = self.output_padding or [0] * len(self.stride)
+        geometry = (self.stride, self.padding, self.dilation, self.transposed, more, self.groups)
         return _apply(_Convolution, value, input.to(dtype), weight, bias, data, kind, *geometry)
 
 

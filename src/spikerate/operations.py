@@ -34,11 +34,7 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         def conv(t: Tensor) -> Tensor:
             return f(t, weight, bias, stride, padding, dilation, groups)
 
-        if x.dim() != weight.dim():
-            raise ValueError(
-                f"a convolution with kernel {list(weight.shape)} got a signal of shape {list(x.shape)} (without time): give "
-                "the rule an input [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
-            )
+        _check_kernel(x, weight)
         space = weight.dim() - 2
         strides, dilations = ([n] * space if isinstance(n, int) else list(n) for n in (stride, dilation))
         reaches = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
@@ -52,6 +48,37 @@ def _conv(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         return x.affine(conv, at_rate=autograd.Convolution(weight, bias, strides, paddings, dilations, groups, border))
 
     return verb
+
+
+def _transposed(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    def verb(
+        x: Signal,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        dilation: int | Sequence[int] = 1,
+    ) -> Signal:
+        _check_kernel(x, weight)
+        space = weight.dim() - 2
+        given = (stride, padding, dilation, output_padding)
+        strides, paddings, dilations, more = ([n] * space if isinstance(n, int) else list(n) for n in given)
+        return x.affine(
+            lambda t: f(t, weight, bias, stride, padding, output_padding, groups, dilation),
+            at_rate=autograd.Convolution(weight, bias, strides, paddings, dilations, groups, [], True, more),
+        )
+
+    return verb
+
+
+def _check_kernel(x: Signal, weight: Tensor) -> None:
+    if x.dim() != weight.dim():
+        raise ValueError(
+            f"a convolution with kernel {list(weight.shape)} got a signal of shape {list(x.shape)} (without time): give "
+            "the rule an input [T, B, C, ...]; for static images [B, C, ...], x.expand(T, *x.shape)"
+        )
 
 
 def _linear(x: Signal, weight: Tensor, bias: Tensor | None = None) -> Signal:
@@ -84,20 +111,27 @@ def _flatten(x: Signal, start_dim: int = 0, end_dim: int = -1) -> Signal:
     return x.affine(lambda t: t.flatten(start_dim, end_dim))
 
 
-def _cat(tensors: Sequence[Signal], dim: int = 0) -> Signal:
-    _check_axes("cat", _all_signals("cat", tensors)[0].dim(), dim)
-    return tensors[0].affine(lambda *ts: torch.cat(ts, dim), *tensors[1:])
+def _together(f: Callable[..., Tensor], new_axes: int) -> Callable[..., Signal]:
+    """`torch.cat` or `torch.stack` of signals, and of tensors [B, ...] or [1, ...] that all steps have."""
 
+    def verb(tensors: Sequence[Any], dim: int = 0) -> Signal:
+        if isinstance(tensors, Signal) or not all(isinstance(x, Signal | Tensor) for x in tensors):
+            raise TypeError(no_rule(f"{f.__name__} with something that is no signal"))
+        signals = [x for x in tensors if isinstance(x, Signal)]
+        first = signals[0]
+        _check_axes(f.__name__, first.dim() + new_axes, dim)
+        if any(x.dim() != first.dim() for x in tensors):
+            raise TypeError(no_rule(f"{f.__name__} of signals and tensors of unlike numbers of axes"))
+        parts = [None if isinstance(x, Signal) else _beside(f.__name__, first, x) for x in tensors]
 
-def _stack(tensors: Sequence[Signal], dim: int = 0) -> Signal:
-    _check_axes("stack", _all_signals("stack", tensors)[0].dim() + 1, dim)
-    return tensors[0].affine(lambda *ts: torch.stack(ts, dim), *tensors[1:])
+        def together(*ts: Tensor) -> Tensor:
+            steps, n = iter(ts), len(ts[0])
+            whole = [next(steps) if part is None else part(ts[0]) for part in parts]
+            return f([t.expand(n, *t.shape[1:]) for t in whole], dim)
 
+        return first.affine(together, *signals[1:])
 
-def _all_signals(name: str, tensors: Sequence[Any]) -> Sequence[Signal]:
-    if isinstance(tensors, Signal) or not all(isinstance(x, Signal) for x in tensors):
-        raise TypeError(no_rule(f"{name} with something that is no signal"))
-    return tensors
+    return verb
 
 
 def _check_axes(name: str, n: int, *axes: int) -> None:
@@ -106,28 +140,51 @@ def _check_axes(name: str, n: int, *axes: int) -> None:
         raise TypeError(no_rule(f"{name} along axis 0, which mixes the samples of a batch,"))
 
 
-# Sums and multiples: for an operand that is a number, and of two signals where they keep the mean.
+# Sums and multiples: of a signal and a number or a tensor that is the same at all steps, and of two signals.
+
+
+def _operand(name: str, x: Signal, other: Any) -> Callable[[Tensor], Any]:
+    """What stands beside the steps [N, ...] of a signal: a number, or a tensor as `_beside` gives it."""
+    if isinstance(other, Tensor):
+        return _beside(name, x, other)
+    if not isinstance(other, numbers.Real):
+        raise TypeError(no_rule(f"{name} what is no signal, no tensor and no number"))
+    return lambda t: other
+
+
+def _beside(name: str, x: Signal, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """A tensor [B, ...], [1, ...] or of fewer axes beside steps [N, ...], where N is B, or T B with the samples last."""
+    if other.dim() > x.dim():
+        raise TypeError(no_rule(f"{name} a tensor of {other.dim()} axes to a signal of {x.dim()}"))
+    if other.dim() < x.dim() or len(other) == 1:
+        return lambda t: other
+    if len(other) != x.samples:
+        raise ValueError(
+            f"{name}: a tensor {list(other.shape)} stands beside a signal {list(x.shape)} without time: its first axis is "
+            "that of the batch, so give as many samples, or 1"
+        )
+    return lambda t: other.repeat(len(t) // len(other), *[1] * (other.dim() - 1))
 
 
 def _add(x: Signal, other: Any, alpha: float = 1) -> Signal:
     if isinstance(other, Signal):
         _check_alike("adding", x, other)
         return x.affine(lambda a, b: torch.add(a, b, alpha=alpha), other)
-    _check_number("adding something that is no signal and no number", other)
-    return x.affine(lambda t: torch.add(t, other, alpha=alpha))
+    at = _operand("adding", x, other)
+    return x.affine(lambda t: torch.add(t, at(t), alpha=alpha))
 
 
 def _sub(x: Signal, other: Any, alpha: float = 1) -> Signal:
     if isinstance(other, Signal):
         _check_alike("subtracting", x, other)
         return x.affine(lambda a, b: torch.sub(a, b, alpha=alpha), other)
-    _check_number("subtracting something that is no signal and no number", other)
-    return x.affine(lambda t: torch.sub(t, other, alpha=alpha))
+    at = _operand("subtracting", x, other)
+    return x.affine(lambda t: torch.sub(t, at(t), alpha=alpha))
 
 
 def _rsub(x: Signal, other: Any, alpha: float = 1) -> Signal:
-    _check_number("subtracting from something that is no signal and no number", other)
-    return x.affine(lambda t: torch.rsub(t, other, alpha=alpha))
+    at = _operand("subtracting from", x, other)
+    return x.affine(lambda t: torch.rsub(t, at(t), alpha=alpha))
 
 
 def _mul(x: Signal, other: Any) -> Signal:
@@ -135,20 +192,15 @@ def _mul(x: Signal, other: Any) -> Signal:
         _check_alike("multiplying", x, other)
         _check_fit("multiplying", x, other, zip(x.shape[1:], other.shape[1:], strict=True))
         return x.product(lambda a, b: torch.mul(a, b), other, autograd.Product("...", "...", "..."))
-    _check_number("multiplying by what is no number", other)
-    return x.affine(lambda t: torch.mul(t, other))
+    at = _operand("multiplying by", x, other)
+    return x.affine(lambda t: torch.mul(t, at(t)))
 
 
 def _div(x: Signal, other: Any, *, rounding_mode: str | None = None) -> Signal:
-    _check_number("dividing by what is no number", other)
     if rounding_mode is not None:
         raise TypeError(no_rule("dividing with rounding"))
-    return x.affine(lambda t: torch.div(t, other))
-
-
-def _check_number(name: str, other: Any) -> None:
-    if not isinstance(other, numbers.Real):
-        raise TypeError(no_rule(name))
+    at = _operand("dividing by", x, other)
+    return x.affine(lambda t: torch.div(t, at(t)))
 
 
 def _check_alike(name: str, x: Signal, y: Signal) -> None:
@@ -165,6 +217,8 @@ def _matrices(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     name = f.__name__.removeprefix("linalg_")
 
     def verb(x: Signal, other: Any) -> Signal:
+        if isinstance(other, Tensor) and name == "matmul":
+            return _by_matrix(x, other)
         if not isinstance(other, Signal):
             raise TypeError(no_rule(f"{name} with something that is no signal"))
         if min(x.dim(), other.dim()) < 3:
@@ -174,6 +228,41 @@ def _matrices(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         return x.product(lambda a, b: f(a, b), other, autograd.Product("...ij", "...jk", "...ik"))
 
     return verb
+
+
+def _by_matrix(x: Signal, other: Tensor) -> Signal:
+    """Matrices [B, ..., i, j] of a signal by one [j, k] of all samples, as a linear layer, or by [..., j, k]."""
+    if other.dim() == 2:
+        return _linear(x, other.T)
+    _check_matrices(x, other)
+    at = _beside("matmul by", x, other)
+    return x.affine(lambda t: t @ at(t))
+
+
+def _from_left(x: Signal, other: Any) -> Signal:
+    """A tensor [..., i, j] by the matrices [B, ..., j, k] of a signal."""
+    if not isinstance(other, Tensor):
+        raise TypeError(no_rule("matmul with something that is no signal"))
+    _check_matrices(x, other)
+    at = _beside("matmul from", x, other)
+    return x.affine(lambda t: at(t) @ t)
+
+
+def _check_matrices(x: Signal, other: Tensor) -> None:
+    if x.dim() < 3 or other.dim() < 2:
+        raise TypeError(no_rule(f"matmul of a signal of {x.dim()} and a tensor of {other.dim()} axes"))
+
+
+def _attention(
+    q: Signal, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, **more: Any
+) -> Signal:
+    """`F.scaled_dot_product_attention` of three signals, [B, ..., N, d], without mask and dropout."""
+    scale = more.pop("scale", None)
+    if attn_mask is not None or dropout_p or is_causal or any(more.values()):
+        raise TypeError(no_rule("scaled_dot_product_attention with a mask, dropout or grouped queries"))
+    product = METHODS["matmul"]
+    scores = product(q, _transpose(k, -2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return product(_softmax(scores, -1), v)  # type: ignore[no-any-return]
 
 
 def _einsum(equation: str, *operands: Any) -> Signal:
@@ -352,6 +441,17 @@ def _unbind(x: Signal, dim: int = 0) -> tuple[Signal, ...]:
     return tuple(_select(x, dim, k) for k in range(x.shape[dim]))
 
 
+def _largest(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """The maximum or the minimum over axes of a sample."""
+
+    def verb(x: Signal, dim: Any = (), keepdim: bool = False) -> Signal:
+        axes = _numbers((dim,))
+        _check_axes(f.__name__, x.dim(), *(axes or [0]))
+        return x.nonlinear(lambda t: f(t, axes, keepdim))
+
+    return verb
+
+
 def _over_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     """The sum or the mean over axes of a sample."""
 
@@ -361,6 +461,86 @@ def _over_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
         return x.affine(lambda t: f(t, axes, keepdim, dtype=dtype))
 
     return verb
+
+
+def _roll(x: Signal, shifts: Any, dims: Any = None) -> Signal:
+    axes = [0] if dims is None else _numbers((dims,))
+    _check_axes("roll", x.dim(), *axes)
+    return x.affine(lambda t: t.roll(shifts, dims))
+
+
+def _flip(x: Signal, *dims: Any) -> Signal:
+    axes = _numbers(dims)
+    _check_axes("flip", x.dim(), *axes)
+    return x.affine(lambda t: t.flip(axes))
+
+
+def _repeat(x: Signal, *sizes: Any) -> Signal:
+    times = _numbers(sizes)
+    if len(times) != x.dim() or times[0] != 1:
+        raise TypeError(no_rule(f"repeat by {times}, which has no 1 for axis 0 or more axes,"))
+    return x.affine(lambda t: t.repeat(times))
+
+
+def _expand(x: Signal, *sizes: Any) -> Signal:
+    wanted = _numbers(sizes)
+    if len(wanted) != x.dim() or wanted[0] not in (-1, len(x)):
+        raise TypeError(no_rule(f"expand to {wanted}, which changes axis 0 or has more axes,"))
+    return x.affine(lambda t: t.expand(-1, *wanted[1:]))
+
+
+def _index_select(x: Signal, dim: int, index: Tensor) -> Signal:
+    _check_axes("index_select", x.dim(), dim)
+    return x.affine(lambda t: t.index_select(dim, index))
+
+
+def _masked_fill(x: Signal, mask: Tensor, value: float) -> Signal:
+    at = _beside("masked_fill of", x, mask)
+    return x.affine(lambda t: t.masked_fill(at(t), value))
+
+
+# What is not linear within a sample: normalisation by its own statistics, gates, maxima.
+
+
+def _gate(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """An elementwise function that is smooth, and no neuron."""
+    return lambda x, *args, **kwargs: x.nonlinear(lambda t: f(t, *args, **kwargs))
+
+
+def _softmax(x: Signal, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Signal:
+    axis = 0 if dim is None else dim
+    _check_axes("softmax", x.dim(), axis)
+    return x.nonlinear(lambda t: torch.softmax(t, axis, dtype))
+
+
+def _of_last_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
+    """Layer norm and RMS norm: over the last axes of each sample, at each step alone."""
+
+    def verb(x: Signal, normalized_shape: Sequence[int], *args: Any, **kwargs: Any) -> Signal:
+        if len(normalized_shape) >= x.dim():
+            raise TypeError(no_rule(f"{f.__name__} over axis 0, which mixes the samples of a batch,"))
+        return x.nonlinear(lambda t: f(t, normalized_shape, *args, **kwargs))
+
+    return verb
+
+
+def _group_norm(x: Signal, *args: Any, **kwargs: Any) -> Signal:
+    return x.nonlinear(lambda t: F.group_norm(t, *args, **kwargs))
+
+
+def _instance_norm(
+    x: Signal,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Signal:
+    if running_mean is not None or running_var is not None:
+        raise TypeError(no_rule("instance_norm with running statistics"))
+    return x.nonlinear(lambda t: F.instance_norm(t, None, None, weight, bias, use_input_stats, momentum, eps))
 
 
 def _pad(x: Signal, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Signal:
@@ -456,24 +636,44 @@ def operation(verb: Literal["affine", "product", "nonlinear"]) -> Callable[[Call
 VERBS |= {
     F.conv1d: _conv(F.conv1d),
     F.conv2d: _conv(F.conv2d),
+    F.conv3d: _conv(F.conv3d),
+    F.conv_transpose1d: _transposed(F.conv_transpose1d),
+    F.conv_transpose2d: _transposed(F.conv_transpose2d),
+    F.conv_transpose3d: _transposed(F.conv_transpose3d),
     F.linear: _linear,
     F.avg_pool1d: _pool(F.avg_pool1d, 1),
     F.avg_pool2d: _pool(F.avg_pool2d, 2),
+    F.avg_pool3d: _pool(F.avg_pool3d, 3),
     F.adaptive_avg_pool1d: _pool(F.adaptive_avg_pool1d, 1),
     F.adaptive_avg_pool2d: _pool(F.adaptive_avg_pool2d, 2),
+    F.adaptive_avg_pool3d: _pool(F.adaptive_avg_pool3d, 3),
+    F.interpolate: _pool(F.interpolate, 1),
+    F.pixel_shuffle: _pool(F.pixel_shuffle, 3),
+    F.pixel_unshuffle: _pool(F.pixel_unshuffle, 3),
+    F.channel_shuffle: _pool(F.channel_shuffle, 2),
     F.max_pool1d: _max_pool(F.max_pool1d, 1),
     F.max_pool2d: _max_pool(F.max_pool2d, 2),
+    F.max_pool3d: _max_pool(F.max_pool3d, 3),
     F.adaptive_max_pool1d: _max_pool(F.adaptive_max_pool1d, 1),
     F.adaptive_max_pool2d: _max_pool(F.adaptive_max_pool2d, 2),
+    F.adaptive_max_pool3d: _max_pool(F.adaptive_max_pool3d, 3),
     F.batch_norm: _batch_norm,
+    F.layer_norm: _of_last_axes(F.layer_norm),
+    F.rms_norm: _of_last_axes(F.rms_norm),
+    F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+    F.softmax: _softmax,
+    F.hardsigmoid: _gate(F.hardsigmoid),
+    F.scaled_dot_product_attention: _attention,
     F.dropout: _dropout(F.dropout),
     F.dropout1d: _dropout(F.dropout1d),
     F.dropout2d: _dropout(F.dropout2d),
+    F.dropout3d: _dropout(F.dropout3d),
     F.pad: _pad,
-    torch.cat: _cat,
-    torch.concat: _cat,
-    torch.concatenate: _cat,
-    torch.stack: _stack,
+    torch.cat: _together(torch.cat, 0),
+    torch.concat: _together(torch.cat, 0),
+    torch.concatenate: _together(torch.cat, 0),
+    torch.stack: _together(torch.stack, 1),
     torch.einsum: _einsum,
     torch.linalg.matmul: _matrices(torch.linalg.matmul),
 }
@@ -487,6 +687,7 @@ METHODS |= {
     "multiply": _mul,
     "matmul": _matrices(torch.matmul),
     "bmm": _matrices(torch.bmm),
+    "__rmatmul__": _from_left,
     "div": _div,
     "divide": _div,
     "true_divide": _div,
@@ -518,6 +719,17 @@ METHODS |= {
     "split": _split,
     "chunk": _chunk,
     "unbind": _unbind,
+    "roll": _roll,
+    "flip": _flip,
+    "repeat": _repeat,
+    "expand": _expand,
+    "index_select": _index_select,
+    "masked_fill": _masked_fill,
+    "amax": _largest(torch.amax),
+    "amin": _largest(torch.amin),
+    "softmax": _softmax,
+    "sigmoid": _gate(torch.sigmoid),
+    "tanh": _gate(torch.tanh),
     "mean": _over_axes(torch.mean),
     "sum": _over_axes(torch.sum),
     "__getitem__": _item,

@@ -385,28 +385,31 @@ class Signal(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __add__(self, other: Signal | float) -> Signal:
+    def __add__(self, other: Signal | float | Tensor) -> Signal:
         return METHODS["add"](self, other)
 
-    def __radd__(self, other: float) -> Signal:
+    def __radd__(self, other: float | Tensor) -> Signal:
         return METHODS["add"](self, other)
 
-    def __sub__(self, other: Signal | float) -> Signal:
+    def __sub__(self, other: Signal | float | Tensor) -> Signal:
         return METHODS["sub"](self, other)
 
-    def __rsub__(self, other: float) -> Signal:
+    def __rsub__(self, other: float | Tensor) -> Signal:
         return METHODS["rsub"](self, other)
 
-    def __mul__(self, other: Signal | float) -> Signal:
+    def __mul__(self, other: Signal | float | Tensor) -> Signal:
         return METHODS["mul"](self, other)
 
-    def __rmul__(self, other: float) -> Signal:
+    def __rmul__(self, other: float | Tensor) -> Signal:
         return METHODS["mul"](self, other)
 
-    def __matmul__(self, other: Signal) -> Signal:
+    def __matmul__(self, other: Signal | Tensor) -> Signal:
         return METHODS["matmul"](self, other)
 
-    def __truediv__(self, other: float) -> Signal:
+    def __rmatmul__(self, other: Tensor) -> Signal:
+        return METHODS["__rmatmul__"](self, other)
+
+    def __truediv__(self, other: float | Tensor) -> Signal:
         return METHODS["div"](self, other)
 
     def __neg__(self) -> Signal:
@@ -442,9 +445,15 @@ class Signal(ABC):
     ) -> Any:
         verb = VERBS.get(func)
         first = args[0] if args else None
+        if func in _OPERATORS and isinstance(first, Tensor):
+            return NotImplemented  # so that Python asks for the operator of the signal, on the right
         if verb is None or not isinstance(first, Signal | list | tuple | str):  # einsum begins with a string
             raise TypeError(no_rule(getattr(func, "__name__", str(func))))
         return verb(*args, **(kwargs or {}))
+
+
+_OPERATORS = {Tensor.add, Tensor.sub, Tensor.mul, Tensor.matmul}
+"""What torch calls for an operator with a tensor on the left and a signal on the right."""
 
 
 def _refused(name: str) -> Callable[..., Any]:
@@ -457,7 +466,7 @@ def _refused(name: str) -> Callable[..., Any]:
 # Refused, since Python itself would answer some of them wrongly, for instance x == 0.
 _WITHOUT_RULE = (
     "abs and array bool complex contains delitem divmod eq float floordiv ge gt index int invert iter le lshift lt "
-    "mod ne or pow rand rdivmod reversed rfloordiv rlshift rmatmul rmod ror round rpow rrshift rshift "
+    "mod ne or pow rand rdivmod reversed rfloordiv rlshift rmod ror round rpow rrshift rshift "
     "rtruediv rxor setitem xor"
 )
 for _name in _WITHOUT_RULE.split():

@@ -136,6 +136,73 @@ class DlaTree(nn.Module):
         return self.root([self.tree2(x1), x1, bottom])
 
 
+class SqueezeExcitation(nn.Module):
+    """The gate of EfficientNet, RegNet and MobileNetV3: each channel by what the mean over space says of it."""
+
+    def __init__(self, c: int, gate: Any = torch.sigmoid) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.gate = nn.Conv2d(c, 4, 1), nn.Conv2d(4, c, 1), gate
+
+    def forward(self, x: Any) -> Any:
+        return x * self.gate(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution, layer norm over channels, two linear layers, and a learned factor for each channel."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(c, c, 7, padding=3, groups=c), nn.LayerNorm(c)
+        self.mlp = nn.Sequential(nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c))
+        self.scale = nn.Parameter(torch.full((c, 1, 1), 0.5))
+
+    def forward(self, x: Any) -> Any:
+        y = self.mlp(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))
+        return x + self.scale * y.permute(0, 3, 1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, positions, one block of attention with a softmax."""
+
+    def __init__(self, c: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, c, 4, 4)
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, c)), nn.Parameter(torch.randn(1, 17, c))
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(c), nn.LayerNorm(c), nn.LayerNorm(c)
+        self.qkv, self.out, self.heads = nn.Linear(c, 3 * c), nn.Linear(c, c), heads
+        self.mlp, self.head = nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)), nn.Linear(c, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(0, 2, 3, 1, 4).unbind(1)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(self.norm3(x + self.mlp(self.norm2(x)))[:, 0])
+
+
+class Dense(nn.Module):
+    """DenseNet's layers: the activation is a function, and what comes out is joined with what went in."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(c), nn.Conv2d(c, 3, 3, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
+
+
+class FullyConvolutional(nn.Module):
+    """FCN's head: scores of a coarse map, resized to the image; their mean, since the test wants one answer an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.score = conv(3, 6, stride=2, act=nn.ReLU), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.score(self.body(x))
+        return F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False).mean((2, 3))
+
+
 def pooled(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
@@ -145,6 +212,13 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "SqueezeNet": squeezenet,
     "VGG": vgg,
     "RepVGG": lambda: pooled(RepVGGBlock(3, 6), RepVGGBlock(6, 6)),
+    "EfficientNet": lambda: pooled(conv(3, 6, act=nn.SiLU), SqueezeExcitation(6), conv(6, 6, groups=6, act=nn.SiLU)),
+    "MobileNetV3": lambda: pooled(conv(3, 6, act=nn.Hardswish), SqueezeExcitation(6, F.hardsigmoid)),
+    "RegNet": lambda: pooled(conv(3, 6, act=nn.ReLU), conv(6, 6, groups=2, act=nn.ReLU), SqueezeExcitation(6)),
+    "ConvNeXt": lambda: pooled(nn.Conv2d(3, 6, 2, 2), ConvNeXtBlock(6)),
+    "ViT": VisionTransformer,
+    "DenseNet": lambda: pooled(Dense(3), Dense(6), nn.Conv2d(9, 6, 1)),
+    "FCN": FullyConvolutional,
     "DLA": lambda: pooled(conv(3, 4, act=nn.ReLU), DlaTree(4, 6)),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ def serve(launch: Callable[..., None]) -> None:
             os.setsid()
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1), os.dup2(out, 2)
+            faulthandler.register(signal.SIGUSR2, file=2)  # its ranks inherit it
             status = 0
             try:
                 launch(*task)
@@ -75,10 +78,21 @@ def alive(pid: int) -> bool:
     return state(pid)[:1] not in ([], ["Z"])
 
 
+def _hung(agent: int, log: Path) -> str:
+    """What an agent and its ranks have said, and where their threads are, since they should have ended."""
+    there = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+    for pid in there:
+        if state(pid)[3:4] == [str(agent)]:
+            os.kill(pid, signal.SIGUSR2)
+    time.sleep(2)
+    states = {pid: state(pid)[0] for pid in there if state(pid)[3:4] == [str(agent)]}
+    return f"{log.read_text()}\nstill there: {states}"
+
+
 def finished(pid: int, log: Path, seconds: float) -> str:
     """What an agent and its ranks have said, once it has ended."""
     end = time.monotonic() + seconds
     while alive(pid):
-        assert time.monotonic() < end, log.read_text()
+        assert time.monotonic() < end, _hung(pid, log)
         time.sleep(0.05)
     return log.read_text()

@@ -312,7 +312,7 @@ def _caller(frame: FrameType | None, paths: Mapping[Any, str]) -> Any:
 def _name(f: PerStep) -> str:
     """What an operation is called: the function that it hands its tensors to, or the rule that has made it."""
     cells = [cell.cell_contents for cell in getattr(f, "__closure__", None) or ()]
-    called = [value for value in cells if hasattr(value, "__name__") and callable(value)]
+    called = [value for value in cells if callable(value) and getattr(value, "__name__", "<lambda>") != "<lambda>"]
     return str(called[0].__name__ if called else f.__qualname__.partition(".")[0].strip("_"))
 
 

@@ -40,7 +40,7 @@ ACTIVATIONS = (
 )
 
 # Those whose name is not that of the function they call.
-_OTHERS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.Identity)
+_OTHERS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.Identity, nn.RMSNorm, nn.Upsample)
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, nn.Sequential)
 
@@ -113,7 +113,7 @@ def _refusal(layer: nn.Module, others: tuple[type[nn.Module], ...]) -> str | Non
         any(map(_goes_through, kind.__mro__)) or issubclass(kind, _OTHERS + CONTAINERS + others)
     ):
         return type(layer).__name__
-    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode != "zeros":
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode != "zeros":
         return f"{type(layer).__name__} with padding_mode={layer.padding_mode!r}"
     if isinstance(layer, nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d) and layer.return_indices:
         return f"{type(layer).__name__} with return_indices"

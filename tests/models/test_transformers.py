@@ -314,6 +314,13 @@ def test_channel_attention_trains_and_is_checked_as_the_others() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
+def test_the_training_forward_of_attention_is_one_graph() -> None:
+    torch.compiler.reset()
+    attention, x = SpikingSelfAttention(4, 2, LIF), torch.rand(2, 2, 4, 3, 3)
+    traced = torch.compile(RateBP(), fullgraph=True, backend="eager")(attention, x).rate
+    torch.testing.assert_close(traced, RateBP()(attention, x).rate)
+
+
 # what does not fit -------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from spikerate.models.staged import Activation, Staged, activate, check_sizes, mean_head
@@ -48,8 +49,8 @@ class SpikingSelfAttention(nn.Module):
 
     def forward(self, x: Any) -> Any:
         q, k, v = (self._by_heads(layer(x)) for layer in (self.query, self.key, self.value))
-        # Tokens are in the columns, so this is the transposed of Q K^T V.
-        y = (v @ k.transpose(-2, -1)) @ q * (DOUBLE * self.scale)
+        # Tokens are in the columns, so this is the transposed of Q K^T V. The compiler does not know @ of signals.
+        y = torch.matmul(torch.matmul(v, k.transpose(-2, -1)), q) * (DOUBLE * self.scale)
         return self.out(self.attend(y.reshape(x.shape)))
 
     def _by_heads(self, x: Any) -> Any:

@@ -22,7 +22,7 @@ FLOORS = [
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal", "targets"},
     {"neuron", "operations", "recompute", "recurrent", "stream"},
-    {"integer"},
+    {"integer", "learnable"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
+    from spikerate.learnable import PLIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -55,6 +56,7 @@ __all__ = [
     "ILIF",
     "LIF",
     "OTTT",
+    "PLIF",
     "SLTT",
     "TET",
     "ATan",
@@ -117,6 +119,7 @@ __all__ = [
 _MODULES = {
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
+    "learnable": "PLIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",

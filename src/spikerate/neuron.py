@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikerate.signal import State
 from spikerate.surrogate import Sigmoid, Surrogate
 from spikerate.system.ranges import check_number, check_plain, check_positive
-
-State = tuple[Any, ...]
-"""The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
 
 
 class LIF(nn.Module):

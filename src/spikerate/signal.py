@@ -92,6 +92,30 @@ class Memory(Protocol):
         """The state that the call before left of the layer of that name; None at the start."""
 
 
+State = tuple[Any, ...]
+"""The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
+
+
+class Learns(ABC):
+    """A layer of neurons that has a parameter which is learned, one for all of them."""
+
+    @property
+    @abstractmethod
+    def learned(self) -> Tensor:
+        """The parameter, a scalar. In the state that `trace` leaves, what it moves stands before the last two sums:
+
+        the sum over all steps of d(spike)/d(parameter), [B, ...].
+        """
+
+    @abstractmethod
+    def at_once(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes [T, B, ...] with a graph in which the state before each step is a constant, and the state: SLTT, OTTT."""
+
+    @abstractmethod
+    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, State]:
+        """As `Neuron.trace`, with one more sum."""
+
+
 class Tape:
     """The state that layers carry from chunk to chunk of one forward pass: one slot per layer, in order of execution.
 
@@ -534,6 +558,10 @@ class Stepwise(Signal):
     def _at_once(self: _Own, neuron: Neuron) -> _Own:
         """The spikes of a neuron layer; the gradient of each step goes to the input of that step only."""
         self.tape.meet("a neuron", neuron)
+        if isinstance(neuron, Learns):
+            spikes, state = neuron.at_once(self.expanded(), self.tape.resume(neuron, self.train))
+            self.tape.leave(neuron, state)
+            return self._fired(neuron, spikes)
         with torch.no_grad():
             before = self.tape.resume(neuron, self.train)
             spikes, slopes, state = _fused(_slopes, neuron, self.train, self.T, before)
@@ -707,6 +735,8 @@ class RateCoded(Signal):
 
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
+        if isinstance(neuron, Learns):
+            return self._fire_learning(neuron)
         with torch.no_grad():
             before = self._before(neuron)
             if self.tape.last:
@@ -729,6 +759,21 @@ class RateCoded(Signal):
             return state
         none = torch.zeros_like(self.train[0], dtype=torch.promote_types(self.dtype, torch.float32))
         return state, 0.0, none, none
+
+    def _fire_learning(self, neuron: Learns) -> RateCoded:
+        with torch.no_grad():
+            before = self.tape.resume(neuron, self.train)
+            if isinstance(before, Tensor):  # the membrane of the call before, which nothing has moved yet
+                before = (before, *[0.0] * 5)
+            spikes, state = neuron.trace(self.expanded(), before)
+            self.tape.leave(neuron, state[0] if self.tape.last else state)
+            if not self.tape.last:
+                nothing = _nothing(spikes)
+                return self._after(autograd.scale(nothing, self.average, nothing), spikes, True, False)
+            value, gain, moved = (state[k].to(spikes.dtype) / self.tape.T for k in (-2, -1, -3))
+        parameter = neuron.learned
+        average = autograd.scale(value, self.average, gain) + moved * (parameter - parameter.detach()).to(moved.dtype)
+        return self._after(average, spikes, True, False)
 
     def _after(
         self, average: Tensor, train: Tensor, valued: bool, constant: bool, counts: autograd.Counts | None = None

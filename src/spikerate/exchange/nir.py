@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from spikerate.learnable import PLIF
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.graph import layer_graph
 from spikerate.models.staged import on_meta
@@ -374,7 +375,7 @@ def _neuron(layer: LIF, before: Shape, dt: float) -> nir.NIRNode:
     if layer.decay == 1:
         return nir.IF(np.ones(before), threshold, reset)
     # In float64: decay = 1 - dt / tau loses digits.
-    tau = np.full(before, dt / (1 - layer.decay))
+    tau = np.full(before, dt / (1 - float(layer.decay)))
     return nir.LIF(tau, tau / dt, np.zeros(before), threshold, reset)
 
 
@@ -388,6 +389,7 @@ _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
     nn.AdaptiveAvgPool2d: _adaptive,
     nn.Flatten: _flatten,
     LIF: _neuron,
+    PLIF: _neuron,
 }
 """Type of a layer -> (layer, shape [...] of its input without B, time step) -> NIR node."""
 

@@ -47,8 +47,8 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
                 )
             reset = None if module.v_reset is None else 0.0
             rest = (float(module.threshold), reset, _surrogate_there(module.surrogate), module.detach_reset)
-            leaky = module.decay < 1
-            replaced[id(module)] = neuron.LIFNode(1 / (1 - module.decay), False, *rest) if leaky else neuron.IFNode(*rest)
+            decay = float(module.decay)
+            replaced[id(module)] = neuron.LIFNode(1 / (1 - decay), False, *rest) if decay < 1 else neuron.IFNode(*rest)
     return copy.deepcopy(body, replaced)
 
 

@@ -18,6 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.integer import ILIF
+from spikerate.learnable import PLIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
@@ -67,6 +68,18 @@ class Neuron(NeuronSettings):
     def build(self) -> LIF:
         """A new layer of such neurons."""
         return LIF(self.decay, None, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
+
+
+@dataclass(frozen=True)
+class LearningNeuron(Neuron):
+    """The neuron of all layers, with a decay that each layer learns."""
+
+    decay: float = 0.5
+    """decay at the start, between 0 and 1"""
+
+    def build(self) -> PLIF:
+        """A new layer of such neurons."""
+        return PLIF(self.decay, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
 
 
 @dataclass(frozen=True)

@@ -445,7 +445,7 @@ def _largest(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     """The maximum or the minimum over axes of a sample."""
 
     def verb(x: Signal, dim: Any = (), keepdim: bool = False) -> Signal:
-        axes = _numbers((dim,))
+        axes = [] if dim is None else _numbers((dim,))
         _check_axes(f.__name__, x.dim(), *(axes or [0]))
         return x.nonlinear(lambda t: f(t, axes, keepdim))
 
@@ -504,7 +504,11 @@ def _masked_fill(x: Signal, mask: Tensor, value: float) -> Signal:
 
 def _gate(f: Callable[..., Tensor]) -> Callable[..., Signal]:
     """An elementwise function that is smooth, and no neuron."""
-    return lambda x, *args, **kwargs: x.nonlinear(lambda t: f(t, *args, **kwargs))
+
+    def verb(x: Signal, inplace: bool = False) -> Signal:
+        return x.nonlinear(lambda t: f(t))  # in place it would change the steps that other layers see
+
+    return verb
 
 
 def _softmax(x: Signal, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Signal:

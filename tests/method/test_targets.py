@@ -104,6 +104,8 @@ def test_metrics_against_counting() -> None:
             metric(torch.rand(2, 3), torch.rand(2, 4))
     with pytest.raises(ValueError, match="no pixel that counts"):
         mean_iou(logits, torch.full_like(classes, IGNORED))
+    with pytest.raises(ValueError, match="outside 0 to 2"):
+        pixel_accuracy(logits, torch.full_like(classes, 3))
     with pytest.raises(ValueError, match="mean_iou got logits"):
         mean_iou(logits, classes[0])
 

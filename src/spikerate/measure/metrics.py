@@ -72,7 +72,12 @@ def _confusion(name: str, logits: Tensor, target: Tensor, ignore: int) -> Tensor
     counts, K = target != ignore, logits.shape[1]
     if not bool(counts.any()):
         raise ValueError(f"{name} got no pixel that counts: all of the target is {ignore}")
-    pairs = target[counts] * K + logits.argmax(1)[counts]
+    known = target[counts]
+    if int(known.min()) < 0 or int(known.max()) >= K:
+        raise ValueError(
+            f"{name} got a target with a class outside 0 to {K - 1}: give classes, or {ignore} for what does not count"
+        )
+    pairs = known * K + logits.argmax(1)[counts]
     return torch.bincount(pairs, minlength=K * K).view(K, K).double()
 
 

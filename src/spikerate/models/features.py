@@ -28,7 +28,7 @@ class Features(nn.Module):
 
     def __init__(self, network: Staged, stages: Sequence[str] | None = None) -> None:
         super().__init__()
-        wanted = list(network.stages if stages is None else stages)
+        wanted = list(dict.fromkeys(network.stages if stages is None else stages))
         for name in wanted:
             if name not in network.stages:
                 near = difflib.get_close_matches(name, network.stages, 1)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from spikerate.signal import Feedback, Neuron
+from spikerate.signal import Feedback, Learns, Neuron
 
 
 class Recurrent(nn.Module, Feedback):
@@ -78,6 +78,11 @@ class Recurrent(nn.Module, Feedback):
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each [T, B, ...]; the neurons' state and their last spikes [B, ...]."""
+        if isinstance(self.neuron, Learns):
+            raise TypeError(
+                f"Recurrent has {type(self.neuron).__name__} as its neuron, whose parameter would get no gradient under "
+                "SLTT and OTTT: use BPTT, or LIF"
+            )
         held, fired = _begun(inputs, state)
         spikes, slopes = [], []
         kind = inputs.device.type

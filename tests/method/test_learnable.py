@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikerate import BPTT, LIF, OTTT, PLIF, SLTT, RateBP, Sigmoid
+from spikerate import BPTT, LIF, OTTT, PLIF, SLTT, RateBP, Recurrent, Sigmoid
 from spikerate.exchange.nir import to_nir
 from spikerate.exchange.spikingjelly import to_spikingjelly
 from spikerate.runs.optim import AdamW
@@ -168,3 +168,12 @@ def test_other_libraries_get_the_decay_as_it_is() -> None:
     graph = to_nir(net, (7,))
     (tau,) = {float(t) for t in next(n for n in graph.nodes.values() if type(n).__name__ == "LIF").tau.flat}
     assert tau == pytest.approx(1e-4 / (1 - float(net[1].decay.detach())), rel=1e-5)
+
+
+def test_where_a_recurrent_layer_would_not_learn_its_decay_it_is_refused() -> None:
+    net = Recurrent(nn.Linear(7, 7), PLIF(0.6)).double()
+    (found,) = torch.autograd.grad(BPTT()(net, currents()).rate.square().sum(), net.neuron.w)  # type: ignore[arg-type]
+    assert float(found) != 0
+    for rule in (SLTT(), OTTT()):
+        with pytest.raises(TypeError, match="Recurrent has PLIF as its neuron, whose parameter would get no gradient"):
+            rule(net, currents())

@@ -247,10 +247,10 @@ def _other_layers(found: str) -> str:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two descriptions are of the same layer. Tensors that are computed anew in each chunk count as the same."""
+    """Whether two descriptions are of the same layer. Tensors that are computed anew in each chunk must be equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         computed = a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter)
-        return a is b or (computed and (a.is_floating_point() or torch.equal(a, b)))  # indices are compared
+        return a is b or (computed and _equal(a, b))
     if isinstance(a, FunctionType) and isinstance(b, FunctionType):
         # The compiler can't look into functions; but what it traces as one graph has no random choice that could differ.
         return torch.compiler.is_compiling() or (a.__code__ is b.__code__ and _alike(_enclosed(a), _enclosed(b)))
@@ -259,6 +259,14 @@ def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a)
     return type(a) is type(b) and bool(a == b)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        # A program has no branch for what a tensor turns out to be, but it can end there.
+        torch._assert_async((a == b).all(), _other_layers("a tensor beside a signal has other values"))
+        return True
+    return torch.equal(a, b)
 
 
 def _enclosed(f: FunctionType) -> tuple[Any, ...]:
@@ -350,8 +358,13 @@ class Signal(ABC):
         """
 
     @abstractmethod
-    def nonlinear(self, f: PerStep) -> Signal:
-        """Apply a function [N, ...] -> [N, ...] to each step; it does not commute with the mean over time."""
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> Signal:
+        """Apply a function [N, ...] -> [N, ...] to each step; it does not commute with the mean over time.
+
+        Args:
+            f: sample by sample.
+            at_rate: if `f` divides by a statistic of each sample at each step. Default: the gradient is that of `f(rate)`.
+        """
 
     @abstractmethod
     def normalize(self, norm: Normalization) -> Signal:
@@ -544,7 +557,7 @@ class Stepwise(Signal):
     def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> Signal:
         return self.affine(f, other)  # where each step has its own gradient, it needs not commute with the mean
 
-    def nonlinear(self: _Own, f: PerStep) -> _Own:
+    def nonlinear(self: _Own, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> _Own:
         return replace(self, train=mapped(f, (self,)))
 
     def normalize(self: _Own, norm: Normalization) -> _Own:
@@ -708,12 +721,17 @@ class RateCoded(Signal):
         average = anchor(value, f(a, b)) if at_rate is None else at_rate(value, a, b)
         return self._after(average, train, valued, constant)
 
-    def nonlinear(self, f: PerStep) -> RateCoded:
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-        value, valued = self._value(train, self.constant)
-        average = anchor(value, f(self._with_value()))
+        if at_rate is None:
+            value, valued = self._value(train, self.constant)
+            average = anchor(value, f(self._with_value()))
+        else:
+            with torch.no_grad():
+                output, invstd = (self.tape.mean(mean, self.T) for mean in at_rate.means(self.train))
+            average, valued = at_rate(output, self._with_value(), invstd).to(train.dtype), True
         return self._after(average, train, valued, self.constant)
 
     def normalize(self, norm: Normalization) -> RateCoded:

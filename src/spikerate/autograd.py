@@ -409,10 +409,10 @@ Layer = Linear | Convolution
 class SampleNorm:
     """Normalisation over axes of each sample, `y[t] = (x[t] - mean[t]) invstd[t]`, as a function of the rate of x.
 
-    Where x moves by d at every step, the mean of y over time moves by `invstd (d - E[d] - x' E[x' d])`, with `x' = invstd (x - mean)`:
-    E is the mean over the elements that are normalised together. `invstd` is the mean over time of that of the steps, which
-    is less than that of the rate, since a rate varies less than spikes do; in x' stands the rate. So what is left out is how
-    both vary together over time, and at one step nothing is.
+    Where x moves by d at every step, y[t] moves by `invstd[t] (d - E[d] - y[t] E[y[t] d])`, where E is the mean over the
+    elements that are normalised together. The mean of this over time is taken with the means of `invstd` and of y, so that
+    what is left out is how they vary together, and at one step nothing is. The deviation of the rate is no measure: it is
+    smaller than that of the steps, since a rate varies less than spikes do.
 
     Attributes:
         together: [N, ...] -> [N, ..., n], a view in which the last axis has what is normalised together.
@@ -435,10 +435,8 @@ class SampleNorm:
 
     def __call__(self, output: Tensor, rate: Tensor, invstd: Tensor) -> Tensor:
         """`then` of `output` [B, ...], with the gradient at `rate` [B, ...]."""
-        x = self._less_mean(rate)
-        power = x.square().mean(-1, keepdim=True)
-        excess = invstd.pow(-2) - power.detach()  # a constant
-        path = (x * (power + excess).rsqrt()).reshape(rate.shape)
+        x, y = self._less_mean(rate), self.together(output)
+        path = ((x - y * (x * y).mean(-1, keepdim=True)) * invstd).reshape(rate.shape)
         return self.then(output + (path - path.detach()))
 
     def _less_mean(self, x: Tensor) -> Tensor:

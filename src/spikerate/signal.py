@@ -95,25 +95,28 @@ class Memory(Protocol):
 State = tuple[Any, ...]
 """The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
 
+Moved = tuple[Tensor, dict[str, Any], Any, dict[str, Any]]
+"""What `Learns.trace` leaves, each [B, ...]: the membrane, its derivative by each name; the summed spikes, and theirs.
+
+The names are those of what is learned, and "current" for a current that grows by the same at every step.
+"""
+
 
 class Learns(ABC):
-    """A layer of neurons that has a parameter which is learned, one for all of them."""
+    """A layer of neurons that has values which are learned."""
 
     @property
     @abstractmethod
-    def learned(self) -> Tensor:
-        """The parameter, a scalar. In the state that `trace` leaves, what it moves stands before the last two sums:
-
-        the sum over all steps of d(spike)/d(parameter), [B, ...].
-        """
+    def learned(self) -> dict[str, Tensor]:
+        """Name -> the value, with the gradient of its parameter; it goes with a sample [...] by broadcasting."""
 
     @abstractmethod
     def at_once(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes [T, B, ...] with a graph in which the state before each step is a constant, and the state: SLTT, OTTT."""
 
     @abstractmethod
-    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, State]:
-        """As `Neuron.trace`, with one more sum."""
+    def trace(self, inputs: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
+        """As `Neuron.trace`, with what each value moves."""
 
 
 class Tape:
@@ -782,15 +785,18 @@ class RateCoded(Signal):
         with torch.no_grad():
             before = self.tape.resume(neuron, self.train)
             if isinstance(before, Tensor):  # the membrane of the call before, which nothing has moved yet
-                before = (before, *[0.0] * 5)
+                before = (before, {}, 0.0, {})
             spikes, state = neuron.trace(self.expanded(), before)
-            self.tape.leave(neuron, state[0] if self.tape.last else state)
+            membrane, _, count, sums = state
+            self.tape.leave(neuron, membrane if self.tape.last else state)
             if not self.tape.last:
                 nothing = _nothing(spikes)
                 return self._after(autograd.scale(nothing, self.average, nothing), spikes, True, False)
-            value, gain, moved = (state[k].to(spikes.dtype) / self.tape.T for k in (-2, -1, -3))
-        parameter = neuron.learned
-        average = autograd.scale(value, self.average, gain) + moved * (parameter - parameter.detach()).to(moved.dtype)
+            value = (count / self.tape.T).to(spikes.dtype)
+            gains = {name: (moved / self.tape.T).to(spikes.dtype) for name, moved in sums.items()}
+        average = autograd.scale(value, self.average, gains["current"])
+        for name, learned in neuron.learned.items():
+            average = average + gains[name] * (learned - learned.detach()).to(spikes.dtype)
         return self._after(average, spikes, True, False)
 
     def _after(

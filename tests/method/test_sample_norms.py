@@ -61,8 +61,8 @@ def test_the_gradient_is_the_written_out_one(name: str) -> None:
         return z - z.mean(-1, keepdim=True) if centred else z
 
     invstd = torch.stack([(less_mean(grouped(s)).square().mean(-1, keepdim=True) + eps).rsqrt() for s in x]).mean(0)
-    r, d = less_mean(grouped(x.mean(0))) * invstd, grouped(g)
-    wanted = (less_mean(d) - r * (r * d).mean(-1, keepdim=True)) * invstd
+    y, d = grouped(normal), grouped(g)
+    wanted = (less_mean(d) - y * (y * d).mean(-1, keepdim=True)) * invstd
     for rule in RULES:
         found, *others = shifted(layer, x, probe, rule)
         torch.testing.assert_close(found, wanted.reshape(found.shape))
@@ -80,7 +80,7 @@ def affine_part(layer: nn.Module, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", NORMS)
 def test_it_is_as_long_as_bptts_and_points_where_it_does(name: str) -> None:
-    """The gradient at the rate would be half as much longer, since a rate varies less than spikes."""
+    """That at the rate is far off: too long, since a rate varies less than spikes; too short where some steps are silent."""
     make = NORMS[name][0]
     x, layer = spikes(2), with_random_weights(make)
     probe = torch.randn_like(x[0])
@@ -91,7 +91,7 @@ def test_it_is_as_long_as_bptts_and_points_where_it_does(name: str) -> None:
         assert float(torch.cosine_similarity(found, wanted, dim=0)) > 0.95
     rate = x.mean(0).requires_grad_()
     (at_the_rate,) = torch.autograd.grad((layer(rate) * probe).sum(), rate)
-    assert float(at_the_rate.norm() / wanted.norm()) > 1.3
+    assert float(at_the_rate.norm() / wanted.norm()) != pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("name", NORMS)

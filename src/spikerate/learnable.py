@@ -42,10 +42,11 @@ class ParametricLIF(LIF, Learns):
     The gradient of a value p: under `BPTT` through every step; under `SLTT` and `OTTT` that of each step, with the membrane
     before it as a constant, so that a reset has none and is refused; under `RateBP`
 
-        d rate / d p = E_t[slope(v[t]) (e[t] - [p is threshold])],   e[t] = d v[t] / d p = decay d u[t-1] / d p + [p is decay] u[t-1]
+        d rate / d p = E_t[slope(v[t]) (e[t] - [p is threshold])],   e[t] = decay d u[t-1] / d p + [p is decay] u[t-1]
 
-    with `d u[t] / d p` by the equation of the reset. It is exact for one layer. At T = 1 neither decay nor reset does
-    anything, and they have no gradient. One step after the other is run eagerly, which takes longer than `LIF`.
+    where e[t] is d v[t] / d p, and `d u[t] / d p` follows from the equation of the reset. It is exact for one layer. At T=1
+    neither decay nor reset does anything, and they have no gradient. One step after the other is run eagerly, which takes
+    longer than `LIF`.
 
     Args:
         decay: in (0, 1]; learned, in (0, 1).
@@ -133,8 +134,8 @@ class ParametricLIF(LIF, Learns):
                 value = getattr(self, name)
                 if isinstance(value, Tensor) and not _goes_with(value.shape, x.shape[1:]):
                     raise ValueError(
-                        f"{type(self).__name__}.{name} has the shape {list(value.shape)}, which does not go with a sample of "
-                        f"{list(x.shape[1:])} by broadcasting: give [C, 1, 1] for one value a channel of images"
+                        f"{type(self).__name__}.{name} has the shape {list(value.shape)}, which does not go with a sample "
+                        f"of {list(x.shape[1:])} by broadcasting: give [C, 1, 1] for one value a channel of images"
                     )
         return super().forward(x)
 
@@ -151,8 +152,8 @@ class ParametricLIF(LIF, Learns):
     def at_once(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         if "v_reset" in self.learned:
             raise ValueError(
-                f"the v_reset of a {type(self).__name__} is learned, and acts on later steps alone, which SLTT and OTTT do not "
-                "see: train it by BPTT or RateBP, or give a number"
+                f"the v_reset of a {type(self).__name__} is learned, and acts on later steps alone, which SLTT and OTTT do "
+                "not see: train it by BPTT or RateBP, or give a number"
             )
         spikes = []
         for current in inputs.unbind(0):
@@ -176,7 +177,7 @@ class ParametricLIF(LIF, Learns):
             by_itself = {"current": 1.0, "decay": 0.0 if u is None else u}
             for name in names:
                 e = self.decay * after[name] + by_itself.get(name, 0.0)
-                moved = slope * (e - (name == "threshold"))
+                moved = slope * (e - float(name == "threshold"))
                 sums[name] = sums[name] + moved
                 after[name] = self._moved_by_reset(name, v, s, e, moved)
             count = count + s
@@ -188,9 +189,9 @@ class ParametricLIF(LIF, Learns):
     def _moved_by_reset(self, name: str, v: Tensor, s: Tensor, e: Any, moved: Tensor) -> Tensor:
         """d u / d p where d v / d p is `e` and d s / d p is `moved`."""
         if self.v_reset is None:
-            own, through = -s * (name == "threshold") + e, -self.threshold
+            own, through = e - s * float(name == "threshold"), -self.threshold
         else:
-            own, through = (1 - s) * e + s * (name == "v_reset"), self.v_reset - v
+            own, through = (1 - s) * e + s * float(name == "v_reset"), self.v_reset - v
         return own if self.detach_reset else own + through * moved
 
     def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
@@ -266,7 +267,7 @@ def _told(value: Any) -> str:
     plain = value.value if isinstance(value, Learnable) else value
     if isinstance(plain, Tensor) and plain.numel() != 1:
         return f"{list(plain.shape)} from {float(plain.detach().min()):g} to {float(plain.detach().max()):g}"
-    return f"{float(plain):g}"
+    return f"{float(plain.detach() if isinstance(plain, Tensor) else plain):g}"
 
 
 def _goes_with(shape: torch.Size, sample: torch.Size) -> bool:

@@ -528,9 +528,7 @@ def _layer_norm(
     return x.nonlinear(lambda t: F.layer_norm(t, normalized_shape, weight, bias, eps), norm)
 
 
-def _rms_norm(
-    x: Signal, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Signal:
+def _rms_norm(x: Signal, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Signal:
     least = torch.finfo(x.dtype).eps if eps is None else eps  # torch's own
     norm = autograd.SampleNorm(_last_axes("rms_norm", x, normalized_shape), least, False, _scaled(weight, None))
     return x.nonlinear(lambda t: F.rms_norm(t, normalized_shape, weight, eps), norm)

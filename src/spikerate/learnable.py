@@ -52,7 +52,8 @@ class ParametricLIF(LIF, Learns):
         decay: in (0, 1]; learned, in (0, 1).
         threshold: > 0.
         v_reset: None for the soft reset; else below the threshold, and not above 0 where only the threshold is learned.
-        detach_reset, surrogate: as for `LIF`.
+        detach_reset: whether the reset is a constant for the gradient.
+        surrogate: the derivative of the step function.
 
     Raises:
         ValueError: a value is out of its range; in a call, its shape does not go with that of a sample.

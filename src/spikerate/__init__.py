@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
     from spikerate.operations import operation
+    from spikerate.readout import Readout
     from spikerate.recurrent import Recurrent
     from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
@@ -76,6 +77,7 @@ __all__ = [
     "RateBP",
     "RateCoded",
     "RatePenalty",
+    "Readout",
     "Rectangular",
     "Recurrent",
     "Rule",
@@ -132,6 +134,7 @@ _MODULES = {
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",
+    "readout": "Readout",
     "recurrent": "Recurrent",
     "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",

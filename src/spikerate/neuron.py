@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from spikerate.signal import State
 from spikerate.surrogate import Sigmoid, Surrogate
@@ -267,8 +268,15 @@ class NeuronSettings(ABC):
 class StepNeuron(nn.Module, ABC):
     """A layer of neurons that is written as one time step; what the rules ask for follows from that by autograd.
 
-    Neurons must not depend on each other, and have no parameters that are learned. It costs more than `LIF`, which has its
-    equations by hand, and is not for `torch.compile`.
+    Neurons may have several states, as a membrane and a synaptic current. For steps s[t], z[t] = f(I[t], z[t-1]) of spikes s
+    and states z, z[0] given, the gain of the rate is the mean over the steps of d s[t] / d c, for a current c that is added
+    at every step:
+
+        d s[t] / d c = (ds/dI)[t] + sum_k (ds/dz_k)[t] d z_k[t-1] / d c,   and so for z[t],   d z[0] / d c = 0
+
+    Neurons must not depend on each other, and have no parameters that are learned. States are computed in float32 or wider,
+    spikes have the type of the input. It costs more than `LIF`, which has its equations by hand, and is not for
+    `torch.compile`.
     """
 
     elementwise: ClassVar[bool] = False
@@ -278,18 +286,23 @@ class StepNeuron(nn.Module, ABC):
         check_plain(f"{type(self).__name__}.{name}", param)
 
     @abstractmethod
-    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step, of operations that autograd knows; the spike by `Surrogate.spike`, which has a slope.
 
         Args:
-            current: input [B, ...].
-            state: [B, ...], that of the step before; None at the start.
+            current: input [B, ...], in float32 or wider.
+            state: that of the step before, [B, ...] or a tuple of such; None at the start.
 
         Returns:
-            spikes and state [B, ...].
+            spikes [B, ...], and the state.
         """
 
     def forward(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            raise TypeError(
+                f"{type(self).__name__} got a plain tensor, which has no time axis: call the network by a rule, "
+                "BPTT()(network, x)"
+            )
         return x.fire(self)
 
     @torch.no_grad()
@@ -297,44 +310,57 @@ class StepNeuron(nn.Module, ABC):
         """Spikes [T, B, ...] without a graph, of the input currents [T, B, ...] from the start."""
         return self.unroll(inputs, None)[0]
 
-    def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes [T, B, ...] with the gradient through every step, and the state after the last one."""
         spikes = []
-        for current in inputs.unbind(0):
+        for current in _wide(inputs).unbind(0):
             s, state = self.step(current, state)
-            spikes.append(s)
+            spikes.append(s.to(inputs.dtype))
         return _stack(spikes), state
 
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Spikes without a graph, and (state, its derivative, summed spikes, theirs), by the current of all steps."""
-        u, moved, count, total = state or (None, None, 0, 0)
+        """Spikes without a graph, and (state, its derivatives, summed spikes, theirs), by the current of all steps."""
+        before, moved, count, total = state or (None, (), 0, 0)
+        known, form = pytree.tree_flatten(before)
+        moved = moved if isinstance(moved, tuple) else (moved,) * len(known)
         with torch.enable_grad():
-            more = torch.zeros_like(inputs[0]).requires_grad_()
-            spikes, after = self.unroll(inputs.detach() + more, None if u is None else u + moved * more)
-            assert after is not None
+            wide = _wide(inputs.detach())
+            more = torch.zeros_like(wide[0]).requires_grad_()
+            shifted = [z + way * more for z, way in zip(known, moved, strict=False)]
+            spikes, after = self.unroll(wide + more, None if before is None else pytree.tree_unflatten(shifted, form))
             (gained,) = torch.autograd.grad(spikes.sum(), more, retain_graph=True)
-            (moved,) = torch.autograd.grad(after.sum(), more)
-        count = count + spikes.detach().sum(0, dtype=torch.promote_types(spikes.dtype, torch.float32))
-        return spikes.detach(), (after.detach(), moved, count, total + gained)
+            moved = tuple(_derivative(z, more) for z in pytree.tree_leaves(after))
+        state = pytree.tree_map(Tensor.detach, after), moved, count + spikes.detach().sum(0), total + gained
+        return spikes.detach().to(inputs.dtype), state
 
-    def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph and the slope of each [T, B, ...], and the state after the last step."""
         spikes: list[Tensor] = []
         slopes: list[Tensor] = []
-        for current in inputs.unbind(0):
+        for current in _wide(inputs).unbind(0):
             with torch.enable_grad():
                 own = current.detach().requires_grad_()
                 s, after = self.step(own, state)
                 slopes += torch.autograd.grad(s.sum(), own)
             spikes.append(s.detach())
-            state = after.detach()
-        return _stack(spikes), _stack(slopes), state
+            state = pytree.tree_map(Tensor.detach, after)
+        return _stack(spikes).to(inputs.dtype), _stack(slopes).to(inputs.dtype), state
 
 
 def _rectified(inputs: Tensor) -> Tensor:
     """`F.relu` in the form that compiles to the fastest code: in channels-last order, without a mask."""
     x = inputs.flatten(0, 1)
     return torch.where(x <= 0, 0, x).unflatten(0, inputs.shape[:2])
+
+
+def _wide(inputs: Tensor) -> Tensor:
+    """In float32, or what is wider."""
+    return inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+
+
+def _derivative(z: Tensor, more: Tensor) -> Tensor:
+    """d z / d more, both [B, ...] of neurons that do not see each other; 0 of what has no graph."""
+    return torch.autograd.grad(z.sum(), more, retain_graph=True)[0] if z.requires_grad else torch.zeros_like(z)
 
 
 def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:

@@ -23,6 +23,7 @@ from spikerate.models.fold import fold_batch_norm
 from spikerate.models.graph import layer_graph
 from spikerate.models.staged import on_meta
 from spikerate.neuron import LIF, Rectifier
+from spikerate.readout import Readout
 from spikerate.signal import Signal
 
 DT = 1e-4
@@ -379,6 +380,18 @@ def _neuron(layer: LIF, before: Shape, dt: float) -> nir.NIRNode:
     return nir.LIF(tau, tau / dt, np.zeros(before), threshold, reset)
 
 
+def _integrator(layer: Readout, before: Shape, dt: float) -> nir.NIRNode:
+    if layer.output != "mean":
+        raise ValueError(
+            f"its output is {layer.output!r}, and NIR's leaky integrator gives the membrane at each step: export "
+            "Readout(output='mean') with these weights, and take the last value or the maximum outside"
+        )
+    if layer.decay == 1:
+        raise ValueError("NIR's leaky integrator has a leak, and this one has none: give a decay below 1")
+    tau = np.full(before, dt / (1 - layer.decay))
+    return nir.LI(tau, tau / dt, np.zeros(before))
+
+
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _FLATTENS = (("call_function", torch.flatten), ("call_method", "flatten"))
 _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
@@ -390,6 +403,7 @@ _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
     nn.Flatten: _flatten,
     LIF: _neuron,
     PLIF: _neuron,
+    Readout: _integrator,
 }
 """Type of a layer -> (layer, shape [...] of its input without B, time step) -> NIR node."""
 
@@ -478,12 +492,24 @@ def _of_flatten(node: nir.Flatten, dt: float) -> nn.Module:
 
 
 def _of_lif(node: nir.LIF, dt: float) -> nn.Module:
+    return _of_neuron(*_leak(node, dt), node)
+
+
+def _of_integrator(node: nir.LI, dt: float) -> nn.Module:
+    decay, scale = _leak(node, dt)
+    if not math.isclose(scale, 1, rel_tol=1e-6):
+        raise ValueError(f"its input is scaled by {scale:g}, and that of a Readout is not: scale the weights before it")
+    return Readout(decay)
+
+
+def _leak(node: nir.LIF | nir.LI, dt: float) -> tuple[float, float]:
+    """The decay of a node, and what it scales its input by."""
     if np.any(node.v_leak):
         raise ValueError("v_leak is not 0, but spikerate's neurons leak to 0")
     tau = _same("tau", node.tau)
     if not 0 < tau < math.inf:
         raise ValueError(f"its tau is {tau:g}: the time constant must be > 0 seconds")
-    return _of_neuron(1 - dt / tau, _same("r", node.r) * dt / tau, node)
+    return 1 - dt / tau, _same("r", node.r) * dt / tau
 
 
 def _of_if(node: nir.IF, dt: float) -> nn.Module:
@@ -517,5 +543,6 @@ _LAYERS: dict[type[nir.NIRNode], Callable[[Any, float], nn.Module]] = {
     nir.Flatten: _of_flatten,
     nir.LIF: _of_lif,
     nir.IF: _of_if,
+    nir.LI: _of_integrator,
 }
 """Type of a NIR node -> (node, time step) -> layer."""

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spikerate.adaptive import ALIF
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
     from spikerate.learnable import PLIF
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
     from spikerate.runs.trained import load
     from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled
     from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
+    from spikerate.synaptic import Synaptic
 
 __all__ = [
+    "ALIF",
     "BPTT",
     "IF",
     "ILIF",
@@ -89,6 +92,7 @@ __all__ = [
     "Staged",
     "StepNeuron",
     "Surrogate",
+    "Synaptic",
     "Traced",
     "Triangular",
     "Unrolled",
@@ -119,6 +123,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "adaptive": "ALIF",
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
     "learnable": "PLIF",
@@ -140,6 +145,7 @@ _MODULES = {
     "runs.trained": "load",
     "signal": "Neuron RateCoded Signal Spatial Traced Unrolled",
     "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
+    "synaptic": "Synaptic",
 }
 """Where each name is at home, as the imports above say for those who check types."""
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -64,30 +64,31 @@ class LIF(nn.Module):
         surrogate: Surrogate = Sigmoid(),
     ) -> None:
         super().__init__()
+        own = type(self).__name__
         for name, value in {"decay": decay, "tau": tau, "threshold": threshold, "v_reset": v_reset}.items():
             if value is not None or name == "threshold":
-                check_plain(f"LIF.{name}", value)
+                check_plain(f"{own}.{name}", value)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
-                f"LIF.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
+                f"{own}.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
             )
         if isinstance(surrogate, nn.Module) and any(True for _ in surrogate.parameters()):
             raise ValueError(
-                f"LIF.surrogate is {type(surrogate).__name__} with learnable parameters, which would get no gradient: "
+                f"{own}.surrogate is {type(surrogate).__name__} with learnable parameters, which would get no gradient: "
                 "give it plain numbers or buffers"
             )
         if decay is not None and tau is not None:
-            raise ValueError(f"LIF got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
+            raise ValueError(f"{own} got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
         if tau is not None and not (tau > 1 and math.isfinite(tau)):
-            raise ValueError(f"LIF.tau is {tau}: give a finite number of steps above 1, or decay=1 for no leak")
+            raise ValueError(f"{own}.tau is {tau}: give a finite number of steps above 1, or decay=1 for no leak")
         self.decay = 1 - 1 / tau if tau is not None else 0.2 if decay is None else decay
         if not 0 < self.decay <= 1:
-            raise ValueError(f"LIF.decay is {decay}: give a number in (0, 1]")
-        check_positive("LIF.threshold", threshold)
+            raise ValueError(f"{own}.decay is {decay}: give a number in (0, 1]")
+        check_positive(f"{own}.threshold", threshold)
         if v_reset is not None:
-            check_number("LIF.v_reset", v_reset)
+            check_number(f"{own}.v_reset", v_reset)
         if v_reset is not None and v_reset >= threshold:
-            raise ValueError(f"LIF.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
+            raise ValueError(f"{own}.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
         self.threshold = threshold
         self.v_reset = v_reset
         self.detach_reset = detach_reset
@@ -95,7 +96,7 @@ class LIF(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Raise `ValueError`, since a parameter that is set as an attribute later would get no gradient either."""
-        check_plain(f"LIF.{name}", param)
+        check_plain(f"{type(self).__name__}.{name}", param)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):

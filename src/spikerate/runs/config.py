@@ -15,6 +15,7 @@ from torch import nn
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from spikerate.adaptive import ALIF
 from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.integer import ILIF
@@ -29,6 +30,7 @@ from spikerate.runs.schedule import Schedule
 from spikerate.signal import Neuron as NeuronLayer
 from spikerate.signal import Signal
 from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.synaptic import Synaptic
 from spikerate.system.codec import Own, Unnamed, added, decode, encode, flat, path_of
 from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
@@ -80,6 +82,36 @@ class LearningNeuron(Neuron):
     def build(self) -> PLIF:
         """A new layer of such neurons."""
         return PLIF(self.decay, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
+
+
+@dataclass(frozen=True)
+class SynapticNeuron(Neuron):
+    """The neuron of all layers, with a synaptic current before the membrane."""
+
+    decay: float = 0.5
+    """fraction of the membrane potential that remains after one step, in (0, 1]"""
+    alpha: float = 0.5
+    """fraction of the synaptic current that remains after one step, in [0, 1)"""
+
+    def build(self) -> Synaptic:
+        """A new layer of such neurons."""
+        return Synaptic(self.decay, self.alpha, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
+
+
+@dataclass(frozen=True)
+class AdaptiveNeuron(Neuron):
+    """The neuron of all layers, with a threshold that rises with each spike."""
+
+    decay: float = 0.5
+    """fraction of the membrane potential that remains after one step, in (0, 1]"""
+    beta: float = 0.2
+    """by how much a spike raises the threshold"""
+    rho: float = 0.9
+    """fraction of the adaptation that remains after one step, in [0, 1)"""
+
+    def build(self) -> ALIF:
+        """A new layer of such neurons."""
+        return ALIF(self.decay, self.beta, self.rho, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
 
 
 @dataclass(frozen=True)

@@ -276,8 +276,8 @@ class StepNeuron(nn.Module, ABC):
         d s[t] / d c = (ds/dI)[t] + sum_k (ds/dz_k)[t] d z_k[t-1] / d c,   and so for z[t],   d z[0] / d c = 0
 
     Neurons must not depend on each other, and have no parameters that are learned. States are computed in float32 or wider,
-    spikes have the type of the input. It costs more than `LIF`, which has its equations by hand, and is not for
-    `torch.compile`.
+    spikes have the type of the input. It costs more than `LIF`, which has its equations by hand, and is compiled under
+    `BPTT` only.
     """
 
     elementwise: ClassVar[bool] = False
@@ -321,6 +321,7 @@ class StepNeuron(nn.Module, ABC):
 
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Spikes without a graph, and (state, its derivatives, summed spikes, theirs), by the current of all steps."""
+        self._check_not_compiled()
         before, moved, count, total = state or (None, (), 0, 0)
         known, form = pytree.tree_flatten(before)
         moved = moved if isinstance(moved, tuple) else (moved,) * len(known)
@@ -336,6 +337,7 @@ class StepNeuron(nn.Module, ABC):
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph and the slope of each [T, B, ...], and the state after the last step."""
+        self._check_not_compiled()
         spikes: list[Tensor] = []
         slopes: list[Tensor] = []
         for current in _wide(inputs).unbind(0):
@@ -346,6 +348,13 @@ class StepNeuron(nn.Module, ABC):
             spikes.append(s.detach())
             state = pytree.tree_map(Tensor.detach, after)
         return _stack(spikes).to(inputs.dtype), _stack(slopes).to(inputs.dtype), state
+
+    def _check_not_compiled(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"{type(self).__name__} is written as one step, whose slopes and gain autograd finds, which can't be "
+                "compiled: run the rule as it is, or compile BPTT()"
+            )
 
 
 def _rectified(inputs: Tensor) -> Tensor:

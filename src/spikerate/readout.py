@@ -21,8 +21,8 @@ class Readout(StepNeuron):
 
     The `rate` of the signal that comes out is the mean of v over the steps, its last value, or its maximum. For the mean the
     `steps` are v itself. For the others a step is what one more step adds, `t m[t] - (t - 1) m[t-1]` with m[t] = v[t], or
-    max(v[1], ..., v[t]): so the mean of the first t steps is m[t], for every t, and chunks and windows of a stream go on from
-    each other. Use the mean with a loss on each step.
+    max(v[1], ..., v[t]): so the mean of the first t steps is m[t], for every t, and chunks and windows of a stream go on
+    from each other. Use the mean with a loss on each step.
 
     | rule | mean | last, maximum |
     | --- | --- | --- |

@@ -20,7 +20,7 @@ class Synaptic(StepNeuron, LIF):
     and u[t] after a soft or hard reset as of `LIF`; a spike leaves the current as it is. With alpha = 0 it is `LIF`. Its
     state is (u, i).
 
-    The gain under `RateBP`: one unit more of the input at every step raises i[t] by c[t] = 1 + alpha c[t-1], c[0] = 0, and so
+    The gain under `RateBP`: one unit more of the input at every step raises i[t] by c[t] = 1 + alpha c[t-1], c[0] = 0, so
 
         gain = E_t[slope(v[t]) reach[t]],   reach[t] = c[t] + (d v[t] / d v[t-1]) reach[t-1],   reach[0] = 0
 

@@ -23,7 +23,7 @@ from spikerate.learnable import PLIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
-from spikerate.neuron import LIF, NeuronSettings, Rectifier
+from spikerate.neuron import LIF, NeuronSettings, Rectifier, StepNeuron
 from spikerate.rules import BPTT, OTTT, RateBP, Rule
 from spikerate.runs.optim import SGD, OptimizerFactory
 from spikerate.runs.schedule import Schedule
@@ -482,6 +482,11 @@ class Run:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
+        if self.compile and not isinstance(self.rule, BPTT) and _by_step(self.neuron):
+            raise ValueError(
+                f"neuron is of the kind {path_of(self.neuron)}, written as one step, which is compiled under BPTT only: "
+                "give --no-compile, or --rule bptt"
+            )
         self._check_curriculum()
         self._check_resolutions()
         check_averaging(self.averaging, (1, 2, 2))
@@ -639,6 +644,11 @@ def adaptable(neuron: NeuronSettings) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _by_step(neuron: NeuronSettings) -> bool:
+    """Whether such neurons are written as one time step."""
+    return not isinstance(neuron, Unnamed) and isinstance(neuron.build(), StepNeuron)
 
 
 def _check_part(field: str, value: Any, base: type) -> None:

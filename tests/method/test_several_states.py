@@ -201,7 +201,7 @@ def test_nir_has_the_synaptic_neuron_and_others_are_refused() -> None:
         with pytest.raises(ValueError, match=rf"^1 \({type(neuron).__name__}\) can't be exported.*{words}"):
             to_nir(nn.Sequential(nn.Linear(5, 6), neuron), (5,))
     if find_spec("spikingjelly") is not None:
-        with pytest.raises(ValueError, match=r"^1 is of the kind ALIF, for which there is no neuron there"):
+        with pytest.raises(ValueError, match=r"^1 is of the kind ALIF, for which there is none there"):
             to_spikingjelly(nn.Sequential(nn.Linear(5, 6), ALIF()))
 
 

@@ -41,8 +41,7 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
             )
         if isinstance(module, StepNeuron):
             raise ValueError(
-                f"{_at(path)} is of the kind {type(module).__name__}, for which there is no neuron there: give a network with "
-                "LIF"
+                f"{_at(path)} is of the kind {type(module).__name__}, for which there is none there: give a network with LIF"
             )
         if isinstance(module, LIF):
             if module.v_reset:

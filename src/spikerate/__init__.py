@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spikerate.adaptive import ALIF
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
-    from spikerate.learnable import PLIF
+    from spikerate.learnable import PLIF, Learnable, ParametricLIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -73,10 +73,12 @@ __all__ = [
     "Dspike",
     "FastSigmoid",
     "FiringRates",
+    "Learnable",
     "Loss",
     "Neuron",
     "NeuronSettings",
     "NotFinite",
+    "ParametricLIF",
     "RateBP",
     "RateCoded",
     "RatePenalty",
@@ -126,7 +128,7 @@ _MODULES = {
     "adaptive": "ALIF",
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
-    "learnable": "PLIF",
+    "learnable": "PLIF Learnable ParametricLIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from spikerate.learnable import PLIF
+from spikerate.learnable import PLIF, ParametricLIF
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.graph import layer_graph
 from spikerate.models.staged import on_meta
@@ -368,9 +368,12 @@ def _axes(x: Any, start_dim: int = 0, end_dim: int = -1) -> tuple[int, int]:
 
 def _neuron(layer: LIF, before: Shape, dt: float) -> nir.NIRNode:
     threshold, reset = _threshold_and_reset(layer, before)
-    if layer.decay == 1:
+    decay = _of_each(layer.decay, before)
+    if (decay == 1).all():
         return nir.IF(np.ones(before), threshold, reset)
-    tau = _time_constant(layer.decay, before, dt)
+    if (decay == 1).any():
+        raise ValueError("some of its neurons leak and others do not, for which NIR has two kinds: give each a layer")
+    tau = dt / (1 - decay)  # in float64: decay = 1 - dt / tau loses digits
     return nir.LIF(tau, tau / dt, np.zeros(before), threshold, reset)
 
 
@@ -378,23 +381,6 @@ def _synaptic(layer: Synaptic, before: Shape, dt: float) -> nir.NIRNode:
     threshold, reset = _threshold_and_reset(layer, before)
     tau, tau_of_current = (_time_constant(decay, before, dt) for decay in (layer.decay, layer.alpha))
     return nir.CubaLIF(tau_of_current, tau, tau / dt, np.zeros(before), threshold, reset, tau_of_current / dt)
-
-
-def _threshold_and_reset(layer: LIF, before: Shape) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    if layer.v_reset is None:
-        raise ValueError(
-            "NIR resets the membrane to a value, and this neuron subtracts its threshold (soft reset): train with "
-            "--neuron.v-reset 0, as the preset digits-esd-hard does"
-        )
-    threshold = np.full(before, np.nextafter(np.float32(layer.threshold), np.float32(-np.inf)))
-    return threshold, np.full(before, np.float32(layer.v_reset))
-
-
-def _time_constant(decay: Any, before: Shape, dt: float) -> np.ndarray[Any, Any]:
-    """tau of all neurons, in float64: decay = 1 - dt / tau loses digits."""
-    if decay == 1:
-        raise ValueError("this node of NIR has a leak, and the layer has none: give a decay below 1")
-    return np.full(before, dt / (1 - float(decay)))
 
 
 def _integrator(layer: Readout, before: Shape, dt: float) -> nir.NIRNode:
@@ -405,6 +391,29 @@ def _integrator(layer: Readout, before: Shape, dt: float) -> nir.NIRNode:
         )
     tau = _time_constant(layer.decay, before, dt)
     return nir.LI(tau, tau / dt, np.zeros(before))
+
+
+def _threshold_and_reset(layer: LIF, before: Shape) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    if layer.v_reset is None:
+        raise ValueError(
+            "NIR resets the membrane to a value, and this neuron subtracts its threshold (soft reset): train with "
+            "--neuron.v-reset 0, as the preset digits-esd-hard does"
+        )
+    threshold = np.nextafter(_of_each(layer.threshold, before).astype(np.float32), np.float32(-np.inf))
+    return threshold, _of_each(layer.v_reset, before).astype(np.float32)
+
+
+def _time_constant(decay: float, before: Shape, dt: float) -> np.ndarray[Any, Any]:
+    """tau of all neurons, in float64."""
+    if decay == 1:
+        raise ValueError("this node of NIR has a leak, and the layer has none: give a decay below 1")
+    return np.full(before, dt / (1 - decay))
+
+
+def _of_each(value: Any, before: Shape) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A value of the neurons for each of them."""
+    values = value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.float64(value)
+    return np.broadcast_to(values, before).copy()
 
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -418,6 +427,7 @@ _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
     nn.Flatten: _flatten,
     LIF: _neuron,
     PLIF: _neuron,
+    ParametricLIF: _neuron,
     Synaptic: _synaptic,
     Readout: _integrator,
 }

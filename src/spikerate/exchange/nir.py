@@ -24,8 +24,8 @@ from spikerate.models.staged import on_meta
 from spikerate.neuron import LIF, Rectifier
 from spikerate.readout import Readout
 from spikerate.signal import Signal
-from spikerate.system.hdf5 import opened
 from spikerate.synaptic import Synaptic
+from spikerate.system.hdf5 import opened
 
 DT = 1e-4
 """Seconds of a time step. NIR's equations are in continuous time; snnTorch assumes this step when it reads them."""

@@ -138,11 +138,8 @@ def test_a_cell_is_a_run_by_its_method() -> None:
 
 def test_a_method_has_the_neurons_that_are_named_after_it() -> None:
     setting = Setting(model=Model(width=4), side=8, batch=2)
-    for method, kind in (
-        ("rate+plif", LearningNeuron),
-        ("inference+ilif", IntegerNeuron),
-        ("rate-chunk1+ilif", IntegerNeuron),
-    ):
+    kinds = {"rate+plif": LearningNeuron, "inference+ilif": IntegerNeuron, "rate-chunk1+ilif": IntegerNeuron}
+    for method, kind in kinds.items():
         cell = Cell(method, 2, setting)
         assert isinstance(cell.run().neuron, kind)
         assert cell.ann.method == ("ann-inference" if cell.infers else "ann")

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         airbench,
         deepconv_branches,
         macs,
+        mlp,
         preact_resnet18,
         preact_resnet34,
         qkformer,
+        recurrent_mlp,
         resnet18,
         resnet19,
         resnet20,
@@ -104,11 +106,13 @@ __all__ = [
     "deepconv_branches",
     "load",
     "macs",
+    "mlp",
     "operation",
     "preact_resnet18",
     "preact_resnet34",
     "qkformer",
     "record",
+    "recurrent_mlp",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -135,9 +139,9 @@ _MODULES = {
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 "
-        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 "
-        "vggsnn"
+        "Branched DeepConv Staged airbench deepconv_branches macs mlp preact_resnet18 preact_resnet34 qkformer "
+        "recurrent_mlp resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer "
+        "spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
-from spikerate import BPTT, LIF, preact_resnet18, resnet18, sew_resnet18, spiking, vggsnn
+from spikerate import BPTT, LIF, ms_resnet18, preact_resnet18, resnet18, sew_resnet18, spiking, vggsnn
 from spikerate.cli.views import show_energy
 from spikerate.data import Data, load, plain_batches
 from spikerate.measure.energy import Energy, Operations, joules_in_words, nanojoules
@@ -203,6 +203,7 @@ def test_inputs_are_judged_by_the_values_that_came() -> None:
     assert real(vggsnn(width=4, activation=eager)) == {"stages.stage1.0", "head.2"} | halved
     added = {f"stages.stage{s}.{b}.conv1" for s in (1, 2, 3, 4) for b in (0, 1)} - {"stages.stage1.0.conv1"}
     shortcuts = {f"stages.stage{k}.0.shortcut.0" for k in (2, 3, 4)}
+    assert real(ms_resnet18(width=4, activation=eager)) == {"stem.0", "head.3"} | shortcuts
     assert real(sew_resnet18(width=4, activation=eager)) == {"stem.0", "head.2"} | added | shortcuts
 
 

@@ -26,6 +26,8 @@ from spikerate import (
     airbench,
     deepconv_branches,
     macs,
+    ms_resnet18,
+    ms_resnet34,
     preact_resnet18,
     preact_resnet34,
     qkformer,
@@ -45,6 +47,7 @@ from spikerate import (
 from spikerate.measure.meter import Meter, Trains
 from spikerate.models import stage_shapes
 from spikerate.models.fold import fold_batch_norm
+from spikerate.models.membrane import MembraneBlock
 from spikerate.models.preact import PreActBlock
 from spikerate.models.residual import residual_stem
 from spikerate.models.sew import SEWBlock
@@ -53,7 +56,7 @@ from support.networks import gradients
 
 NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each stage more than one place
     **{f.__name__: (f, 16) for f in (resnet18, resnet34, resnet19, resnet20)},
-    **{f.__name__: (f, 16) for f in (preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34)},
+    **{f.__name__: (f, 16) for f in (preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34, ms_resnet18)},
     **{f"{f.__name__}-7x7": (partial(f, stem="7x7"), 64) for f in (resnet18, preact_resnet18, sew_resnet18)},
     **{f.__name__: (f, 32) for f in (vgg11, vgg13, vgg16, vggsnn, airbench)},
     "vggsnn-dvs": (partial(vggsnn, size=48), 48),
@@ -61,7 +64,7 @@ NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each s
     "spike_driven_transformer": (partial(spike_driven_transformer, depth=1), 8),
     "qkformer": (partial(qkformer, depth=3), 8),
 }
-STEMMED = [resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34]
+STEMMED = [resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34, ms_resnet18, ms_resnet34]
 every_network = pytest.mark.parametrize(("make", "size"), NETWORKS.values(), ids=NETWORKS)
 
 
@@ -265,9 +268,53 @@ def test_a_preact_stream_is_real_valued_and_sew_counts_spikes() -> None:
     assert set(taps[resnet18].unique().tolist()) <= {0.0, 1.0}
 
 
+def by_hand(block: MembraneBlock, x: Tensor) -> Tensor:
+    """A block in evaluation mode, of x [T, B, C, H, W], step by step with the neuron's equations and soft reset."""
+    potentials: dict[nn.Module, Tensor | float] = {block.activation1: 0.0, block.activation2: 0.0}
+
+    def fire(neuron: Any, current: Tensor) -> Tensor:
+        v = neuron.decay * potentials[neuron] + current
+        spikes = (v > neuron.threshold).to(v.dtype)
+        potentials[neuron] = v - neuron.threshold * spikes
+        return spikes
+
+    steps = []
+    for step in x:
+        current = block.bn1(block.conv1(fire(block.activation1, step)))
+        steps.append(block.bn2(block.conv2(fire(block.activation2, current))) + block.shortcut(step))
+    return torch.stack(steps)
+
+
+@pytest.mark.parametrize("kind", [MembraneBlock])
+@pytest.mark.parametrize(("before", "after", "stride"), [(3, 3, 1), (3, 4, 2), (3, 3, 2)])
+def test_a_membrane_block_adds_currents_at_each_step(kind: Any, before: int, after: int, stride: int) -> None:
+    block = kind(before, after, stride, partial(LIF, decay=0.5, threshold=0.3)).double()
+    x = torch.randn(4, 2, before, 9, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(4):
+            BPTT()(block, x)
+        block.eval()
+        expected = by_hand(block, x)
+        assert expected.shape == (4, 2, after, -(-9 // stride), -(-6 // stride)) and expected.std() > 0
+        for rule in (BPTT(), RateBP(), RateBP(chunk=1)):
+            torch.testing.assert_close(rule(block, x).train, expected)
+
+
+def test_membrane_and_preact_differ_in_the_projections_only() -> None:
+    preact, membrane = (make(width=3, activation=partial(LIF, threshold=0.3)) for make in (preact_resnet18, ms_resnet18))
+    membrane.load_state_dict(preact.state_dict())
+    taps: dict[str, list[Tensor]] = {"stage1": [], "stage2": []}
+    for body in (preact, membrane):
+        for name, kept in taps.items():
+            body.stages[name].register_forward_hook(lambda m, args, out, kept=kept: kept.append(out.steps))
+        BPTT()(body, torch.rand(2, 4, 3, 16, 16))
+    assert torch.equal(*taps["stage1"])
+    assert not torch.equal(*taps["stage2"])
+
+
 def test_the_training_forward_of_the_new_blocks_is_one_graph() -> None:
     torch.compiler.reset()
-    blocks = {"preact": PreActBlock(2, 4, 2, LIF), "sew": SEWBlock(4, 8, 2, LIF)}
+    blocks = {"preact": PreActBlock(2, 4, 2, LIF), "sew": SEWBlock(4, 8, 2, LIF), "ms": MembraneBlock(8, 8, 2, LIF)}
     body = Staged(residual_stem("7x7", 3, 2), blocks, mean_head(nn.Linear(8, 10)))
     network = Branched(body, deepconv_branches(body, (3, 32, 32), 10))
     x = torch.rand(2, 3, 32, 32).expand(2, 2, 3, 32, 32)

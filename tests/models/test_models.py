@@ -274,7 +274,7 @@ def by_hand(block: MembraneBlock, x: Tensor) -> Tensor:
 
     def fire(neuron: Any, current: Tensor) -> Tensor:
         v = neuron.decay * potentials[neuron] + current
-        spikes = (v > neuron.threshold).to(v.dtype)
+        spikes = (v >= neuron.threshold).to(v.dtype)
         potentials[neuron] = v - neuron.threshold * spikes
         return spikes
 

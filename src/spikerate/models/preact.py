@@ -63,6 +63,7 @@ def preactivated(
     width: int,
     activation: Activation,
     stem: Stem,
+    *pool: nn.Module,
 ) -> Staged:
     """A network of four stages of blocks that begin with their activation: no activation in the stem, one in the head.
 
@@ -70,12 +71,13 @@ def preactivated(
         block: makes a block of (channels before, channels after, stride, activation).
         blocks: number of blocks of each stage.
         num_classes, in_channels, width, activation, stem: as for `preact_resnet18`.
+        pool: what follows the batch norm of the stem, if anything.
 
     Raises:
         ValueError: a size is less than 1, or the activation or the stem is an unknown string.
     """
     check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-    first = residual_stem(stem, in_channels, width)
+    first = residual_stem(stem, in_channels, width, *pool)
     stages = residual_stages(block, width, blocks, activation)
     head = nn.Sequential(activate(activation), *mean_head(nn.Linear(8 * width, num_classes)))
     return Staged(first, stages, head)

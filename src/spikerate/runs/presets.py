@@ -394,8 +394,8 @@ _MAX_DIFFERS = (
     "The paper's: max-pooling in a ResNet-18, T = 4, 400 epochs, AdamW with a warm-up, Mixup, CutMix, RandAugment and label "
     "smoothing. Ours: their numbers (those of Mixup, CutMix and RandAugment are from the papers of these, the warm-up takes "
     "20 epochs), learning rate, weight decay, batch, crop, the neuron, which is that of the transformers, and the places of "
-    f"the pools in the network. Differs: {_CHOSEN}. RandAugment is drawn for groups of 8 samples; an incomplete last batch of "
-    "an epoch is dropped."
+    f"the pools in the network. Differs: {_CHOSEN}. RandAugment is drawn for groups of 8 samples; an incomplete last batch "
+    "of an epoch is dropped."
 )
 
 

@@ -310,11 +310,11 @@ def test_a_membrane_block_adds_currents_at_each_step(kind: Any, before: int, aft
 def test_membrane_and_preact_differ_in_the_projections_only() -> None:
     preact, membrane = (make(width=3, activation=partial(LIF, threshold=0.3)) for make in (preact_resnet18, ms_resnet18))
     membrane.load_state_dict(preact.state_dict())
-    taps: dict[str, list[Tensor]] = {"stage1": [], "stage2": []}
+    x, taps = torch.rand(2, 4, 3, 16, 16), dict[str, list[Tensor]](stage1=[], stage2=[])
     for body in (preact, membrane):
         for name, kept in taps.items():
             body.stages[name].register_forward_hook(lambda m, args, out, kept=kept: kept.append(out.steps))
-        BPTT()(body, torch.rand(2, 4, 3, 16, 16))
+        BPTT()(body, x)
     assert torch.equal(*taps["stage1"])
     assert not torch.equal(*taps["stage2"])
 

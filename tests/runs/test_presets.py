@@ -132,7 +132,7 @@ def test_max_resnet_has_the_recipe_that_is_known_of_the_paper() -> None:
         assert (run.T, run.epochs, run.model, type(run.optim)) == (4, 400, Model("max-resnet18", 64), AdamW)
         assert run.optim.schedule.warmup > 0 and augment.mixup and augment.cutmix and augment.randaugment
         assert isinstance(run.loss, CrossEntropy | SelfDistillation) and run.loss.smoothing == 0.1
-        assert ("83.06" if run.data.name == "cifar100" else "97.17") in found.text and "our choices" in found.text
+        assert ("83.06" if run.data.name == "cifar100" else "97.17") in found.text and "Ours: their numbers" in found.text
         assert run.rule == (BPTT() if name.endswith("resnet18") else RateBP())
 
 

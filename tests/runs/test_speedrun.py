@@ -44,7 +44,7 @@ def test_the_line_has_what_the_runs_have(base: Path) -> None:
     results = [folder.result() for folder in folders.values()]
     tests = [100 * result["test_accuracy"] for result in results]
     assert found["test, %"] == f"{fmean(tests):.2f} ± {stdev(tests):.2f}"
-    recipe = "digits-rate (curriculum 1:0.5, model.width 2, T 2, epochs 2, batch 300)"
+    recipe = "digits-rate (model.width 2, T 2, epochs 2, curriculum 1:0.5, batch 300)"
     assert (found["recipe"], found["T"], found["seeds"]) == (recipe, "1 -> 2", "2 (0, 1)")
     assert found["spikes an image"] == f"{fmean(result['spikes_per_image'] for result in results):,.0f}"
     assert all(markdown(line) in (base.parent / "told").read_text() for line in lines)

@@ -169,7 +169,7 @@ def against_rules(plan: Plan, folders: Mapping[int, RunFolder]) -> list[str]:
     data, seeds, found = plan.run.data, plan.seeds, []
     if data.name != "cifar10" or data.subset is not None:
         found.append(f"the data is {data.name}{'' if data.subset is None else ', in part'}, and not all of cifar10 (rule 1)")
-    if data.validation < _HELD_OUT:
+    elif data.validation < _HELD_OUT:
         found.append(f"data.validation is {data.validation}, and not {_HELD_OUT:,} (rule 2)")
     if len(seeds) < _SEEDS or seeds != tuple(range(len(seeds))):
         found.append(f"the seeds are {', '.join(map(str, seeds))}, and not 0 to {_SEEDS - 1} or more (rule 4)")

@@ -395,8 +395,8 @@ _MAX_DIFFERS = (
     "smoothing. Ours: their numbers (those of Mixup, CutMix and RandAugment are from the papers of these, the warm-up takes "
     "20 epochs), learning rate, weight decay, batch, crop, the neuron, which is that of the transformers, and the places of "
     "the pools in the network. Differs: the epoch is chosen on a validation set, and --data.validation 0 trains on all; how "
-    "theirs was chosen is not known to us. RandAugment is drawn for groups of 8 samples; an incomplete last batch of an epoch "
-    "is dropped."
+    "theirs was chosen is not known to us. RandAugment is drawn for groups of 8 samples; an incomplete last batch of an "
+    "epoch is dropped."
 )
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spikerate import autograd
 from spikerate.measure.health import stuck
 from spikerate.measure.meter import Around
+from spikerate.readout import Readout
 from spikerate.rules import BPTT, RateBP, check_input
 from spikerate.signal import Neuron, Normalization, PerStep, Signal, is_constant, per_step
 from spikerate.system.memory import is_out_of_memory
@@ -263,7 +264,7 @@ class Recorded(Around):
 
     def fire(self, neuron: Neuron) -> Recorded:
         y = super().fire(neuron)
-        rate = float((y.train != 0).float().mean())
+        rate = None if isinstance(neuron, Readout) else float((y.train != 0).float().mean())
         where = self.log.note(type(neuron).__name__, "fire", self.constant or self.T == 1, y, rate=rate)
         if self.log.probe:
             self.log.leaks += _leaks_of_neuron(where, neuron, self.expanded())

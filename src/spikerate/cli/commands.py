@@ -209,7 +209,7 @@ def _report(command: Report, line: str) -> int:
 def _check_steps(run: Run, T: int | None) -> None:
     if T is not None and T > 1 and not run.spiking:
         raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
-    if T is not None and T > run.T and entry_of(run.data).kind == "events":
+    if T is not None and T > run.T and entry_of(run.data).recorded:
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give at most {run.T}")
 
 

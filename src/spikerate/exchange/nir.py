@@ -12,7 +12,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import nir
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from spikerate.neuron import LIF, Rectifier
 from spikerate.readout import Readout
 from spikerate.signal import Signal
 from spikerate.synaptic import Synaptic
+from spikerate.system.hdf5 import opened
 
 DT = 1e-4
 """Seconds of a time step. NIR's equations are in continuous time; snnTorch assumes this step when it reads them."""
@@ -128,11 +128,8 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
     Raises:
         ValueError: the file is missing or broken, or has a node that spikerate does not support.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is no NIR graph: the file does not exist, or it is a folder or a device")
     try:
-        with h5py.File(path) as file:
-            _check_inside(file, 2**28 + 100 * Path(path).stat().st_size)
+        with opened(Path(path)) as file:
             kinds = {name: node["type"][()].decode() for name, node in file["node"]["nodes"].items()}
     except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is no NIR graph, or truncated: {error}") from error
@@ -152,34 +149,6 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
         RuntimeError,
     ) as error:
         raise ValueError(f"{path} is a NIR graph that does not fit together: {error!r}") from error
-
-
-def _check_inside(file: h5py.File, most: int) -> None:
-    """Raise `ValueError` unless a file contains all its data itself, each once, and at most `most` bytes when unpacked.
-
-    HDF5 allows links to other files, data sets whose values are in other files, and groups that contain themselves. With
-    these, somebody else's graph could read a file of this machine into the weights of a network.
-    """
-    groups: list[tuple[str, h5py.Group]] = [("", file)]
-    seen, size = set(), 0
-    while groups:
-        path, group = groups.pop()
-        for name in group:
-            place = f"{path}/{name}"
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{place} in it is a link to another place, which is not followed")
-            found = group[name]
-            if found.id in seen:
-                raise ValueError(f"{place} in it also has another name: a graph has no loops")
-            seen.add(found.id)
-            if isinstance(found, h5py.Group):
-                groups.append((place, found))
-                continue
-            if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-                raise ValueError(f"the values of {place} in it are in another file, which is not read")
-            size += found.nbytes
-            if size > most:
-                raise ValueError(f"{place} in it unpacks to more than such a file should contain: {size:,} bytes in all")
 
 
 def pack_nir(graph: nir.NIRGraph) -> bytes:

@@ -572,7 +572,7 @@ class Run:
             return
         if not self.spiking:
             raise ValueError("curriculum is for spiking networks: an ANN has no time steps, so leave it out")
-        if entry_of(self.data).kind == "events":
+        if entry_of(self.data).recorded:
             raise ValueError(
                 "curriculum is for images: recordings are cut into T frames, so train them in rounds by --before"
             )
@@ -590,7 +590,7 @@ class Run:
     def _check_resolutions(self) -> None:
         if not self.resolutions:
             return
-        if entry_of(self.data).kind == "events":
+        if entry_of(self.data).recorded:
             raise ValueError("resolutions are for images: frames of recordings count events, so leave them out")
         if sum(resolution.share for resolution in self.resolutions) > 1 - 1e-6:
             raise ValueError(

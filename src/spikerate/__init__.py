@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         airbench,
         deepconv_branches,
         macs,
+        max_resnet18,
+        ms_resnet18,
+        ms_resnet34,
         preact_resnet18,
         preact_resnet34,
         qkformer,
@@ -105,6 +108,9 @@ __all__ = [
     "deepconv_branches",
     "load",
     "macs",
+    "max_resnet18",
+    "ms_resnet18",
+    "ms_resnet34",
     "operation",
     "preact_resnet18",
     "preact_resnet34",
@@ -136,9 +142,9 @@ _MODULES = {
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 "
-        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 "
-        "vggsnn"
+        "Branched DeepConv Staged airbench deepconv_branches macs max_resnet18 ms_resnet18 ms_resnet34 preact_resnet18 "
+        "preact_resnet34 qkformer resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer "
+        "spikformer spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",

@@ -57,7 +57,7 @@ from spikerate.runs.experiment import (
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
-from spikerate.runs.speedrun import Plan, markdown, rows
+from spikerate.runs.speedrun import Plan, against_rules, markdown, rows
 from spikerate.runs.start import Start
 from spikerate.runs.subject import Wanted, subject
 from spikerate.runs.train import build_network, pick_device
@@ -133,10 +133,17 @@ def _speedrun(asked: tuple[str, Own, Speedrun | ResumeSpeedrun], line: str) -> i
         plan.begin(base)
     out = console(needed=False)
     out.print(f"speedrun of {plan.preset} in {base}; if it is stopped: spikerate speedrun --resume {shlex.quote(str(base))}")
-    folders = plan.perform(base, Terminal(out), command.save_minutes)
+    try:
+        folders = plan.perform(base, Terminal(out), command.save_minutes)
+    except ValueError:
+        if isinstance(command, Speedrun):
+            plan.withdraw(base)  # so that the command can be given again, with what was wrong in it mended
+        raise
     for found in rows(plan, folders):
         views.show_record(out, found)
         out.print(markdown(found), soft_wrap=True)
+    for reason in against_rules(plan, folders):
+        out.print(f"not for the table of records: {reason}", soft_wrap=True)
     return 0
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spikerate.adaptive import ALIF
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
-    from spikerate.learnable import PLIF, Learnable, ParametricLIF
+    from spikerate.learnable import PLIF, Learnable, LearningStepNeuron, ParametricLIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -79,6 +79,7 @@ __all__ = [
     "FastSigmoid",
     "FiringRates",
     "Learnable",
+    "LearningStepNeuron",
     "Loss",
     "Neuron",
     "NeuronSettings",
@@ -138,7 +139,7 @@ _MODULES = {
     "adaptive": "ALIF",
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
-    "learnable": "PLIF Learnable ParametricLIF",
+    "learnable": "PLIF Learnable LearningStepNeuron ParametricLIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",

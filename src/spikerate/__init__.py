@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         deepconv_branches,
         macs,
         max_resnet18,
+        mlp,
         ms_resnet18,
         ms_resnet34,
         preact_resnet18,
         preact_resnet34,
         qkformer,
+        recurrent_mlp,
         resnet18,
         resnet19,
         resnet20,
@@ -109,6 +111,7 @@ __all__ = [
     "load",
     "macs",
     "max_resnet18",
+    "mlp",
     "ms_resnet18",
     "ms_resnet34",
     "operation",
@@ -116,6 +119,7 @@ __all__ = [
     "preact_resnet34",
     "qkformer",
     "record",
+    "recurrent_mlp",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -142,9 +146,9 @@ _MODULES = {
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged airbench deepconv_branches macs max_resnet18 ms_resnet18 ms_resnet34 preact_resnet18 "
-        "preact_resnet34 qkformer resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer "
-        "spikformer spiking vgg11 vgg13 vgg16 vggsnn"
+        "Branched DeepConv Staged airbench deepconv_branches macs max_resnet18 mlp ms_resnet18 ms_resnet34 preact_resnet18 "
+        "preact_resnet34 qkformer recurrent_mlp resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 "
+        "spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",

@@ -15,7 +15,7 @@ from spikerate.data.digits import digits
 from spikerate.data.download import SOURCES
 from spikerate.data.event_sets import digits_dvs, recorded
 from spikerate.data.idx import fashion_mnist, mnist
-from spikerate.data.image_files import image_files
+from spikerate.data.image_files import image_files, tiny_imagenet
 from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
 from spikerate.data.resize import Resize
 from spikerate.data.samples import DataSet, Samples, Stored, divide, fitted
@@ -48,10 +48,15 @@ class Entry:
 
 
 def _images(read: Callable[[Path], DataSet]) -> Loader:
-    """The loader of images that are kept in memory and resized as they are read."""
+    """The loader of images that are kept in memory, as read from their folder."""
+    return _resized(lambda data, T, track: read(data.path or Path()))
+
+
+def _resized(whole: Loader) -> Loader:
+    """The loader, with images that are resized to `data.size` as they are read."""
 
     def load(data: Data, T: int, track: Track) -> DataSet:
-        found = read(data.path or Path())
+        found = whole(data, T, track)
         if data.size is None:
             return found
         train, validation, test = (fitted(part, Resize(data.size)) for part in (found.train, found.validation, found.test))
@@ -75,6 +80,7 @@ SETS: dict[str, Entry] = {
     "cifar100": Entry("images", (3, 32, 32), 100, 50_000, _images(cifar100)),
     "mnist": Entry("images", (1, 28, 28), 10, 60_000, _images(mnist)),
     "fashion-mnist": Entry("images", (1, 28, 28), 10, 60_000, _images(fashion_mnist)),
+    "tiny-imagenet": Entry("images", (3, 64, 64), 200, 100_000, _resized(tiny_imagenet)),
     "imagenet": Entry("files", (3, 224, 224), 1000, 1_281_167, image_files),
     "images": Entry("files", (3, 224, 224), None, None, image_files),
     "digits-dvs": Entry("events", (2, 16, 16), 10, 1257, digits_dvs, built_in=True),
@@ -91,11 +97,7 @@ def entry_of(data: Data) -> Entry:
         return SETS[data.name]
     if data.reader.recorded:
         return Entry("events", (0, 0, 0), None, None, lambda data, T, track: _read_own(data, T))
-    return Entry("images", (0, 0, 0), None, None, _own_images)
-
-
-def _own_images(data: Data, T: int, track: Track) -> DataSet:
-    return _images(lambda path: _read_own(data, T))(data, T, track)
+    return Entry("images", (0, 0, 0), None, None, _resized(lambda data, T, track: _read_own(data, T)))
 
 
 def input_shape(data: Data) -> tuple[int, int, int]:

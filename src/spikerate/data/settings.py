@@ -25,6 +25,7 @@ class Data:
         "cifar100",
         "mnist",
         "fashion-mnist",
+        "tiny-imagenet",
         "imagenet",
         "images",
         "digits-dvs",

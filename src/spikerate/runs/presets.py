@@ -23,6 +23,7 @@ RIVALS = "What the papers compare with: per-step loss (TET), online training (OT
 SMALL = "For a laptop, on built-in and other small data sets"
 TRANSFORMERS = "Spiking transformers: Zhou et al., ICLR 2023; Yao et al., NeurIPS 2023; Zhou et al., NeurIPS 2024"
 FAST = "Speedruns: CIFAR-10 in minutes, for the table of records (docs/speedrun.md)"
+OTHER = "Other benchmarks, with settings of our own"
 OWN = "Your own data"
 
 
@@ -120,6 +121,15 @@ _IMAGES = replace(
     epochs=30,
     batch=64,
     precision="bf16",
+)
+
+_TINY = replace(
+    _IMAGES,
+    data=Data("tiny-imagenet", validation=5000, augment=Augment(crop=8, flip=True)),
+    model=Model("preact-resnet18", 64),
+    epochs=100,
+    batch=128,
+    compile=True,
 )
 
 _CHOSEN = "the epoch is chosen on a validation set, the authors chose it on the test set; --data.validation 0 trains on all"
@@ -260,6 +270,9 @@ _OURS = {
 }
 
 
+_OURS_YET = {SMALL: "Ours: none yet.", OTHER: "Ours: none yet, it needs a GPU."}
+
+
 def _small() -> Iterator[tuple[str, Preset]]:
     """Our own settings, the same for all methods; the loss is never divided by T."""
     simple = Augment(crop=4, flip=True)
@@ -285,6 +298,7 @@ def _small() -> Iterator[tuple[str, Preset]]:
             "DVS128 Gesture, VGGSNN",
             replace(_DVS, data=Data("dvs128-gesture", validation=100, size=48, augment=Augment(roll=5)), T=16, batch=32),
         ),
+        "tiny-imagenet": (OTHER, "Tiny ImageNet, PreAct-ResNet-18", _TINY),
         "images": (OWN, "Class folders of images, PreAct-ResNet-18", _IMAGES),
         "events": (
             OWN,
@@ -294,7 +308,7 @@ def _small() -> Iterator[tuple[str, Preset]]:
     }
     for name, (group, title, run) in runs.items():
         for method in ("esd", "rate", "bptt", *(["ann"] if name == "cifar10-small" else [])):
-            figures = _OURS.get(f"{name}-{method}", "Ours: none yet." if group == SMALL else "")
+            figures = _OURS.get(f"{name}-{method}", _OURS_YET.get(group, ""))
             yield f"{name}-{method}", _preset(run, method, group, title, figures)
         if name == "digits":
             hard = replace(run, neuron=Neuron(v_reset=0.0))

@@ -16,7 +16,7 @@ from spikerate.data.download import SOURCES
 from spikerate.data.event_sets import digits_dvs, recorded
 from spikerate.data.idx import fashion_mnist, mnist
 from spikerate.data.image_files import image_files, tiny_imagenet
-from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
+from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_caltech101, n_mnist
 from spikerate.data.resize import Resize
 from spikerate.data.samples import DataSet, Samples, Stored, divide, fitted
 from spikerate.data.settings import Data
@@ -86,6 +86,7 @@ SETS: dict[str, Entry] = {
     "digits-dvs": Entry("events", (2, 16, 16), 10, 1257, digits_dvs, built_in=True),
     "cifar10-dvs": Entry("events", (2, 128, 128), 10, 10_000, recorded(_of_path(cifar10_dvs))),
     "n-mnist": Entry("events", (2, 34, 34), 10, 60_000, recorded(_of_path(n_mnist))),
+    "n-caltech101": Entry("events", (2, 180, 240), 101, 7_838, recorded(_of_path(n_caltech101))),
     "dvs128-gesture": Entry("events", (2, 128, 128), 11, 1_176, recorded(_of_path(dvs128_gesture))),
     "events": Entry("events", (2, 128, 128), None, None, recorded(_events)),
 }
@@ -120,7 +121,7 @@ def check(data: Data) -> None:
         (policy,) = augment.policies
         raise ValueError(f"data.augment.{policy} is for colour images, and {data.name} has none: leave it out")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
-        raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
+        raise ValueError(f"resized_crop and decoded are for image files of any size, and {data.name} has none: leave them alone")
     if data.name == "own" and entry.kind == "events" and data.size is not None:
         raise ValueError(f"data.size is {data.size}, and recordings of your own are read at their size: leave it alone")
     if data.name != "own":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikerate.data.cache import Cached, cached
+from spikerate.data.cache import Cached, cached, stamp
 from spikerate.data.class_folders import Listing, list_classes, part_ends
 from spikerate.data.decode import SUFFIXES, decode
 from spikerate.data.official import inner
@@ -145,7 +145,7 @@ def _listed(
     """
     everything = (*listing.train, *listing.validation, *listing.test)
     files, labels = [file for file, _ in everything], torch.tensor([label for _, label in everything])
-    stats = [_stat(file) for file in files]
+    stats = [stamp(file) for file in files]
     # The record of the run does not depend on where the files are; a cache does, and on their modification times.
     facts = {"files": _digest([file.relative_to(path) for file in files], labels, [(size,) for size, _ in stats])}
     facts |= _contents(files, [size for size, _ in stats], track)
@@ -198,12 +198,3 @@ def _contents(files: Sequence[Path], sizes: Sequence[int], track: Track) -> dict
             content = b""
         digest.update(hashlib.sha256(content).digest())
     return {"contents" if all(few) else f"contents of {len(chosen)} of {len(files)} files": digest.hexdigest()}
-
-
-def _stat(file: Path) -> tuple[int, int]:
-    """Size in bytes, and time of the last change in nanoseconds."""
-    try:
-        found = file.stat()
-    except OSError:  # a broken link, for instance; decoding the file reports it
-        return -1, -1
-    return found.st_size, found.st_mtime_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -28,6 +28,18 @@ _GESTURES = (
     "air drums",
     "air guitar",
     "other gestures",
+)
+_CALTECH101 = tuple(
+    """
+    BACKGROUND_Google Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
+    brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
+    cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar
+    elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone
+    hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly
+    menorah metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster
+    saxophone schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry
+    sunflower tick trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang
+    """.split()
 )
 _COLUMNS = "class,startTime_usec,endTime_usec"
 
@@ -111,6 +123,35 @@ def n_mnist(path: Path) -> Recordings:
     classes = tuple("0123456789")
     train, test = (_split(folder / part, classes, ".bin") for part in ("Train", "Test"))
     return Recordings("n-mnist", train, test, classes, (34, 34), "CC BY-SA 4.0, Orchard et al. 2015")
+
+
+def n_caltech101(path: Path) -> Recordings:
+    """N-Caltech101 (Orchard et al., Frontiers in Neuroscience 2015): 8,709 recordings of up to 240 x 180 pixels, no split.
+
+    The 101 classes are all of the distribution, as is usual: 100 of objects, and the pictures without one,
+    `BACKGROUND_Google`. (It has no class `Faces`, whose pictures are those of `Faces_easy`.) A tenth of each class is the
+    test set, as in most papers on spiking networks, but not the recordings of any of them, since there is no official split: of
+    the n sorted files of a class, those at the first max(1, round(n / 10)) places of NumPy's default_rng((0, label)).permutation(n).
+    So a file that is missing from one class moves none of another.
+
+    Args:
+        path: the folder `Caltech101` of the class folders, or its parent folder.
+
+    Raises:
+        ValueError: the folder or a class is missing, a name exists twice, or a class has one recording only.
+    """
+    train, test = [], []
+    for r, is_test in _tenths(_split(inner(path, "Caltech101"), _CALTECH101, ".bin")):
+        (test if is_test else train).append(r)
+    return Recordings(
+        "n-caltech101",
+        tuple(train),
+        tuple(test),
+        _CALTECH101,
+        (180, 240),
+        "CC BY 4.0, Orchard et al. 2015",
+        split="test samples are a tenth of each class, drawn by NumPy default_rng((0, label)).permutation of its sorted files",
+    )
 
 
 def dvs128_gesture(path: Path) -> Recordings:
@@ -214,6 +255,17 @@ def _split(folder: Path, classes: Sequence[str], suffix: str) -> tuple[Recording
     if missing:
         raise ValueError(f"{folder} has no folder of the class {missing[0]}: it is incomplete")
     return tuple(r for label, name in enumerate(classes) for r in _files(folder / name, label, (suffix,)))
+
+
+def _tenths(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, bool]]:
+    """The recordings, which are sorted by class, and whether each is among the tenth of its class that is drawn."""
+    for label, group in itertools.groupby(recordings, lambda r: r.label):
+        same = list(group)
+        n = len(same)
+        if n == 1:
+            raise ValueError(f"{same[0].file.parent} has one recording, and to train and to test takes two: it is incomplete")
+        drawn = set(np.random.default_rng((0, label)).permutation(n)[: max(1, round(n / 10))].tolist())
+        yield from ((r, k in drawn) for k, r in enumerate(same))
 
 
 def _files(folder: Path, label: int, suffixes: tuple[str, ...]) -> list[Recording]:

@@ -31,6 +31,7 @@ class Data:
         "digits-dvs",
         "cifar10-dvs",
         "n-mnist",
+        "n-caltech101",
         "dvs128-gesture",
         "events",
         "own",

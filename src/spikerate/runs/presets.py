@@ -299,6 +299,11 @@ def _small() -> Iterator[tuple[str, Preset]]:
             replace(_DVS, data=Data("dvs128-gesture", validation=100, size=48, augment=Augment(roll=5)), T=16, batch=32),
         ),
         "tiny-imagenet": (OTHER, "Tiny ImageNet, PreAct-ResNet-18", _TINY),
+        "n-caltech101": (
+            OTHER,
+            "N-Caltech101, VGGSNN",
+            replace(_DVS, data=replace(_DVS.data, name="n-caltech101", validation=780, test=0)),
+        ),
         "images": (OWN, "Class folders of images, PreAct-ResNet-18", _IMAGES),
         "events": (
             OWN,

@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -535,15 +536,14 @@ def test_n_caltech101_is_loaded_with_its_split(tmp_path: Path) -> None:
     assert (data.skipped, data.classes) == ((f"{listed.train[3].file} is cut inside the event at byte 0: fetch it again",), _CALTECH101)
 
 
-@pytest.mark.parametrize("name", ["n-mnist", "events"])
-def test_a_link_to_nowhere_is_a_broken_recording(name: str, tmp_path: Path) -> None:
-    LAYOUTS[name](tmp_path)
-    file = tmp_path / {"n-mnist": "N-MNIST/Train/3/00001.bin", "events": "train/b/1.npz"}[name]
+def test_a_link_to_nowhere_is_a_broken_recording(tmp_path: Path) -> None:
+    file = write_n_mnist(tmp_path).train[10].file
     file.unlink()
     file.symlink_to(tmp_path / "nowhere")
-    sensor = SENSOR if name == "events" else None
-    with pytest.raises(ValueError, match=f"{file} can't be read: No such file"):
-        load(Data(name, tmp_path, sensor=sensor, cache=tmp_path / "cache", workers=0), 2)  # type: ignore[arg-type]
+    data = Data("n-mnist", tmp_path, cache=tmp_path / "cache", workers=0)
+    with pytest.raises(ValueError, match=f"{file} can't be read: No such file or directory; --data.broken skip leaves"):
+        load(data, 2)
+    assert load(replace(data, broken="skip"), 2).skipped == (f"{file} can't be read: No such file or directory",)
 
 
 def test_gestures_are_cut_out_of_their_trial(tmp_path: Path) -> None:

@@ -128,11 +128,11 @@ def n_mnist(path: Path) -> Recordings:
 def n_caltech101(path: Path) -> Recordings:
     """N-Caltech101 (Orchard et al., Frontiers in Neuroscience 2015): 8,709 recordings of up to 240 x 180 pixels, no split.
 
-    The 101 classes are all of the distribution, as is usual: 100 of objects, and the pictures without one,
-    `BACKGROUND_Google`. (It has no class `Faces`, whose pictures are those of `Faces_easy`.) A tenth of each class is the
-    test set, as in most papers on spiking networks, but not the recordings of any of them, since there is no official split: of
-    the n sorted files of a class, those at the first max(1, round(n / 10)) places of NumPy's default_rng((0, label)).permutation(n).
-    So a file that is missing from one class moves none of another.
+    The 101 classes are all of the distribution, as is usual: 100 of objects, and `BACKGROUND_Google`, pictures of none. (It
+    has no class `Faces`, whose pictures are those of `Faces_easy`.) A tenth of each class is the test set, as in BrainCog, but
+    not the same recordings, since there is no official split: of the n sorted files of a class, those at the first
+    max(1, round(n / 10)) places of NumPy's default_rng((0, label)).permutation(n). So a file that is missing from one class
+    moves none of another.
 
     Args:
         path: the folder `Caltech101` of the class folders, or its parent folder.
@@ -140,13 +140,12 @@ def n_caltech101(path: Path) -> Recordings:
     Raises:
         ValueError: the folder or a class is missing, a name exists twice, or a class has one recording only.
     """
-    train, test = [], []
-    for r, is_test in _tenths(_split(inner(path, "Caltech101"), _CALTECH101, ".bin")):
-        (test if is_test else train).append(r)
+    marked = list(_tenths(_split(inner(path, "Caltech101"), _CALTECH101, ".bin")))
+    train, test = (tuple(r for r, drawn in marked if drawn is part) for part in (False, True))
     return Recordings(
         "n-caltech101",
-        tuple(train),
-        tuple(test),
+        train,
+        test,
         _CALTECH101,
         (180, 240),
         "CC BY 4.0, Orchard et al. 2015",

@@ -155,14 +155,14 @@ def write_folder(path: Path, classes: int = 3, n: int = 4, side: int = 24) -> Pa
 
 
 def write_tiny_imagenet(path: Path, classes: int = 3, n: int = 2, tests: int = 1) -> Path:
-    """Images of 64 x 64 pixels, `n` of each class in train and `tests` in val, whose names are mixed; wnids.txt is not sorted."""
+    """`n` images of each class in train and `tests` in val, whose names are mixed; wnids.txt is in reverse order."""
     folder = path / "tiny-imagenet-200"
     wnids = [f"n{k:08d}" for k in range(classes)]
     for label, wnid in enumerate(wnids):
         inside = folder / "train" / wnid / "images"
         inside.mkdir(parents=True)
         for k in range(n):
-            Image.new("RGB", (64, 64), colour("train", label % 12, k)).save(inside / f"{wnid}_{k}.JPEG", quality=95)
+            Image.new("RGB", (64, 64), colour("train", label, k)).save(inside / f"{wnid}_{k}.JPEG", quality=95)
         inside.with_name(f"{wnid}_boxes.txt").write_text("".join(f"{wnid}_{k}.JPEG\t0\t0\t63\t63\n" for k in range(n)))
     for part in ("val", "test"):
         (folder / part / "images").mkdir(parents=True)
@@ -170,7 +170,7 @@ def write_tiny_imagenet(path: Path, classes: int = 3, n: int = 2, tests: int = 1
     for k in range(tests):
         for label, wnid in enumerate(reversed(wnids)):
             name = f"val_{k * classes + label}.JPEG"
-            image = Image.new("RGB", (64, 64), colour("val", (classes - 1 - label) % 12, k))
+            image = Image.new("RGB", (64, 64), colour("val", classes - 1 - label, k))
             image.save(folder / "val" / "images" / name, quality=95)
             lines.append(f"{name}\t{wnid}\t0\t32\t44\t62\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))

@@ -85,7 +85,7 @@ def cached(
 
 
 def stamp(file: Path) -> tuple[int, int]:
-    """Size in bytes, and time of the last change in nanoseconds: by these a cache knows its sources; -1 if there is no file."""
+    """Size in bytes and time of the last change in nanoseconds, by which a cache knows its sources; -1 without a file."""
     try:
         found = file.stat()
     except OSError:  # a broken link, for instance; reading the file reports it

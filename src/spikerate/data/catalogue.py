@@ -121,7 +121,9 @@ def check(data: Data) -> None:
         (policy,) = augment.policies
         raise ValueError(f"data.augment.{policy} is for colour images, and {data.name} has none: leave it out")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
-        raise ValueError(f"resized_crop and decoded are for image files of any size, and {data.name} has none: leave them alone")
+        raise ValueError(
+            f"resized_crop and decoded are for image files of any size, and {data.name} has none: leave them alone"
+        )
     if data.name == "own" and entry.kind == "events" and data.size is not None:
         raise ValueError(f"data.size is {data.size}, and recordings of your own are read at their size: leave it alone")
     if data.name != "own":

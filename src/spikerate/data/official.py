@@ -40,7 +40,9 @@ def text(file: Path, largest: int = LARGEST_TEXT) -> str:
         with file.open("rb") as opened:
             raw = opened.read(largest + 1)
         if len(raw) > largest:
-            raise ValueError(f"{file} has more than {largest:,} bytes, and no official file so many: unpack the data set again")
+            raise ValueError(
+                f"{file} has more than {largest:,} bytes, and no official file so many: unpack the data set again"
+            )
         return raw.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from error

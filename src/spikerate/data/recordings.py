@@ -29,18 +29,17 @@ _GESTURES = (
     "air guitar",
     "other gestures",
 )
-_CALTECH101 = tuple(
-    """
-    BACKGROUND_Google Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
-    brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
-    cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar
-    elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone
-    hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly
-    menorah metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster
-    saxophone schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry
-    sunflower tick trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang
-    """.split()
-)
+_CALTECH101_NAMES = """
+BACKGROUND_Google Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
+brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
+cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar elephant
+emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog
+helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly menorah
+metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster saxophone
+schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick
+trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang
+"""
+_CALTECH101 = tuple(_CALTECH101_NAMES.split())
 _COLUMNS = "class,startTime_usec,endTime_usec"
 
 
@@ -129,8 +128,8 @@ def n_caltech101(path: Path) -> Recordings:
     """N-Caltech101 (Orchard et al., Frontiers in Neuroscience 2015): 8,709 recordings of up to 240 x 180 pixels, no split.
 
     The 101 classes are all of the distribution, as is usual: 100 of objects, and `BACKGROUND_Google`, pictures of none. (It
-    has no class `Faces`, whose pictures are those of `Faces_easy`.) A tenth of each class is the test set, as in BrainCog, but
-    not the same recordings, since there is no official split: of the n sorted files of a class, those at the first
+    has no class `Faces`, whose pictures are those of `Faces_easy`.) A tenth of each class is the test set, as in BrainCog,
+    but not the same recordings, since there is no official split: of the n sorted files of a class, those at the first
     max(1, round(n / 10)) places of NumPy's default_rng((0, label)).permutation(n). So a file that is missing from one class
     moves none of another.
 
@@ -149,7 +148,7 @@ def n_caltech101(path: Path) -> Recordings:
         _CALTECH101,
         (180, 240),
         "CC BY 4.0, Orchard et al. 2015",
-        split="test samples are a tenth of each class, drawn by NumPy default_rng((0, label)).permutation of its sorted files",
+        split="test samples are a tenth of each class, drawn by NumPy default_rng((0, label)).permutation of its files",
     )
 
 
@@ -262,7 +261,9 @@ def _tenths(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, bool]]
         same = list(group)
         n = len(same)
         if n == 1:
-            raise ValueError(f"{same[0].file.parent} has one recording, and to train and to test takes two: it is incomplete")
+            raise ValueError(
+                f"{same[0].file.parent} has one recording, and to train and to test takes two: it is incomplete"
+            )
         drawn = set(np.random.default_rng((0, label)).permutation(n)[: max(1, round(n / 10))].tolist())
         yield from ((r, k in drawn) for k, r in enumerate(same))
 

@@ -42,7 +42,10 @@ def list_tiny_imagenet(path: Path) -> Listing:
     )
     test = _validation(path / "val", {wnid: label for label, wnid in enumerate(wnids)}, left_out)
     split = "training samples are those of the folder train, test samples are those of the folder val"
-    notes = ("test samples are those of val, since the folder test has no labels", *not_read(path, left_out, SUFFIXES, "images"))
+    notes = (
+        "test samples are those of val, since the folder test has no labels",
+        *not_read(path, left_out, SUFFIXES, "images"),
+    )
     return Listing(train, (), test, classes, split, notes)
 
 
@@ -65,7 +68,9 @@ def _check_folders(path: Path, wnids: tuple[str, ...]) -> None:
     if not set(wnids) <= folders:
         raise ValueError(f"{path / 'train'} has no folder of the class {min(set(wnids) - folders)}: it is incomplete")
     if not folders <= set(wnids):
-        raise ValueError(f"{path / 'train'} has the folder {min(folders - set(wnids))}, which wnids.txt does not list: {_AGAIN}")
+        raise ValueError(
+            f"{path / 'train'} has the folder {min(folders - set(wnids))}, which wnids.txt does not list: {_AGAIN}"
+        )
 
 
 def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,7 +88,9 @@ def _validation(folder: Path, labels: Mapping[str, int], left_out: Counter[str])
     found: dict[str, int] = {}
     for k, (name, wnid, *_) in _rows(table, 6):
         if wnid not in labels:
-            raise ValueError(f"{table} gives {name!r} the class {wnid!r} in line {k}, which wnids.txt does not list: {_AGAIN}")
+            raise ValueError(
+                f"{table} gives {name!r} the class {wnid!r} in line {k}, which wnids.txt does not list: {_AGAIN}"
+            )
         if name in found:
             raise ValueError(f"{table} lists {name!r} twice, again in line {k}: {_AGAIN}")
         found[name] = labels[wnid]

@@ -312,7 +312,8 @@ def _small() -> Iterator[tuple[str, Preset]]:
         ),
     }
     for name, (group, title, run) in runs.items():
-        for method in ("esd", "rate", "bptt", *(["ann"] if name == "cifar10-small" else [])):
+        methods = ("rate", "bptt") if group == OTHER else ("esd", "rate", "bptt")
+        for method in (*methods, *(["ann"] if name == "cifar10-small" else [])):
             figures = _OURS.get(f"{name}-{method}", _OURS_YET.get(group, ""))
             yield f"{name}-{method}", _preset(run, method, group, title, figures)
         if name == "digits":

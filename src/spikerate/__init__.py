@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
-    from spikerate.learnable import PLIF
+    from spikerate.learnable import PLIF, Learnable, ParametricLIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -69,10 +69,12 @@ __all__ = [
     "Dspike",
     "FastSigmoid",
     "FiringRates",
+    "Learnable",
     "Loss",
     "Neuron",
     "NeuronSettings",
     "NotFinite",
+    "ParametricLIF",
     "RateBP",
     "RateCoded",
     "RatePenalty",
@@ -119,7 +121,7 @@ __all__ = [
 _MODULES = {
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
-    "learnable": "PLIF",
+    "learnable": "PLIF Learnable ParametricLIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",

@@ -405,6 +405,45 @@ Layer = Linear | Convolution
 """A layer with weights as a function with a known value."""
 
 
+@dataclass(frozen=True)
+class SampleNorm:
+    """Normalisation over axes of each sample, `y[t] = (x[t] - mean[t]) invstd[t]`, as a function of the rate of x.
+
+    Where x moves by d at every step, y[t] moves by `invstd[t] (d - E[d] - y[t] E[y[t] d])`, where E is the mean over the
+    elements that are normalised together. The mean of this over time is taken with the means of `invstd` and of y, so that
+    what is left out is how they vary together, and at one step nothing is. The deviation of the rate is no measure: it is
+    smaller than that of the steps, since a rate varies less than spikes do.
+
+    Attributes:
+        together: [N, ...] -> [N, ..., n], a view in which the last axis has what is normalised together.
+        eps: added to the variance.
+        centred: whether the mean is subtracted.
+        then: what follows, affine and sample by sample: the weight and the bias.
+    """
+
+    together: Callable[[Tensor], Tensor]
+    eps: float
+    centred: bool
+    then: Callable[[Tensor], Tensor]
+
+    def means(self, train: Tensor) -> tuple[Tensor, Tensor]:
+        """The means over time of y, [B, ...], and of `invstd`, [B, ..., 1], of a train [T, B, ...]."""
+        x = self._less_mean(train.flatten(0, 1))
+        invstd = (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        y, invstd = (z.unflatten(0, train.shape[:2]).mean(0) for z in (x * invstd, invstd))
+        return y.reshape(train.shape[1:]), invstd
+
+    def __call__(self, output: Tensor, rate: Tensor, invstd: Tensor) -> Tensor:
+        """`then` of `output` [B, ...], with the gradient at `rate` [B, ...]."""
+        x, y = self._less_mean(rate), self.together(output)
+        path = ((x - y * (x * y).mean(-1, keepdim=True)) * invstd).reshape(rate.shape)
+        return self.then(output + (path - path.detach()))
+
+    def _less_mean(self, x: Tensor) -> Tensor:
+        x = self.together(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+
 def normalize(
     value: Tensor,
     input: Tensor,

@@ -517,19 +517,52 @@ def _softmax(x: Signal, dim: int | None = None, _stacklevel: int = 3, dtype: tor
     return x.nonlinear(lambda t: torch.softmax(t, axis, dtype))
 
 
-def _of_last_axes(f: Callable[..., Tensor]) -> Callable[..., Signal]:
-    """Layer norm and RMS norm: over the last axes of each sample, at each step alone."""
+def _layer_norm(
+    x: Signal,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Signal:
+    norm = autograd.SampleNorm(_last_axes("layer_norm", x, normalized_shape), eps, True, _scaled(weight, bias))
+    return x.nonlinear(lambda t: F.layer_norm(t, normalized_shape, weight, bias, eps), norm)
 
-    def verb(x: Signal, normalized_shape: Sequence[int], *args: Any, **kwargs: Any) -> Signal:
-        if len(normalized_shape) >= x.dim():
-            raise TypeError(no_rule(f"{f.__name__} over axis 0, which mixes the samples of a batch,"))
-        return x.nonlinear(lambda t: f(t, normalized_shape, *args, **kwargs))
 
-    return verb
+def _rms_norm(x: Signal, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Signal:
+    least = torch.finfo(x.dtype).eps if eps is None else eps  # torch's own
+    norm = autograd.SampleNorm(_last_axes("rms_norm", x, normalized_shape), least, False, _scaled(weight, None))
+    return x.nonlinear(lambda t: F.rms_norm(t, normalized_shape, weight, eps), norm)
 
 
-def _group_norm(x: Signal, *args: Any, **kwargs: Any) -> Signal:
-    return x.nonlinear(lambda t: F.group_norm(t, *args, **kwargs))
+def _last_axes(name: str, x: Signal, normalized_shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """[N, ...] -> [N, ..., n], with the axes of a normalisation as one."""
+    if len(normalized_shape) >= x.dim():
+        raise TypeError(no_rule(f"{name} over axis 0, which mixes the samples of a batch,"))
+    return lambda t: t.flatten(-len(normalized_shape))
+
+
+def _scaled(weight: Tensor | None, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Multiplication by a weight, and addition of a bias."""
+
+    def then(t: Tensor) -> Tensor:
+        t = t if weight is None else t * weight
+        return t if bias is None else t + bias
+
+    return then
+
+
+def _group_norm(
+    x: Signal, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Signal:
+    norm = _of_groups(x, num_groups, weight, bias, eps)
+    return x.nonlinear(lambda t: F.group_norm(t, num_groups, weight, bias, eps), norm)
+
+
+def _of_groups(x: Signal, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> autograd.SampleNorm:
+    """The normalisation of groups of channels."""
+    channel = (-1, *[1] * (x.dim() - 2))
+    then = _scaled(*(None if p is None else p.view(channel) for p in (weight, bias)))
+    return autograd.SampleNorm(lambda t: t.reshape(len(t), groups, -1), eps, True, then)
 
 
 def _instance_norm(
@@ -542,9 +575,10 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Signal:
-    if running_mean is not None or running_var is not None:
+    if running_mean is not None or running_var is not None or not use_input_stats:
         raise TypeError(no_rule("instance_norm with running statistics"))
-    return x.nonlinear(lambda t: F.instance_norm(t, None, None, weight, bias, use_input_stats, momentum, eps))
+    norm = _of_groups(x, x.shape[1], weight, bias, eps)
+    return x.nonlinear(lambda t: F.instance_norm(t, None, None, weight, bias, True, momentum, eps), norm)
 
 
 def _pad(x: Signal, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Signal:
@@ -662,8 +696,8 @@ VERBS |= {
     F.adaptive_max_pool2d: _max_pool(F.adaptive_max_pool2d, 2),
     F.adaptive_max_pool3d: _max_pool(F.adaptive_max_pool3d, 3),
     F.batch_norm: _batch_norm,
-    F.layer_norm: _of_last_axes(F.layer_norm),
-    F.rms_norm: _of_last_axes(F.rms_norm),
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     F.softmax: _softmax,

@@ -218,7 +218,7 @@ class Recomputed(Stepwise):
 
         return self._through(layer, *others, weighted=at_rate is not None)
 
-    def nonlinear(self, f: PerStep) -> Recomputed:
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> Recomputed:
         return replace(self, train=mapped(f, (self,))) if self.constant else self._through(lambda x: per_step(f, x))
 
     def normalize(self, norm: Normalization) -> Recomputed:

@@ -78,7 +78,7 @@ class Recurrent(nn.Module, Feedback):
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each [T, B, ...]; the neurons' state and their last spikes [B, ...]."""
-        if isinstance(self.neuron, Learns):
+        if isinstance(self.neuron, Learns) and self.neuron.learned:
             raise TypeError(
                 f"Recurrent has {type(self.neuron).__name__} as its neuron, whose parameter would get no gradient under "
                 "SLTT and OTTT: use BPTT, or LIF"

@@ -95,25 +95,28 @@ class Memory(Protocol):
 State = tuple[Any, ...]
 """The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
 
+Moved = tuple[Tensor, dict[str, Any], Any, dict[str, Any]]
+"""What `Learns.trace` leaves, each [B, ...]: the membrane, its derivative by each name; the summed spikes, and theirs.
+
+The names are those of what is learned, and "current" for a current that grows by the same at every step.
+"""
+
 
 class Learns(ABC):
-    """A layer of neurons that has a parameter which is learned, one for all of them."""
+    """A layer of neurons that has values which are learned."""
 
     @property
     @abstractmethod
-    def learned(self) -> Tensor:
-        """The parameter, a scalar. In the state that `trace` leaves, what it moves stands before the last two sums:
-
-        the sum over all steps of d(spike)/d(parameter), [B, ...].
-        """
+    def learned(self) -> dict[str, Tensor]:
+        """Name -> the value, with the gradient of its parameter; it goes with a sample [...] by broadcasting."""
 
     @abstractmethod
     def at_once(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes [T, B, ...] with a graph in which the state before each step is a constant, and the state: SLTT, OTTT."""
 
     @abstractmethod
-    def trace(self, inputs: Tensor, state: Any) -> tuple[Tensor, State]:
-        """As `Neuron.trace`, with one more sum."""
+    def trace(self, inputs: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
+        """As `Neuron.trace`, with what each value moves."""
 
 
 class Tape:
@@ -247,10 +250,10 @@ def _other_layers(found: str) -> str:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two descriptions are of the same layer. Tensors that are computed anew in each chunk count as the same."""
+    """Whether two descriptions are of the same layer. Tensors that are computed anew in each chunk must be equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         computed = a.shape == b.shape and not isinstance(a, nn.Parameter) and not isinstance(b, nn.Parameter)
-        return a is b or (computed and (a.is_floating_point() or torch.equal(a, b)))  # indices are compared
+        return a is b or (computed and _equal(a, b))
     if isinstance(a, FunctionType) and isinstance(b, FunctionType):
         # The compiler can't look into functions; but what it traces as one graph has no random choice that could differ.
         return torch.compiler.is_compiling() or (a.__code__ is b.__code__ and _alike(_enclosed(a), _enclosed(b)))
@@ -259,6 +262,14 @@ def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a)
     return type(a) is type(b) and bool(a == b)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        # A program has no branch for what a tensor turns out to be, but it can end there.
+        torch._assert_async((a == b).all(), _other_layers("a tensor beside a signal has other values"))
+        return True
+    return torch.equal(a, b)
 
 
 def _enclosed(f: FunctionType) -> tuple[Any, ...]:
@@ -350,8 +361,13 @@ class Signal(ABC):
         """
 
     @abstractmethod
-    def nonlinear(self, f: PerStep) -> Signal:
-        """Apply a function [N, ...] -> [N, ...] to each step; it does not commute with the mean over time."""
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> Signal:
+        """Apply a function [N, ...] -> [N, ...] to each step; it does not commute with the mean over time.
+
+        Args:
+            f: sample by sample.
+            at_rate: if `f` divides by a statistic of each sample at each step. Default: the gradient is that of `f(rate)`.
+        """
 
     @abstractmethod
     def normalize(self, norm: Normalization) -> Signal:
@@ -544,7 +560,7 @@ class Stepwise(Signal):
     def product(self, f: PerStep, other: Signal, at_rate: autograd.Product | None = None) -> Signal:
         return self.affine(f, other)  # where each step has its own gradient, it needs not commute with the mean
 
-    def nonlinear(self: _Own, f: PerStep) -> _Own:
+    def nonlinear(self: _Own, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> _Own:
         return replace(self, train=mapped(f, (self,)))
 
     def normalize(self: _Own, norm: Normalization) -> _Own:
@@ -708,12 +724,17 @@ class RateCoded(Signal):
         average = anchor(value, f(a, b)) if at_rate is None else at_rate(value, a, b)
         return self._after(average, train, valued, constant)
 
-    def nonlinear(self, f: PerStep) -> RateCoded:
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> RateCoded:
         self.tape.meet("a nonlinear layer", f, self.number)
         with torch.no_grad():
             train = mapped(f, (self,))
-        value, valued = self._value(train, self.constant)
-        average = anchor(value, f(self._with_value()))
+        if at_rate is None:
+            value, valued = self._value(train, self.constant)
+            average = anchor(value, f(self._with_value()))
+        else:
+            with torch.no_grad():
+                output, invstd = (self.tape.mean(mean, self.T) for mean in at_rate.means(self.train))
+            average, valued = at_rate(output, self._with_value(), invstd).to(train.dtype), True
         return self._after(average, train, valued, self.constant)
 
     def normalize(self, norm: Normalization) -> RateCoded:
@@ -764,15 +785,18 @@ class RateCoded(Signal):
         with torch.no_grad():
             before = self.tape.resume(neuron, self.train)
             if isinstance(before, Tensor):  # the membrane of the call before, which nothing has moved yet
-                before = (before, *[0.0] * 5)
+                before = (before, {}, 0.0, {})
             spikes, state = neuron.trace(self.expanded(), before)
-            self.tape.leave(neuron, state[0] if self.tape.last else state)
+            membrane, _, count, sums = state
+            self.tape.leave(neuron, membrane if self.tape.last else state)
             if not self.tape.last:
                 nothing = _nothing(spikes)
                 return self._after(autograd.scale(nothing, self.average, nothing), spikes, True, False)
-            value, gain, moved = (state[k].to(spikes.dtype) / self.tape.T for k in (-2, -1, -3))
-        parameter = neuron.learned
-        average = autograd.scale(value, self.average, gain) + moved * (parameter - parameter.detach()).to(moved.dtype)
+            value = (count / self.tape.T).to(spikes.dtype)
+            gains = {name: (moved / self.tape.T).to(spikes.dtype) for name, moved in sums.items()}
+        average = autograd.scale(value, self.average, gains["current"])
+        for name, learned in neuron.learned.items():
+            average = average + gains[name] * (learned - learned.detach()).to(spikes.dtype)
         return self._after(average, spikes, True, False)
 
     def _after(

@@ -42,6 +42,24 @@ def over_steps(network: nn.Module, x: Tensor) -> Tensor:
     return functional.multi_step_forward(x, network)
 
 
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("v_reset", [None, 0.2])
+def test_a_parametric_node_becomes_one_with_the_same_spikes_and_gradient_of_its_parameter(
+    decay_input: bool, v_reset: float | None
+) -> None:
+    torch.manual_seed(5)
+    their = jelly()
+    node = their.neuron.ParametricLIFNode(1.7, decay_input, 0.9, v_reset, their.surrogate.Sigmoid(4.0), True).double()
+    ours = from_spikingjelly(node).double()
+    assert_same_neuron(ours, node)
+    x, weight = 2 * torch.randn(T, 3, 40, dtype=torch.double), torch.randn(T, 3, 40, dtype=torch.double)
+    if decay_input or v_reset:
+        return  # there the parameter scales the input too, or potentials are relative to the reset
+    (wanted,) = torch.autograd.grad((over_steps(node, x) * weight).sum(), node.w)
+    (found,) = torch.autograd.grad((BPTT()(ours, x).steps * weight).sum(), ours.w_decay)
+    torch.testing.assert_close(found, -wanted)
+
+
 def with_gradient(run: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     y = run(x)
@@ -223,8 +241,8 @@ def test_layers_of_theirs_that_a_signal_can_not_go_through_are_named() -> None:
     ("make", "words"),
     [
         (
-            lambda their: their.neuron.ParametricLIFNode(),
-            "^8 is a ParametricLIFNode of SpikingJelly, which has no counterpart",
+            lambda their: their.neuron.QIFNode(),
+            "^8 is a QIFNode of SpikingJelly, which has no counterpart",
         ),
         (lambda their: their.neuron.NonSpikingLIFNode(), "^8 is a NonSpikingLIFNode of SpikingJelly"),
         (lambda their: nn.Sequential(their.layer.SynapseFilter(2.0)), r"^8\.0 is a SynapseFilter of SpikingJelly"),

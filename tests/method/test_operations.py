@@ -75,6 +75,7 @@ LAYERS["attention"] = lambda: Functional(lambda x: F.scaled_dot_product_attentio
 LAYERS["attention, scaled"] = lambda: Functional(lambda x: F.scaled_dot_product_attention(x, x, x, scale=0.1))
 COMPOSED = {"attention", "attention, scaled", "gates"}
 """What follows a nonlinear operation or a product sees the mean of its values, and not its value at the mean."""
+NORMS = {name for name in LAYERS if name.split(" of ")[0].endswith(" norm")}
 
 
 def around(layer: nn.Module) -> nn.Sequential:
@@ -115,7 +116,7 @@ def test_gradients_are_bptts_at_one_step_under_every_rule(name: str) -> None:
             torch.testing.assert_close(found[key], g, msg=lambda m, key=key, rule=rule: f"{rule}, {key}: {m}")
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in NORMS])  # see test_sample_norms
 def test_over_time_the_gradient_is_that_of_the_operation_at_the_rate(name: str) -> None:
     """RateBP, whole and in chunks: of the input's rate, and of the parameters."""
     torch.manual_seed(2)
@@ -189,3 +190,31 @@ def test_the_gate_of_squeeze_and_excitation_stays_a_gate() -> None:
     x = images(3)
     steps = BPTT()(snn, x).steps
     assert 0 < float(steps.detach().max()) < 1
+
+
+class Depth(nn.Module):
+    """Stochastic depth as other libraries have it: samples lose a branch at random."""
+
+    def forward(self, x: Any) -> Any:
+        return x * torch.empty(len(x), 1, 1, 1).bernoulli_(0.5)
+
+
+def test_a_random_tensor_beside_a_signal_is_one_of_the_whole_forward_pass_or_refused() -> None:
+    x = torch.rand(4, 64, 2, 3, 3)
+    whole = RateBP()(Depth(), x)
+    torch.testing.assert_close(whole.rate, whole.steps.mean(0))
+    for network in (Depth(), nn.Sequential(Depth(), nn.Conv2d(2, 2, 1))):
+        with pytest.raises(ValueError, match="make random choices once per forward pass, or use chunk=None"):
+            RateBP(chunk=2)(network, x)
+
+
+def test_a_random_weight_is_refused_in_chunks_in_a_program_too() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return F.conv2d(x, torch.rand(3, 2, 1, 1))
+
+    x, compiled = torch.rand(4, 2, 2, 3, 3), torch.compile(Noisy(), backend="aot_eager")
+    RateBP()(compiled, x)
+    for network in (Noisy(), compiled):
+        with pytest.raises((ValueError, RuntimeError), match="make random choices once per forward pass"):
+            RateBP(chunk=2)(network, x)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from spikerate.learnable import PLIF
+from spikerate.learnable import PLIF, ParametricLIF
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.graph import layer_graph
 from spikerate.models.staged import on_meta
@@ -370,13 +370,21 @@ def _neuron(layer: LIF, before: Shape, dt: float) -> nir.NIRNode:
             "NIR resets the membrane to a value, and this neuron subtracts its threshold (soft reset): train with "
             "--neuron.v-reset 0, as the preset digits-esd-hard does"
         )
-    threshold = np.full(before, np.nextafter(np.float32(layer.threshold), np.float32(-np.inf)))
-    reset = np.full(before, np.float32(layer.v_reset))
-    if layer.decay == 1:
+    threshold = np.nextafter(_of_each(layer.threshold, before).astype(np.float32), np.float32(-np.inf))
+    reset = _of_each(layer.v_reset, before).astype(np.float32)
+    decay = _of_each(layer.decay, before)
+    if (decay == 1).all():
         return nir.IF(np.ones(before), threshold, reset)
-    # In float64: decay = 1 - dt / tau loses digits.
-    tau = np.full(before, dt / (1 - float(layer.decay)))
+    if (decay == 1).any():
+        raise ValueError("some of its neurons leak and others do not, for which NIR has two kinds: give each a layer")
+    tau = dt / (1 - decay)  # in float64: decay = 1 - dt / tau loses digits
     return nir.LIF(tau, tau / dt, np.zeros(before), threshold, reset)
+
+
+def _of_each(value: Any, before: Shape) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A value of the neurons for each of them."""
+    values = value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.float64(value)
+    return np.broadcast_to(values, before).copy()
 
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -390,6 +398,7 @@ _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
     nn.Flatten: _flatten,
     LIF: _neuron,
     PLIF: _neuron,
+    ParametricLIF: _neuron,
 }
 """Type of a layer -> (layer, shape [...] of its input without B, time step) -> NIR node."""
 

@@ -6,9 +6,11 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spikerate.integer import ILIF
+from spikerate.learnable import PLIF
 from spikerate.models import body_of, check_layers
 from spikerate.neuron import IF, LIF, Rectifier
 from spikerate.signal import Feedback
@@ -40,24 +42,32 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
                 f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"
             )
         if isinstance(module, LIF):
-            if module.v_reset:
+            values = [v.detach() if isinstance(v, Tensor) else v for v in (module.decay, module.threshold, module.v_reset)]
+            if any(isinstance(value, Tensor) and value.numel() > 1 for value in values):
                 raise ValueError(
-                    f"{_at(path)} is reset to {module.v_reset:g} and leaks to 0, which no neuron of SpikingJelly does: "
-                    "its LIFNode leaks to v_reset, so train with v_reset=0, or None for the soft reset"
+                    f"{_at(path)} has values for each channel or neuron, and nodes of SpikingJelly have one for a layer: "
+                    "give numbers, or one learned value a layer"
                 )
-            reset = None if module.v_reset is None else 0.0
-            rest = (float(module.threshold), reset, _surrogate_there(module.surrogate), module.detach_reset)
-            decay = float(module.decay)
+            decay, threshold, v_reset = (None if value is None else float(value) for value in values)
+            assert decay is not None and threshold is not None
+            if v_reset:
+                raise ValueError(
+                    f"{_at(path)} is reset to {v_reset:g} and leaks to 0, which no neuron of SpikingJelly "
+                    "does: its LIFNode leaks to v_reset, so train with v_reset=0, or None for the soft reset"
+                )
+            reset = None if v_reset is None else 0.0
+            rest = (threshold, reset, _surrogate_there(module.surrogate), module.detach_reset)
             replaced[id(module)] = neuron.LIFNode(1 / (1 - decay), False, *rest) if decay < 1 else neuron.IFNode(*rest)
     return copy.deepcopy(body, replaced)
 
 
 def from_spikingjelly(network: nn.Module) -> nn.Module:
-    """A copy of a network of SpikingJelly 2 with `LIF` neurons that fire like its `LIFNode` and `IFNode`.
+    """A copy of a network of SpikingJelly 2 with neurons that fire like its `LIFNode`, `IFNode` and `ParametricLIFNode`.
 
     With `decay_input=True` the membrane potential is 1 / tau of that of a `LIF`, so threshold and surrogate become tau times
-    as wide. With a hard reset, potentials are relative to `v_reset`, the resting potential. Multi-step containers become
-    `nn.Sequential`; other layers of SpikingJelly stay, in single-step mode, since a `Signal` hides the time axis.
+    as wide; where the decay is learned, tau is that of now. With a hard reset, potentials are relative to `v_reset`, the
+    resting potential. Multi-step containers become `nn.Sequential`; other layers of SpikingJelly stay, in single-step mode,
+    since a `Signal` hides the time axis.
 
     Raises:
         ValueError: a layer has no counterpart here; the message names it.
@@ -68,7 +78,7 @@ def from_spikingjelly(network: nn.Module) -> nn.Module:
 
     replaced: dict[int, Any] = {}
     for path, module in reversed(list(network.named_modules())):  # children before the container that holds them
-        if type(module) in (neuron.LIFNode, neuron.IFNode):
+        if type(module) in (neuron.LIFNode, neuron.IFNode, neuron.ParametricLIFNode):
             replaced[id(module)] = _neuron_here(path, module)
         elif type(module) in (layer.Dropout, layer.Dropout2d):
             like = nn.Dropout if type(module) is layer.Dropout else nn.Dropout2d
@@ -79,7 +89,7 @@ def from_spikingjelly(network: nn.Module) -> nn.Module:
         elif isinstance(module, base.MemoryModule | base.MultiStepModule):
             raise ValueError(
                 f"{_at(path)} is a {type(module).__name__} of SpikingJelly, which has no counterpart here: "
-                "LIFNode, IFNode, Dropout and layers without memory have one"
+                "LIFNode, IFNode, ParametricLIFNode, Dropout and layers without memory have one"
             )
     made: nn.Module = copy.deepcopy(network, replaced)
     for module in made.modules():
@@ -101,17 +111,23 @@ class Spike(nn.Module):
 
 
 def _neuron_here(path: str, node: Any) -> LIF:
-    """The `LIF` that fires like a `LIFNode` or `IFNode`."""
+    """The neuron that fires like a `LIFNode`, `IFNode` or `ParametricLIFNode`."""
     from spikingjelly.activation_based import neuron
 
-    leaky = isinstance(node, neuron.LIFNode)
-    widened = node.tau if leaky and node.decay_input else 1.0
+    learned = isinstance(node, neuron.ParametricLIFNode)
+    leaky = learned or isinstance(node, neuron.LIFNode)
+    tau = 1 / float(torch.sigmoid(node.w.detach())) if learned else node.tau if leaky else 1.0
+    widened = tau if leaky and node.decay_input else 1.0
     surrogate = _surrogate_here(path, node.surrogate_function, widened)
     hard = node.v_reset is not None
     threshold = widened * (node.v_threshold - (node.v_reset if hard else 0.0))
     try:
+        if learned:
+            made = PLIF(1 - 1 / tau, threshold, 0.0 if hard else None, node.detach_reset, surrogate)
+            made.w_decay = nn.Parameter(-node.w.detach())  # theirs is 1 - sigmoid(w)
+            return made
         if leaky:
-            return LIF(None, node.tau, threshold, 0.0 if hard else None, node.detach_reset, surrogate)
+            return LIF(None, tau, threshold, 0.0 if hard else None, node.detach_reset, surrogate)
         return IF(threshold, 0.0 if hard else None, node.detach_reset, surrogate)
     except ValueError as error:
         raise ValueError(f"{_at(path)} can't be converted: {error}") from error

@@ -42,7 +42,7 @@ class _Binary(Unrolled):
         assert isinstance(other, _Binary)
         return replace(self, train=_spread(per_step(f, self._collected(), other._collected()), self.levels), spikes=False)
 
-    def nonlinear(self, f: PerStep) -> _Binary:
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> _Binary:
         if self.spikes:
             return replace(self, train=per_step(f, self.train))
         return replace(self, train=_spread(per_step(f, self._collected()), self.levels))

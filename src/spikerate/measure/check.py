@@ -250,8 +250,8 @@ class Recorded(Around):
         self._probe(where, f, self, other, fault=_is_no_product)
         return y
 
-    def nonlinear(self, f: PerStep) -> Recorded:
-        y, macs = _counted(partial(super().nonlinear, f))
+    def nonlinear(self, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> Recorded:
+        y, macs = _counted(partial(super().nonlinear, f, at_rate))
         where = self.log.note(_name(f), "nonlinear", self.constant or self.T == 1, y, macs)
         self._probe(where, f, self)
         return y

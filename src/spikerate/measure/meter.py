@@ -186,8 +186,8 @@ class Around(Signal):
         inside = other.inner if isinstance(other, Around) else other
         return self._around(self.inner.product(f, inside, at_rate))
 
-    def nonlinear(self: _Own, f: PerStep) -> _Own:
-        return self._around(self.inner.nonlinear(f))
+    def nonlinear(self: _Own, f: PerStep, at_rate: autograd.SampleNorm | None = None) -> _Own:
+        return self._around(self.inner.nonlinear(f, at_rate))
 
     def normalize(self: _Own, norm: Normalization) -> _Own:
         return self._around(self.inner.normalize(norm))

@@ -18,7 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.integer import ILIF
-from spikerate.learnable import PLIF
+from spikerate.learnable import Learnable, ParametricLIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
@@ -72,14 +72,26 @@ class Neuron(NeuronSettings):
 
 @dataclass(frozen=True)
 class LearningNeuron(Neuron):
-    """The neuron of all layers, with a decay that each layer learns."""
+    """The neuron of all layers, with a decay, and perhaps a threshold and a reset, that each layer learns."""
 
     decay: float = 0.5
     """decay at the start, between 0 and 1"""
+    learn_threshold: bool = added(False)
+    """learn the threshold, too; it begins at `threshold`"""
+    learn_reset: bool = added(False)
+    """learn the value that a hard reset resets to, too; it begins at `v_reset`"""
 
-    def build(self) -> PLIF:
-        """A new layer of such neurons."""
-        return PLIF(self.decay, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
+    def build(self) -> ParametricLIF:
+        """A new layer of such neurons.
+
+        Raises:
+            ValueError: a value is out of its range, or the reset is to be learned and is soft.
+        """
+        if self.learn_reset and self.v_reset is None:
+            raise ValueError("neuron.learn_reset is for a hard reset: give neuron.v_reset, the value that it begins at, too")
+        threshold = Learnable(self.threshold) if self.learn_threshold else self.threshold
+        v_reset = Learnable(self.v_reset) if self.learn_reset and self.v_reset is not None else self.v_reset
+        return ParametricLIF(Learnable(self.decay), threshold, v_reset, self.detach_reset, self.surrogate)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def check_plain(name: str, value: object) -> None:
     """Raise `ValueError` unless value is a plain number. A tensor or a parameter would get no gradient under most rules."""
     if not isinstance(value, numbers.Real):
         raise ValueError(
-            f"{name} is a {type(value).__name__}: give a plain number, as float(value); numbers of neurons and losses "
-            "can't be learned, and are the same for a whole layer"
+            f"{name} is a {type(value).__name__}: give a plain number, as float(value), which is not learned and the "
+            "same for a whole layer; a neuron whose values are tensors or learned is ParametricLIF"
         )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from spikerate import LIF, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Triangular
+from spikerate import ALIF, LIF, ATan, Dspike, FastSigmoid, Readout, Rectangular, Sigmoid, StepNeuron, Synaptic, Triangular
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikerate"
@@ -48,6 +49,49 @@ def neuron() -> Figure:
     rates.set(xlabel="input at each step", ylim=(0, 1.5), title=f"decay {lif.decay}, T = {T}")
     rates.legend(frameon=False, loc="upper left", fontsize="small")
     return figure
+
+
+def kinds() -> Figure:
+    """Neurons of several states over 40 steps: after pulses of input, and under a constant one."""
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    synaptic, adaptive, readout = figure.subplots(1, 3)
+    T, time = 40, range(1, 41)
+    pulses, constant = torch.zeros(T, 1), torch.full((T, 1), 1.0)
+    pulses[4::12] = 1.0
+    pulses[[17, 18]] = 1.0
+
+    u, i = held(Synaptic(decay=0.8, alpha=0.8, threshold=99.0), pulses)
+    synaptic.plot(time, i, color=GREY, lw=1, label="current i[t]")
+    synaptic.plot(time, u, color=BLUE, lw=1.2, label="membrane u[t]")
+    synaptic.set(title="Synaptic, pulses of input")
+
+    alif = ALIF(decay=0.8, beta=0.4, rho=0.95)
+    u, a = held(alif, constant)
+    fired = [t for t in range(T) if alif.spikes(constant)[t]]
+    raised = alif.threshold + alif.beta * a
+    adaptive.plot(time, u, color=BLUE, lw=1, label="membrane u[t]")
+    adaptive.plot(time, raised, color=GREY, lw=1, label="threshold")
+    adaptive.plot([t + 1 for t in fired], raised[fired], color=RED, marker="o", ms=3, ls="", label="spike")
+    adaptive.set(title="ALIF, constant input")
+
+    v, most, _ = held(Readout(decay=0.9, output="max"), pulses)
+    readout.plot(time, v, color=BLUE, lw=1.2, label="membrane v[t]")
+    readout.plot(time, most, color=RED, lw=1, ls="--", label="maximum")
+    readout.plot(time, v.cumsum(0) / torch.arange(1, T + 1), color=GREY, lw=1, label="mean")
+    readout.set(title="Readout, pulses of input")
+    for axes in (synaptic, adaptive, readout):
+        axes.set(xlabel="time step", ylim=(axes.get_ylim()[0], 1.5 * axes.get_ylim()[1]))
+        axes.legend(frameon=False, loc="upper left", fontsize="x-small", ncols=2)
+    return figure
+
+
+def held(neuron: StepNeuron, inputs: Tensor) -> list[Tensor]:
+    """Each state [T] of a single neuron after each step of its input [T, 1]."""
+    state, states = None, []
+    for current in inputs:
+        _, state = neuron.step(current, state)
+        states.append(torch.cat(state))
+    return list(torch.stack(states).unbind(1))
 
 
 def surrogates() -> Figure:
@@ -114,7 +158,7 @@ def draw(folder: Path) -> None:
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="spikerate", fonttype="none")
         matplotlib.rc("axes.spines", top=False, right=False)
-        for picture in (neuron, surrogates, house):
+        for picture in (neuron, kinds, surrogates, house):
             picture().savefig(folder / f"{picture.__name__}.svg", metadata={"Date": None})
 
 

@@ -60,7 +60,7 @@ def test_the_pictures_are_those_that_the_code_draws(tmp_path: Path) -> None:
         pytest.skip("another matplotlib draws other files")
     runpy.run_path(str(DOCS / "pictures.py"))["draw"](tmp_path)
     drawn = sorted(tmp_path.iterdir())
-    assert len(drawn) == 3
+    assert len(drawn) == 4
     number = re.compile(r"-?\d+\.\d+")
     for picture in drawn:
         here, again = (DOCS / picture.name).read_text(), picture.read_text()

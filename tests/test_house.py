@@ -22,7 +22,7 @@ FLOORS = [
     {"data", "autograd", "fused", "losses"},
     {"surrogate", "signal", "targets"},
     {"neuron", "operations", "recompute", "recurrent", "stream"},
-    {"integer", "learnable"},
+    {"adaptive", "integer", "learnable", "readout", "synaptic"},
     {"rules"},
     {"models", "measure"},
     {"gradients"},

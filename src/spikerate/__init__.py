@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spikerate.adaptive import ALIF
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
     from spikerate.learnable import PLIF, Learnable, ParametricLIF
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
         airbench,
         deepconv_branches,
         macs,
+        max_resnet18,
+        ms_resnet18,
+        ms_resnet34,
         preact_resnet18,
         preact_resnet34,
         qkformer,
@@ -44,13 +48,16 @@ if TYPE_CHECKING:
     )
     from spikerate.neuron import IF, LIF, NeuronSettings, StepNeuron
     from spikerate.operations import operation
+    from spikerate.readout import Readout
     from spikerate.recurrent import Recurrent
     from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
     from spikerate.runs.trained import load
     from spikerate.signal import Neuron, RateCoded, Signal, Spatial, Traced, Unrolled
     from spikerate.surrogate import AdaptiveDspike, ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
+    from spikerate.synaptic import Synaptic
 
 __all__ = [
+    "ALIF",
     "BPTT",
     "IF",
     "ILIF",
@@ -78,6 +85,7 @@ __all__ = [
     "RateBP",
     "RateCoded",
     "RatePenalty",
+    "Readout",
     "Rectangular",
     "Recurrent",
     "Rule",
@@ -89,6 +97,7 @@ __all__ = [
     "Staged",
     "StepNeuron",
     "Surrogate",
+    "Synaptic",
     "Traced",
     "Triangular",
     "Unrolled",
@@ -98,6 +107,9 @@ __all__ = [
     "deepconv_branches",
     "load",
     "macs",
+    "max_resnet18",
+    "ms_resnet18",
+    "ms_resnet34",
     "operation",
     "preact_resnet18",
     "preact_resnet34",
@@ -119,6 +131,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "adaptive": "ALIF",
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
     "learnable": "PLIF Learnable ParametricLIF",
@@ -128,17 +141,19 @@ _MODULES = {
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged airbench deepconv_branches macs preact_resnet18 preact_resnet34 qkformer resnet18 "
-        "resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 "
-        "vggsnn"
+        "Branched DeepConv Staged airbench deepconv_branches macs max_resnet18 ms_resnet18 ms_resnet34 preact_resnet18 "
+        "preact_resnet34 qkformer resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer "
+        "spikformer spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",
+    "readout": "Readout",
     "recurrent": "Recurrent",
     "rules": "BPTT OTTT SLTT RateBP Rule",
     "runs.trained": "load",
     "signal": "Neuron RateCoded Signal Spatial Traced Unrolled",
     "surrogate": "AdaptiveDspike ATan Dspike FastSigmoid Rectangular Sigmoid Surrogate Triangular",
+    "synaptic": "Synaptic",
 }
 """Where each name is at home, as the imports above say for those who check types."""
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from spikerate.signal import State
 from spikerate.surrogate import Sigmoid, Surrogate
@@ -63,30 +64,31 @@ class LIF(nn.Module):
         surrogate: Surrogate = Sigmoid(),
     ) -> None:
         super().__init__()
+        own = type(self).__name__
         for name, value in {"decay": decay, "tau": tau, "threshold": threshold, "v_reset": v_reset}.items():
             if value is not None or name == "threshold":
-                check_plain(f"LIF.{name}", value)
+                check_plain(f"{own}.{name}", value)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
-                f"LIF.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
+                f"{own}.surrogate is {surrogate!r}: give a surrogate such as Sigmoid(), or a Surrogate of your own"
             )
         if isinstance(surrogate, nn.Module) and any(True for _ in surrogate.parameters()):
             raise ValueError(
-                f"LIF.surrogate is {type(surrogate).__name__} with learnable parameters, which would get no gradient: "
+                f"{own}.surrogate is {type(surrogate).__name__} with learnable parameters, which would get no gradient: "
                 "give it plain numbers or buffers"
             )
         if decay is not None and tau is not None:
-            raise ValueError(f"LIF got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
+            raise ValueError(f"{own} got decay={decay} and tau={tau}: give one of them, decay = 1 - 1 / tau")
         if tau is not None and not (tau > 1 and math.isfinite(tau)):
-            raise ValueError(f"LIF.tau is {tau}: give a finite number of steps above 1, or decay=1 for no leak")
+            raise ValueError(f"{own}.tau is {tau}: give a finite number of steps above 1, or decay=1 for no leak")
         self.decay = 1 - 1 / tau if tau is not None else 0.2 if decay is None else decay
         if not 0 < self.decay <= 1:
-            raise ValueError(f"LIF.decay is {decay}: give a number in (0, 1]")
-        check_positive("LIF.threshold", threshold)
+            raise ValueError(f"{own}.decay is {decay}: give a number in (0, 1]")
+        check_positive(f"{own}.threshold", threshold)
         if v_reset is not None:
-            check_number("LIF.v_reset", v_reset)
+            check_number(f"{own}.v_reset", v_reset)
         if v_reset is not None and v_reset >= threshold:
-            raise ValueError(f"LIF.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
+            raise ValueError(f"{own}.v_reset is {v_reset}: give None (soft reset) or a number below threshold={threshold}")
         self.threshold = threshold
         self.v_reset = v_reset
         self.detach_reset = detach_reset
@@ -94,7 +96,7 @@ class LIF(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Raise `ValueError`, since a parameter that is set as an attribute later would get no gradient either."""
-        check_plain(f"LIF.{name}", param)
+        check_plain(f"{type(self).__name__}.{name}", param)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -267,8 +269,15 @@ class NeuronSettings(ABC):
 class StepNeuron(nn.Module, ABC):
     """A layer of neurons that is written as one time step; what the rules ask for follows from that by autograd.
 
-    Neurons must not depend on each other, and have no parameters that are learned. It costs more than `LIF`, which has its
-    equations by hand, and is not for `torch.compile`.
+    Neurons may have several states, as a membrane and a synaptic current. For steps s[t], z[t] = f(I[t], z[t-1]) of spikes s
+    and states z, z[0] given, the gain of the rate is the mean over the steps of d s[t] / d c, for a current c that is added
+    at every step:
+
+        d s[t] / d c = (ds/dI)[t] + sum_k (ds/dz_k)[t] d z_k[t-1] / d c,   and so for z[t],   d z[0] / d c = 0
+
+    Neurons must not depend on each other, and have no parameters that are learned. States are computed in float32 or wider,
+    spikes have the type of the input. It costs more than `LIF`, which has its equations by hand, and is compiled under
+    `BPTT` only.
     """
 
     elementwise: ClassVar[bool] = False
@@ -278,18 +287,23 @@ class StepNeuron(nn.Module, ABC):
         check_plain(f"{type(self).__name__}.{name}", param)
 
     @abstractmethod
-    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step, of operations that autograd knows; the spike by `Surrogate.spike`, which has a slope.
 
         Args:
-            current: input [B, ...].
-            state: [B, ...], that of the step before; None at the start.
+            current: input [B, ...], in float32 or wider.
+            state: that of the step before, [B, ...] or a tuple of such; None at the start.
 
         Returns:
-            spikes and state [B, ...].
+            spikes [B, ...], and the state.
         """
 
     def forward(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            raise TypeError(
+                f"{type(self).__name__} got a plain tensor, which has no time axis: call the network by a rule, "
+                "BPTT()(network, x)"
+            )
         return x.fire(self)
 
     @torch.no_grad()
@@ -297,44 +311,66 @@ class StepNeuron(nn.Module, ABC):
         """Spikes [T, B, ...] without a graph, of the input currents [T, B, ...] from the start."""
         return self.unroll(inputs, None)[0]
 
-    def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes [T, B, ...] with the gradient through every step, and the state after the last one."""
         spikes = []
-        for current in inputs.unbind(0):
+        for current in _wide(inputs).unbind(0):
             s, state = self.step(current, state)
-            spikes.append(s)
+            spikes.append(s.to(inputs.dtype))
         return _stack(spikes), state
 
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Spikes without a graph, and (state, its derivative, summed spikes, theirs), by the current of all steps."""
-        u, moved, count, total = state or (None, None, 0, 0)
+        """Spikes without a graph, and (state, its derivatives, summed spikes, theirs), by the current of all steps."""
+        self._check_not_compiled()
+        before, moved, count, total = state or (None, (), 0, 0)
+        known, form = pytree.tree_flatten(before)
+        moved = moved if isinstance(moved, tuple) else (moved,) * len(known)
         with torch.enable_grad():
-            more = torch.zeros_like(inputs[0]).requires_grad_()
-            spikes, after = self.unroll(inputs.detach() + more, None if u is None else u + moved * more)
-            assert after is not None
+            wide = _wide(inputs.detach())
+            more = torch.zeros_like(wide[0]).requires_grad_()
+            shifted = [z + way * more for z, way in zip(known, moved, strict=False)]
+            spikes, after = self.unroll(wide + more, None if before is None else pytree.tree_unflatten(shifted, form))
             (gained,) = torch.autograd.grad(spikes.sum(), more, retain_graph=True)
-            (moved,) = torch.autograd.grad(after.sum(), more)
-        count = count + spikes.detach().sum(0, dtype=torch.promote_types(spikes.dtype, torch.float32))
-        return spikes.detach(), (after.detach(), moved, count, total + gained)
+            moved = tuple(_derivative(z, more) for z in pytree.tree_leaves(after))
+        state = pytree.tree_map(Tensor.detach, after), moved, count + spikes.detach().sum(0), total + gained
+        return spikes.detach().to(inputs.dtype), state
 
-    def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph and the slope of each [T, B, ...], and the state after the last step."""
+        self._check_not_compiled()
         spikes: list[Tensor] = []
         slopes: list[Tensor] = []
-        for current in inputs.unbind(0):
+        for current in _wide(inputs).unbind(0):
             with torch.enable_grad():
                 own = current.detach().requires_grad_()
                 s, after = self.step(own, state)
                 slopes += torch.autograd.grad(s.sum(), own)
             spikes.append(s.detach())
-            state = after.detach()
-        return _stack(spikes), _stack(slopes), state
+            state = pytree.tree_map(Tensor.detach, after)
+        return _stack(spikes).to(inputs.dtype), _stack(slopes).to(inputs.dtype), state
+
+    def _check_not_compiled(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"{type(self).__name__} is written as one step, whose slopes and gain autograd finds, which can't be "
+                "compiled: run the rule as it is, or compile BPTT()"
+            )
 
 
 def _rectified(inputs: Tensor) -> Tensor:
     """`F.relu` in the form that compiles to the fastest code: in channels-last order, without a mask."""
     x = inputs.flatten(0, 1)
     return torch.where(x <= 0, 0, x).unflatten(0, inputs.shape[:2])
+
+
+def _wide(inputs: Tensor) -> Tensor:
+    """In float32, or what is wider."""
+    return inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+
+
+def _derivative(z: Tensor, more: Tensor) -> Tensor:
+    """d z / d more, both [B, ...] of neurons that do not see each other; 0 of what has no graph."""
+    return torch.autograd.grad(z.sum(), more, retain_graph=True)[0] if z.requires_grad else torch.zeros_like(z)
 
 
 def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:

@@ -37,7 +37,7 @@ from spikerate.cli.main import main
 from spikerate.cli.plots import draw_bench
 from spikerate.measure.evaluate import answers
 from spikerate.models import Staged
-from spikerate.runs.config import Model, Rectified
+from spikerate.runs.config import IntegerNeuron, LearningNeuron, Model, Rectified
 from spikerate.system.codec import decode, encode
 from support import ROOT
 from support.processes import Processes, wait_for
@@ -134,6 +134,20 @@ def test_a_cell_is_a_run_by_its_method() -> None:
         Cell("rate", 2, TINY),
         Cell("ann", 1, TINY),
     ]
+
+
+def test_a_method_has_the_neurons_that_are_named_after_it() -> None:
+    setting = Setting(model=Model(width=4), side=8, batch=2)
+    kinds = {"rate+plif": LearningNeuron, "inference+ilif": IntegerNeuron, "rate-chunk1+ilif": IntegerNeuron}
+    for method, kind in kinds.items():
+        cell = Cell(method, 2, setting)
+        assert isinstance(cell.run().neuron, kind)
+        assert cell.ann.method == ("ann-inference" if cell.infers else "ann")
+        step = step_of(cell)
+        assert bool(step.loss().isfinite().all())
+    for method in ("ann+plif", "rate+unknown", "+plif"):
+        with pytest.raises(ValueError, match=r"no method '(ann)?\+plif' to bench|unknown"):
+            Cell(method, 2, setting).run()
 
 
 def test_as_it_comes_and_compiled_are_cells_of_their_own() -> None:

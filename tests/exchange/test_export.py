@@ -356,7 +356,7 @@ def test_files_that_are_no_nir_graph(tmp_path: Path) -> None:
     whole = pack_nir(to_nir(nn.Sequential(nn.Linear(2, 2), HARD()), (2,)))
     file = tmp_path / "net.nir"
     for content, words in (
-        (None, "net.nir is no NIR graph: the file does not exist"),
+        (None, "net.nir is no NIR graph, or truncated: the file does not exist"),
         (b"", "is no NIR graph, or truncated"),
         (whole[: len(whole) // 2], "is no NIR graph, or truncated"),
     ):

@@ -23,6 +23,7 @@ from spikerate import (
     Learnable,
     ParametricLIF,
     RateBP,
+    Readout,
     Recurrent,
     StepNeuron,
     Triangular,
@@ -284,6 +285,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, set[str]]] = {
     "recurrent that learns": (
         lambda: Recurrent(nn.Linear(8, 8), PLIF(threshold=0.3)),
         r"^it needs BPTT, since RateBP refuses 4 \(Recurrent\): .*; SLTT and OTTT refuse 4 \(Recurrent\): .* PLIF",
+        {"RateBP", "SLTT", "OTTT"},
+    ),
+    "readout": (
+        lambda: Readout(output="last"),
+        r"^it needs BPTT, since RateBP, SLTT and OTTT refuse 4 \(Readout\): Readout.output is 'last'",
         {"RateBP", "SLTT", "OTTT"},
     ),
     "learned reset": (

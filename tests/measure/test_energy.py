@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
-from spikerate import BPTT, LIF, preact_resnet18, resnet18, sew_resnet18, spiking, vggsnn
+from spikerate import BPTT, LIF, max_resnet18, ms_resnet18, preact_resnet18, resnet18, sew_resnet18, spiking, vggsnn
 from spikerate.cli.views import show_energy
 from spikerate.data import Data, load, plain_batches
 from spikerate.measure.energy import Energy, Operations, joules_in_words, nanojoules
@@ -203,7 +203,22 @@ def test_inputs_are_judged_by_the_values_that_came() -> None:
     assert real(vggsnn(width=4, activation=eager)) == {"stages.stage1.0", "head.2"} | halved
     added = {f"stages.stage{s}.{b}.conv1" for s in (1, 2, 3, 4) for b in (0, 1)} - {"stages.stage1.0.conv1"}
     shortcuts = {f"stages.stage{k}.0.shortcut.0" for k in (2, 3, 4)}
+    assert real(ms_resnet18(width=4, activation=eager)) == {"stem.0", "head.3"} | shortcuts
+    assert real(max_resnet18(width=4, activation=eager)) == {"stem.0", "head.3"} | shortcuts
     assert real(sew_resnet18(width=4, activation=eager)) == {"stem.0", "head.2"} | added | shortcuts
+
+
+def test_the_maximum_of_spikes_is_binary_and_each_spike_counts_once_for_each_window() -> None:
+    conv = nn.Conv2d(2, 3, 3, padding=1)
+    network, x = nn.Sequential(LIF(), nn.MaxPool2d(3, 2, 1), conv, LIF()), 2 * spikes(4, 2, 2, 9, 6)
+    seen: list[Tensor] = []
+    network[1].register_forward_hook(lambda module, args, out: seen.append(out.steps))
+    (found,) = metered(network, x).layers.values()
+    (pooled,) = seen
+    assert set(pooled.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(pooled, torch.stack([nn.functional.max_pool2d((step >= 1).float(), 3, 2, 1) for step in x]))
+    assert found.binary and found.macs == 0
+    assert found.effective == sum(by_hand(image, conv, (1, 1))[0] for image in pooled.flatten(0, 1)) / 2
 
 
 def test_an_image_of_zeros_and_ones_is_binary() -> None:

@@ -26,6 +26,9 @@ from spikerate import (
     airbench,
     deepconv_branches,
     macs,
+    max_resnet18,
+    ms_resnet18,
+    ms_resnet34,
     preact_resnet18,
     preact_resnet34,
     qkformer,
@@ -45,6 +48,8 @@ from spikerate import (
 from spikerate.measure.meter import Meter, Trains
 from spikerate.models import stage_shapes
 from spikerate.models.fold import fold_batch_norm
+from spikerate.models.max_resnet import MaxBlock
+from spikerate.models.membrane import MembraneBlock
 from spikerate.models.preact import PreActBlock
 from spikerate.models.residual import residual_stem
 from spikerate.models.sew import SEWBlock
@@ -54,6 +59,7 @@ from support.networks import gradients
 NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each stage more than one place
     **{f.__name__: (f, 16) for f in (resnet18, resnet34, resnet19, resnet20)},
     **{f.__name__: (f, 16) for f in (preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34)},
+    **{f.__name__: (f, 16) for f in (ms_resnet18, max_resnet18)},
     **{f"{f.__name__}-7x7": (partial(f, stem="7x7"), 64) for f in (resnet18, preact_resnet18, sew_resnet18)},
     **{f.__name__: (f, 32) for f in (vgg11, vgg13, vgg16, vggsnn, airbench)},
     "vggsnn-dvs": (partial(vggsnn, size=48), 48),
@@ -61,7 +67,10 @@ NETWORKS: dict[str, tuple[Any, int]] = {  # and the image size that gives each s
     "spike_driven_transformer": (partial(spike_driven_transformer, depth=1), 8),
     "qkformer": (partial(qkformer, depth=3), 8),
 }
-STEMMED = [resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34]
+STEMMED = [
+    *(resnet18, resnet34, preact_resnet18, preact_resnet34, sew_resnet18, sew_resnet34, ms_resnet18, ms_resnet34),
+    max_resnet18,
+]
 every_network = pytest.mark.parametrize(("make", "size"), NETWORKS.values(), ids=NETWORKS)
 
 
@@ -265,9 +274,75 @@ def test_a_preact_stream_is_real_valued_and_sew_counts_spikes() -> None:
     assert set(taps[resnet18].unique().tolist()) <= {0.0, 1.0}
 
 
+def by_hand(block: MembraneBlock, x: Tensor) -> Tensor:
+    """A block in evaluation mode, of x [T, B, C, H, W], step by step with the neuron's equations and soft reset."""
+    pool = block.pool if isinstance(block, MaxBlock) else nn.Identity()
+    potentials: dict[nn.Module, Tensor | float] = {block.activation1: 0.0, block.activation2: 0.0}
+
+    def fire(neuron: Any, current: Tensor) -> Tensor:
+        v = neuron.decay * potentials[neuron] + current
+        spikes = (v >= neuron.threshold).to(v.dtype)
+        potentials[neuron] = v - neuron.threshold * spikes
+        return spikes
+
+    steps = []
+    for step in x:
+        current = pool(block.bn1(block.conv1(fire(block.activation1, step))))
+        steps.append(block.bn2(block.conv2(fire(block.activation2, current))) + block.shortcut(pool(step)))
+    return torch.stack(steps)
+
+
+@pytest.mark.parametrize("kind", [MembraneBlock, MaxBlock])
+@pytest.mark.parametrize(("before", "after", "stride"), [(3, 3, 1), (3, 4, 2), (3, 3, 2)])
+def test_a_membrane_block_adds_currents_at_each_step(kind: Any, before: int, after: int, stride: int) -> None:
+    block = kind(before, after, stride, partial(LIF, decay=0.5, threshold=0.3)).double()
+    x = torch.randn(4, 2, before, 9, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(4):
+            BPTT()(block, x)
+        block.eval()
+        expected = by_hand(block, x)
+        assert expected.shape == (4, 2, after, -(-9 // stride), -(-6 // stride)) and expected.std() > 0
+        for rule in (BPTT(), RateBP(), RateBP(chunk=1)):
+            torch.testing.assert_close(rule(block, x).train, expected)
+
+
+def test_membrane_and_preact_differ_in_the_projections_only() -> None:
+    preact, membrane = (make(width=3, activation=partial(LIF, threshold=0.3)) for make in (preact_resnet18, ms_resnet18))
+    membrane.load_state_dict(preact.state_dict())
+    x, taps = torch.rand(2, 4, 3, 16, 16), dict[str, list[Tensor]](stage1=[], stage2=[])
+    for body in (preact, membrane):
+        for name, kept in taps.items():
+            body.stages[name].register_forward_hook(lambda m, args, out, kept=kept: kept.append(out.steps))
+        BPTT()(body, x)
+    assert torch.equal(*taps["stage1"])
+    assert not torch.equal(*taps["stage2"])
+
+
+def test_max_pools_halve_what_strides_halve_elsewhere() -> None:
+    body = max_resnet18(width=4)
+    strides = {m.stride for m in body.modules() if isinstance(m, nn.Conv2d)}
+    pools = {name: m.stride for name, m in body.named_modules() if isinstance(m, nn.MaxPool2d)}
+    assert strides == {(1, 1)}
+    assert pools == {"stem.2": 1} | {f"stages.stage{k}.0.pool": 2 for k in (2, 3, 4)}
+    for size in ((3, 33, 20), (3, 32, 32), (3, 5, 1)):
+        assert stage_shapes(body, size) == stage_shapes(resnet18(width=4), size)
+    large = max_resnet18(width=4, stem="7x7")
+    assert stage_shapes(large, (3, 65, 70)) == stage_shapes(resnet18(width=4, stem="7x7"), (3, 65, 70))
+    assert sum(isinstance(m, nn.MaxPool2d) for m in large.stem.modules()) == 1
+
+
+def test_macs_of_max_resnet18_are_those_of_resnet18_and_three_convolutions_at_twice_the_side() -> None:
+    with torch.device("meta"):
+        bodies = resnet18(), max_resnet18()
+    strided, pooled = (macs(body, (3, 32, 32)) for body in bodies)
+    more = {f"stage{k}": 3 * 9 * (32 // 2 ** (k - 1)) ** 2 * 64**2 * 2 ** (2 * k - 3) for k in (2, 3, 4)}
+    assert pooled == {name: count + more.get(name, 0) for name, count in strided.items()}
+
+
 def test_the_training_forward_of_the_new_blocks_is_one_graph() -> None:
     torch.compiler.reset()
-    blocks = {"preact": PreActBlock(2, 4, 2, LIF), "sew": SEWBlock(4, 8, 2, LIF)}
+    blocks = {"preact": PreActBlock(2, 4, 2, LIF), "sew": SEWBlock(4, 8, 2, LIF), "max": MaxBlock(8, 8, 2, LIF)}
     body = Staged(residual_stem("7x7", 3, 2), blocks, mean_head(nn.Linear(8, 10)))
     network = Branched(body, deepconv_branches(body, (3, 32, 32), 10))
     x = torch.rand(2, 3, 32, 32).expand(2, 2, 3, 32, 32)

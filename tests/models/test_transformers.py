@@ -219,7 +219,7 @@ def test_attention_has_the_spikes_and_gradients_of_spikingjellys(name: str) -> N
     torch.manual_seed(4)
     make, convert = JELLY[name]
     ours = make().double()
-    ours.attend = papers_neuron(1.0)  # theirs has half the threshold, and a surrogate that is as wide as the others'
+    ours.attend = papers_neuron(1.0)  # half the threshold, a surrogate as wide as the others'
     for module in ours.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 1, 2)
@@ -233,6 +233,56 @@ def test_attention_has_the_spikes_and_gradients_of_spikingjellys(name: str) -> N
     gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (y, their_y)]
     assert gradients[0].any()
     torch.testing.assert_close(*gradients)
+
+
+def pooled_first(network: nn.Module) -> None:
+    """Pool before the neuron as SpikingJelly's own Spikformer does; in the paper's equation the spikes are pooled."""
+    for part in network.modules():
+        if isinstance(part, nn.Sequential):
+            layers = list(part)
+            for k, layer in enumerate(layers):
+                if isinstance(layer, nn.MaxPool2d) and isinstance(layers[k - 1], LIF):
+                    part[k - 1], part[k] = layer, layers[k - 1]
+
+
+def test_the_whole_spikformer_has_the_spikes_and_gradients_of_spikingjellys_but_for_the_place_of_its_pooling() -> None:
+    theirs_of = pytest.importorskip("spikingjelly.activation_based.model.spikformer")
+    torch.manual_seed(6)
+    theirs = theirs_of.Spikformer(
+        T=4, in_channels=3, img_size_h=16, img_size_w=16, patch_size=4, num_classes=5, embed_dims=32, num_heads=4, depths=2
+    ).double()
+    ours = spikformer(5, width=4, activation=papers_neuron, depth=2, heads=4).double()
+    pooled_first(ours)
+    for module in ours.modules():
+        if isinstance(module, SpikingSelfAttention):
+            module.attend = papers_neuron(1.0)  # half the threshold, a surrogate as wide as the others'
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 1, 2)
+            nn.init.uniform_(module.bias, 0, 1)
+    convs, norms = ([m for m in ours.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
+    layers = list(zip(convs, norms, strict=True))
+    their_convs = [m for m in theirs.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+    their_norms = [m for m in theirs.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    rest = iter(layers)
+    pairs = []
+    for conv, norm in zip(their_convs, their_norms, strict=True):
+        own = [next(rest) for _ in range(3 if len(conv.weight) == 3 * conv.weight.shape[1] else 1)]
+        put(conv, norm, own)
+        pairs.append((conv.weight, [layer[0].weight for layer in own]))
+    (head,) = (m for m in ours.modules() if isinstance(m, nn.Linear))
+    theirs.head.load_state_dict(head.state_dict())
+    x = torch.randn(4, 2, 3, 16, 16).double().requires_grad_()
+    y, weight = BPTT()(ours, x).steps, torch.randn(4, 2, 5).double()
+    their_y = theirs(x)
+    torch.testing.assert_close(y, their_y)
+    gradients = torch.autograd.grad((y * weight).sum(), [x, *(w for _, own in pairs for w in own)])
+    their_x, *their_gradients = torch.autograd.grad((their_y * weight).sum(), [x, *(w for w, _ in pairs)])
+    torch.testing.assert_close(gradients[0], their_x)
+    assert their_x.any()
+    ours_left = iter(gradients[1:])
+    for wanted, (_, own) in zip(their_gradients, pairs, strict=True):
+        found = torch.cat([next(ours_left) for _ in own])
+        torch.testing.assert_close(found.view_as(wanted), wanted)
 
 
 # the networks ------------------------------------------------------------------------------------------------------------

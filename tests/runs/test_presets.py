@@ -18,7 +18,8 @@ from spikerate.cli.main import main
 from spikerate.data import SETS, Augment, Data, DataSet, load
 from spikerate.runs.config import Model, Neuron, Rectified, Run
 from spikerate.runs.estimate import in_words, least_seconds, training_flops
-from spikerate.runs.presets import ESD, PRESETS, RATE, headline, preset
+from spikerate.runs.optim import AdamW
+from spikerate.runs.presets import ESD, MAX, PRESETS, RATE, headline, preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
 from spikerate.system.codec import decode, encode
@@ -121,6 +122,18 @@ def test_the_rivals_differ_from_bptt_in_the_method_only() -> None:
         run = preset(f"cifar10-{name}").run
         assert (run.rule, run.loss) == (rule, TET())
         assert replace(run, rule=bptt.rule, loss=bptt.loss) == bptt
+
+
+def test_max_resnet_has_the_recipe_that_is_known_of_the_paper() -> None:
+    recipe = {name: found for name, found in PRESETS.items() if found.paper == MAX}
+    assert set(recipe) == {f"cifar{k}-max-resnet18{suffix}" for k in (10, 100) for suffix in ("", "-rate", "-esd")}
+    for name, found in recipe.items():
+        run, augment = found.run, found.run.data.augment
+        assert (run.T, run.epochs, run.model, type(run.optim)) == (4, 400, Model("max-resnet18", 64), AdamW)
+        assert run.optim.schedule.warmup > 0 and augment.mixup and augment.cutmix and augment.randaugment
+        assert isinstance(run.loss, CrossEntropy | SelfDistillation) and run.loss.smoothing == 0.1
+        assert ("83.06" if run.data.name == "cifar100" else "97.17") in found.text and "Ours: their numbers" in found.text
+        assert run.rule == (BPTT() if name.endswith("resnet18") else RateBP())
 
 
 COUNTED: dict[tuple[str, Model, str, type], Any] = {}

@@ -18,7 +18,7 @@ from spikerate.models import macs, resnet18, step_macs
 from spikerate.runs.config import Model, Phase, Run
 from spikerate.runs.presets import PRESETS
 from spikerate.runs.record import RunFolder
-from spikerate.runs.speedrun import COLUMNS, Plan, markdown, pflop, rows
+from spikerate.runs.speedrun import COLUMNS, Plan, against_rules, markdown, pflop, rows
 from support.processes import Processes, wait_for
 from support.runs import assert_same
 
@@ -44,11 +44,12 @@ def test_the_line_has_what_the_runs_have(base: Path) -> None:
     results = [folder.result() for folder in folders.values()]
     tests = [100 * result["test_accuracy"] for result in results]
     assert found["test, %"] == f"{fmean(tests):.2f} ± {stdev(tests):.2f}"
-    assert (found["recipe"], found["T"], found["seeds"]) == ("digits-rate", "1 -> 2", "2 (0, 1)")
+    recipe = "digits-rate (model.width 2, T 2, epochs 2, curriculum 1:0.5, batch 300)"
+    assert (found["recipe"], found["T"], found["seeds"]) == (recipe, "1 -> 2", "2 (0, 1)")
     assert found["spikes an image"] == f"{fmean(result['spikes_per_image'] for result in results):,.0f}"
     assert all(markdown(line) in (base.parent / "told").read_text() for line in lines)
     apart = [result["averaged"] for result in results]
-    assert averaged["recipe"] == "digits-rate, averaged (flip)"
+    assert averaged["recipe"] == f"{recipe}, averaged (flip)"
     assert averaged["test, %"].startswith(f"{100 * fmean(result['test_accuracy'] for result in apart):.2f} ±")
     assert averaged["validation, %"].startswith(f"{100 * fmean(result['validation_accuracy'] for result in apart):.2f} ±")
     assert averaged["spikes an image"] == f"{fmean(result['spikes_per_image'] for result in apart):,.0f}"
@@ -60,6 +61,28 @@ def test_the_line_has_what_the_runs_have(base: Path) -> None:
     passes = 0.5 * 3 + 0.5 * 4
     assert pflop(plan.run, folders[0].about()["data"]) == pytest.approx(2 * mac * passes * 1257 * 2 / 1e15)
     assert found["PFLOP"] == f"{2 * mac * passes * 1257 * 2 / 1e15:.3g}"
+
+
+def test_a_recipe_is_called_by_what_is_not_its_presets() -> None:
+    run = PRESETS["cifar10-fast-rate"].run
+    elsewhere = replace(run, data=replace(run.data, path=Path("there")), device="cpu", seed=3, averaging="flip")
+    assert [Plan("cifar10-fast-rate", r, (0,), "").recipe for r in (run, elsewhere)] == 2 * ["cifar10-fast-rate"]
+    other = replace(elsewhere, epochs=2, data=replace(run.data, validation=0))
+    assert Plan("cifar10-fast-rate", other, (0,), "").recipe == "cifar10-fast-rate (data.validation 0, epochs 2)"
+    assert Plan("renamed", run, (0,), "").recipe == "renamed"
+
+
+def test_what_the_rules_keep_out_of_the_table_is_told(base: Path) -> None:
+    plan, folders = Plan.read(base), {seed: RunFolder.open(base / f"seed{seed}") for seed in (0, 1)}
+    told = against_rules(plan, folders)
+    assert all(f"not for the table of records: {reason}" in (base.parent / "told").read_text() for reason in told)
+    rules = [reason.rpartition("(")[2] for reason in told]
+    assert rules[:2] == ["rule 1)", "rule 4)"] and set(rules[2:]) <= {"rule 5)"}
+    kept = Plan("cifar10-fast-rate", PRESETS["cifar10-fast-rate"].run, (0, 1, 2), "")
+    assert against_rules(kept, {}) == []
+    assert "the seeds are 1, 2, 3" in against_rules(replace(kept, seeds=(1, 2, 3)), {})[0]
+    whole = replace(kept.run, data=replace(kept.run.data, validation=0))
+    assert "data.validation is 0, and not 5,000" in against_rules(replace(kept, run=whole), {})[0]
 
 
 def test_the_spikes_of_an_image_are_counted(base: Path) -> None:

@@ -216,7 +216,7 @@ def cells(methods: Sequence[str], T: Sequence[int], *settings: Setting) -> dict[
         Cell(method, t, setting)
         for setting in settings
         for method in methods
-        if not (method == CHECKPOINTED and setting.compile and len(settings) > 1)
+        if not (method.partition("+")[0] == CHECKPOINTED and setting.compile and len(settings) > 1)
         for t in ((1,) if method in OF_ANN else T)
     ]
     for cell in found:

@@ -24,6 +24,7 @@ from spikerate.data import LARGEST_SIDE, DataSet, Stored, Units
 from spikerate.measure.evaluate import answers
 from spikerate.rules import BPTT, RateBP
 from spikerate.runs.config import Model, Neuron, Run
+from spikerate.runs.kinds import with_kinds
 from spikerate.runs.optim import SGD
 from spikerate.runs.presets import METHODS, by_method
 from spikerate.runs.train import Outputs, build_network, compiler, forward_pass, pick_device
@@ -78,7 +79,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at T time steps in a setting."""
+    """A method at T time steps in a setting.
+
+    Attributes:
+        method: one of `BENCHED`, or rate-chunkN; with +NEURON, by neurons of that kind instead of LIF: rate+plif.
+    """
 
     method: str
     T: int
@@ -96,7 +101,12 @@ class Cell:
     @property
     def ann(self) -> Cell:
         """The cell that this one is compared with."""
-        return Cell(ANN_INFERENCE if self.method in (INFERENCE, ANN_INFERENCE) else ANN, 1, self.setting)
+        return Cell(ANN_INFERENCE if self.infers else ANN, 1, self.setting)
+
+    @property
+    def infers(self) -> bool:
+        """Whether it is a forward pass alone."""
+        return self.method.partition("+")[0] in (INFERENCE, ANN_INFERENCE)
 
     @property
     def floor(self) -> float:
@@ -104,7 +114,7 @@ class Cell:
 
         A rate-based step has T + 2 passes through the network instead of 3; inference has T instead of one.
         """
-        return self.T if self.method in (INFERENCE, ANN_INFERENCE) else RateBP().passes(self.T) / 3
+        return self.T if self.infers else RateBP().passes(self.T) / 3
 
     def run(self) -> Run:
         """The settings of a run with the same steps as the cell.
@@ -112,18 +122,22 @@ class Cell:
         Raises:
             ValueError: the method is unknown, or a number is out of range.
         """
-        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]{0,8})", self.method)
-        if self.method not in BENCHED and not chunked:
+        name, plus, neuron = self.method.partition("+")
+        chunked = re.fullmatch(r"rate-chunk([1-9][0-9]{0,8})", name)
+        if (name not in BENCHED and not chunked) or (plus and name in OF_ANN):
             raise ValueError(
-                f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, rate-chunk2, ..."
+                f"there is no method {self.method!r} to bench: give some of {', '.join(BENCHED)}, "
+                "rate-chunk2, rate+plif, ..."
             )
         s = self.setting
         run = Run(model=s.model, T=self.T, batch=s.batch, precision=s.precision, compile=s.compile, device=s.device)
-        checkpointed = self.method == CHECKPOINTED
+        checkpointed = name == CHECKPOINTED
         alike = {CHECKPOINTED: "bptt", INFERENCE: "bptt", ANN_INFERENCE: "ann"}
-        method = "rate" if chunked else alike.get(self.method, self.method)
+        method = "rate" if chunked else alike.get(name, name)
         # A tiny learning rate, so that the weights stay and all steps cost the same.
         made = by_method(replace(run, optim=SGD(lr=1e-9)), method)
+        if plus:
+            made = with_kinds(made, {"--neuron": neuron})
         if chunked:
             return replace(made, rule=RateBP(int(chunked[1])))
         return replace(made, rule=BPTT(checkpoint=True), compile=False) if checkpointed else made
@@ -152,7 +166,7 @@ class Step:
 
 def step_of(cell: Cell) -> Step:
     """The step of any of our cells."""
-    return inference(cell) if cell.method in (INFERENCE, ANN_INFERENCE) else training_step(cell)
+    return inference(cell) if cell.infers else training_step(cell)
 
 
 def training_step(cell: Cell) -> Step:

@@ -214,7 +214,7 @@ class Bench:
 
     methods: tuple[str, ...] = ("ann", "rate", "esd", "bptt", "bptt-checkpointed")
     """ann (needed for ratios), rate, rate-s, rate-chunk2 (any number), esd, bptt, bptt-checkpointed, tet, ottt, sltt;
-    inference (of `eval`) and ann-inference, with which it is compared"""
+    inference (of `eval`) and ann-inference, with which it is compared; with +NEURON, by other neurons: rate+plif"""
     T: tuple[int, ...] = (1, 2, 4)
     """numbers of time steps"""
     of: Annotated[Setting, arg(name="")] = Setting()

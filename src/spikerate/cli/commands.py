@@ -57,7 +57,7 @@ from spikerate.runs.experiment import (
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
-from spikerate.runs.speedrun import Plan, markdown, rows
+from spikerate.runs.speedrun import Plan, against_rules, markdown, rows
 from spikerate.runs.start import Start
 from spikerate.runs.subject import Wanted, subject
 from spikerate.runs.train import build_network, pick_device
@@ -137,6 +137,8 @@ def _speedrun(asked: tuple[str, Own, Speedrun | ResumeSpeedrun], line: str) -> i
     for found in rows(plan, folders):
         views.show_record(out, found)
         out.print(markdown(found), soft_wrap=True)
+    for reason in against_rules(plan, folders):
+        out.print(f"not for the table of records: {reason}", soft_wrap=True)
     return 0
 
 
@@ -207,7 +209,7 @@ def _report(command: Report, line: str) -> int:
 def _check_steps(run: Run, T: int | None) -> None:
     if T is not None and T > 1 and not run.spiking:
         raise ValueError(f"T is {T}, but the network is an ANN, which has no time steps: leave --T out")
-    if T is not None and T > run.T and entry_of(run.data).kind == "events":
+    if T is not None and T > run.T and entry_of(run.data).recorded:
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give at most {run.T}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spikerate.data.augment import Augment
 from spikerate.data.cifar import cifar10, cifar100
 from spikerate.data.digits import digits
 from spikerate.data.download import SOURCES
@@ -20,6 +21,7 @@ from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, e
 from spikerate.data.resize import Resize
 from spikerate.data.samples import DataSet, Samples, Stored, divide, fitted
 from spikerate.data.settings import Data
+from spikerate.data.sounds import binning, shd, ssc
 from spikerate.system.files import digest
 from spikerate.system.progress import Track, untracked
 
@@ -31,7 +33,7 @@ class Entry:
     """What is known of a data set before it is read.
 
     Attributes:
-        kind: images kept in memory, image files, or event recordings.
+        kind: images kept in memory, image files, recordings of an event camera, or of sounds.
         shape: (C, H, W) of a sample or a frame; for class folders the default.
         num_classes: K; None if it follows from the class folders.
         samples: training samples as distributed; None if the number follows from the class folders.
@@ -39,12 +41,17 @@ class Entry:
         built_in: whether it is part of spikerate, with its own validation set.
     """
 
-    kind: Literal["images", "files", "events"]
+    kind: Literal["images", "files", "events", "sounds"]
     shape: tuple[int, int, int]
     num_classes: int | None
     samples: int | None
     load: Loader
     built_in: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its samples are recordings, cut into T frames."""
+        return self.kind in ("events", "sounds")
 
 
 def _images(read: Callable[[Path], DataSet]) -> Loader:
@@ -82,6 +89,8 @@ SETS: dict[str, Entry] = {
     "n-mnist": Entry("events", (2, 34, 34), 10, 60_000, recorded(_of_path(n_mnist))),
     "dvs128-gesture": Entry("events", (2, 128, 128), 11, 1_176, recorded(_of_path(dvs128_gesture))),
     "events": Entry("events", (2, 128, 128), None, None, recorded(_events)),
+    "shd": Entry("sounds", (1, 1, 700), 20, 8_156, recorded(_of_path(shd), binning(1.4))),
+    "ssc": Entry("sounds", (1, 1, 700), 35, 75_466, recorded(_of_path(ssc), binning(1.0))),
 }
 
 
@@ -113,6 +122,11 @@ def check(data: Data) -> None:
     if entry.built_in and (data.validation or data.path or data.test):
         raise ValueError(
             f"{data.name} is built in with its own validation samples: leave data.path, data.validation and data.test alone"
+        )
+    if entry.kind == "sounds" and (data.size is not None or replace(augment, mixup=0.0, repeats=1) != Augment()):
+        raise ValueError(
+            f"data.size and data.augment are for images, and {data.name} has channels of sound: leave them alone, but for "
+            "mixup and repeats"
         )
     if augment.policies and (entry.kind == "events" or (data.name != "own" and entry.shape[0] != 3)):
         (policy,) = augment.policies

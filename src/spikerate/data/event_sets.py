@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,17 +29,45 @@ from spikerate.system.progress import Track
 
 _CAMERA = (16, 16)
 """(H, W) of the simulated camera that records the digits."""
-_TOGETHER = 16
-"""Recordings of one file that a worker process reads at a time."""
+
+
+class Cut(Protocol):
+    """Recordings of one file -> for each its frames [T, C, H, W], or a sentence that says why it is broken."""
+
+    @property
+    def by(self) -> Literal["number", "time"]:
+        """How recordings are cut, as `Data.frames` says."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the frames of a recording."""
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Type of the counts."""
+
+    @property
+    def together(self) -> int:
+        """Recordings of one file that a worker process reads at a time."""
+
+    def __call__(self, recordings: Sequence[Recording]) -> list[np.ndarray | str]: ...
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Recordings of one file -> for each its frames [T, 2, H, W], or a sentence that says why it is broken."""
+class CameraCut:
+    """The `Cut` of recordings of an event camera: frames [T, 2, H, W]."""
+
+    together: ClassVar[int] = 16
+    dtype: ClassVar[type[np.generic]] = np.int16
 
     T: int
     sensor: tuple[int, int]
     by: Literal["number", "time"]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the frames of a recording."""
+        return self.T, 2, *self.sensor
 
     def __call__(self, recordings: Sequence[Recording]) -> list[np.ndarray | str]:
         found = read(recordings, self.sensor)
@@ -54,16 +82,23 @@ class _Cut:
             return f"{where}: {error}"
 
 
-def recorded(layout: Callable[[Data], Recordings]) -> Callable[[Data, int, Track], DataSet]:
+def camera_cut(found: Recordings, data: Data, T: int) -> Cut:
+    """What makes the frames of recordings of an event camera, by the settings of the data and T."""
+    return CameraCut(T, found.sensor, data.frames)
+
+
+def recorded(
+    layout: Callable[[Data], Recordings], cutting: Callable[[Recordings, Data, int], Cut] = camera_cut
+) -> Callable[[Data, int, Track], DataSet]:
     """The loader of recordings in that layout; it raises `ValueError` with one sentence if a recording is broken."""
 
     def load(data: Data, T: int, track: Track) -> DataSet:
         found = layout(data)
         everything = [*found.train, *found.validation, *found.test]
-        cut = _Cut(T, found.sensor, data.frames)
+        cut = cutting(found, data, T)
 
         def rows() -> Iterator[Any]:
-            made = itertools.chain.from_iterable(parallel(cut, _chunks(everything), data.workers))
+            made = itertools.chain.from_iterable(parallel(cut, _chunks(everything, cut.together), data.workers))
             return track(made, "cutting recordings into frames", len(everything))
 
         kept = _cached(data, cut, {"files": _digest(everything)}, rows, track)
@@ -81,7 +116,7 @@ def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
     still = digits()
     parts = (still.train, still.validation, still.test)
     images = torch.cat([next(p.read([Block(torch.arange(len(p)))], torch.device("cpu"))) for p in parts])
-    cut = _Cut(T, _CAMERA, data.frames)
+    cut = CameraCut(T, _CAMERA, data.frames)
 
     def rows() -> Iterator[Any]:
         made = (cut.frames(events, "digits") for events in saccades(images.squeeze(1).numpy() / 255))
@@ -94,9 +129,9 @@ def digits_dvs(data: Data, T: int, track: Track) -> DataSet:
     return replace(made, split=still.split, checksums={**still.checksums, **made.checksums})
 
 
-def _cached(data: Data, cut: _Cut, key: dict[str, str], rows: Callable[[], Iterator[Any]], track: Track) -> Cached:
-    shape = (cut.T, 2, *cut.sensor)
-    return cached(data.cache, data.name, {**key, "by": cut.by}, shape, np.int16, rows, data.broken == "skip", track)
+def _cached(data: Data, cut: Cut, key: dict[str, str], rows: Callable[[], Iterator[Any]], track: Track) -> Cached:
+    key = {**key, "by": cut.by}
+    return cached(data.cache, data.name, key, cut.shape, cut.dtype, rows, data.broken == "skip", track)
 
 
 def _frame_set(
@@ -111,16 +146,16 @@ def _frame_set(
         validation=samples[ends[0] : ends[1]],
         test=samples[ends[1] :],
         classes=classes,
-        units=Units((0.0, 0.0), (1.0, 1.0), 1.0),
+        units=Units((0.0,) * stored.shape[0], (1.0,) * stored.shape[0], 1.0),
         licence=licence,
         checksums={"frames": kept.sha256},
     )
 
 
-def _chunks(recordings: Sequence[Recording]) -> Iterator[list[Recording]]:
+def _chunks(recordings: Sequence[Recording], together: int) -> Iterator[list[Recording]]:
     """Consecutive recordings of the same file, a few at a time."""
     for _, same_file in itertools.groupby(recordings, key=lambda recording: recording.file):
-        while few := list(itertools.islice(same_file, _TOGETHER)):
+        while few := list(itertools.islice(same_file, together)):
             yield few
 
 

@@ -36,14 +36,15 @@ def frames(events: Events, T: int, sensor: Sensor, by: Literal["number", "time"]
     if min(events.x.min(), events.y.min()) < 0 or events.x.max() >= w or events.y.max() >= h:
         raise ValueError(f"there are events outside a sensor of {h} x {w} pixels: give the size of the sensor that saw them")
     cell = (events.p.astype(np.intp) * h + events.y) * w + events.x
-    edges = _by_number(n, T) if by == "number" else _by_time(events.t, T)
+    edges = by_number(n, T) if by == "number" else _by_time(events.t, T)
     counts = np.stack([np.bincount(cell[a:b], minlength=2 * h * w) for a, b in itertools.pairwise(edges)])
     if counts.max() > _MOST:
         raise ValueError(f"a pixel has {counts.max():,} events in one of {T} slices, more than {_MOST:,}: give a larger T")
     return counts.astype(np.int16).reshape(T, 2, h, w)
 
 
-def _by_number(n: int, T: int) -> list[int]:
+def by_number(n: int, T: int) -> list[int]:
+    """Where T slices of n events begin, N // T in each and the remainder in the last one too, and where that ends."""
     return [*range(0, n // T * T, n // T), n]
 
 

@@ -37,6 +37,11 @@ def sample_files(paths: Iterable[Path], data: Data) -> tuple[list[Path], list[st
             f"predict reads files like those of the data sets of spikerate, and this run's samples are read by "
             f"{path_of(data.reader)}: ask the network in Python, by spikerate.load"
         )
+    if SETS[data.name].kind == "sounds":
+        raise ValueError(
+            f"predict reads a sample from each file, and a file of {data.name} has all of them: ask the network in Python, "
+            "by spikerate.load"
+        )
     suffixes = RECORDINGS if SETS[data.name].kind == "events" else IMAGES
     found: list[Path] = []
     notes: list[str] = []

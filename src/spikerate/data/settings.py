@@ -32,6 +32,8 @@ class Data:
         "n-mnist",
         "dvs128-gesture",
         "events",
+        "shd",
+        "ssc",
         "own",
     ] = "digits"
     """data set; digits and digits-dvs are built in; images and events read class folders of your own; own: see reader"""

@@ -12,6 +12,7 @@ from spikerate.integer import ILIF
 from spikerate.measure.evaluate import over_time
 from spikerate.models import body_of
 from spikerate.neuron import LIF, Rectifier
+from spikerate.readout import Readout
 from spikerate.signal import Feedback
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
         T: time steps, at most those of the frames.
 
     Raises:
-        ValueError: T is less than 1, or the network has integer neurons or a recurrent layer.
+        ValueError: T is less than 1, or the network has integer neurons, a recurrent layer or a readout.
         ImportError: NeuroBench is not installed.
     """
     from neurobench.models import NeuroBenchModel
@@ -46,6 +47,11 @@ def neurobench_model(network: nn.Module, T: int) -> NeuroBenchModel:
             raise ValueError(
                 f"{path or 'the network'} is recurrent, and the copy for NeuroBench has feed-forward layers only: count its "
                 "operations by spikerate.measure.meter.Meter"
+            )
+        if isinstance(module, Readout):
+            raise ValueError(
+                f"{path or 'the network'} is a readout, which NeuroBench has no copy of: count the network's operations by "
+                "spikerate.measure.meter.Meter"
             )
     replaced: dict[int, Any] = {id(m): Stepping(copy.deepcopy(m)) for m in body.modules() if isinstance(m, LIF)}
     replaced |= {id(m): nn.ReLU() for m in body.modules() if isinstance(m, Rectifier)}

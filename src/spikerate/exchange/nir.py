@@ -7,12 +7,11 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import nir
 import numpy as np
 import torch
@@ -23,7 +22,10 @@ from spikerate.models.fold import fold_batch_norm
 from spikerate.models.graph import layer_graph
 from spikerate.models.staged import on_meta
 from spikerate.neuron import LIF, Rectifier
+from spikerate.readout import Readout
 from spikerate.signal import Signal
+from spikerate.synaptic import Synaptic
+from spikerate.system.hdf5 import opened
 
 DT = 1e-4
 """Seconds of a time step. NIR's equations are in continuous time; snnTorch assumes this step when it reads them."""
@@ -126,11 +128,8 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
     Raises:
         ValueError: the file is missing or broken, or has a node that spikerate does not support.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is no NIR graph: the file does not exist, or it is a folder or a device")
     try:
-        with h5py.File(path) as file:
-            _check_inside(file, 2**28 + 100 * Path(path).stat().st_size)
+        with opened(Path(path)) as file:
             kinds = {name: node["type"][()].decode() for name, node in file["node"]["nodes"].items()}
     except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is no NIR graph, or truncated: {error}") from error
@@ -150,34 +149,6 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
         RuntimeError,
     ) as error:
         raise ValueError(f"{path} is a NIR graph that does not fit together: {error!r}") from error
-
-
-def _check_inside(file: h5py.File, most: int) -> None:
-    """Raise `ValueError` unless a file contains all its data itself, each once, and at most `most` bytes when unpacked.
-
-    HDF5 allows links to other files, data sets whose values are in other files, and groups that contain themselves. With
-    these, somebody else's graph could read a file of this machine into the weights of a network.
-    """
-    groups: list[tuple[str, h5py.Group]] = [("", file)]
-    seen, size = set(), 0
-    while groups:
-        path, group = groups.pop()
-        for name in group:
-            place = f"{path}/{name}"
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{place} in it is a link to another place, which is not followed")
-            found = group[name]
-            if found.id in seen:
-                raise ValueError(f"{place} in it also has another name: a graph has no loops")
-            seen.add(found.id)
-            if isinstance(found, h5py.Group):
-                groups.append((place, found))
-                continue
-            if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-                raise ValueError(f"the values of {place} in it are in another file, which is not read")
-            size += found.nbytes
-            if size > most:
-                raise ValueError(f"{place} in it unpacks to more than such a file should contain: {size:,} bytes in all")
 
 
 def pack_nir(graph: nir.NIRGraph) -> bytes:
@@ -365,13 +336,7 @@ def _axes(x: Any, start_dim: int = 0, end_dim: int = -1) -> tuple[int, int]:
 
 
 def _neuron(layer: LIF, before: Shape, dt: float) -> nir.NIRNode:
-    if layer.v_reset is None:
-        raise ValueError(
-            "NIR resets the membrane to a value, and this neuron subtracts its threshold (soft reset): train with "
-            "--neuron.v-reset 0, as the preset digits-esd-hard does"
-        )
-    threshold = np.nextafter(_of_each(layer.threshold, before).astype(np.float32), np.float32(-np.inf))
-    reset = _of_each(layer.v_reset, before).astype(np.float32)
+    threshold, reset = _threshold_and_reset(layer, before)
     decay = _of_each(layer.decay, before)
     if (decay == 1).all():
         return nir.IF(np.ones(before), threshold, reset)
@@ -379,6 +344,39 @@ def _neuron(layer: LIF, before: Shape, dt: float) -> nir.NIRNode:
         raise ValueError("some of its neurons leak and others do not, for which NIR has two kinds: give each a layer")
     tau = dt / (1 - decay)  # in float64: decay = 1 - dt / tau loses digits
     return nir.LIF(tau, tau / dt, np.zeros(before), threshold, reset)
+
+
+def _synaptic(layer: Synaptic, before: Shape, dt: float) -> nir.NIRNode:
+    threshold, reset = _threshold_and_reset(layer, before)
+    tau, tau_of_current = (_time_constant(decay, before, dt) for decay in (layer.decay, layer.alpha))
+    return nir.CubaLIF(tau_of_current, tau, tau / dt, np.zeros(before), threshold, reset, tau_of_current / dt)
+
+
+def _integrator(layer: Readout, before: Shape, dt: float) -> nir.NIRNode:
+    if layer.output != "mean":
+        raise ValueError(
+            f"its output is {layer.output!r}, and NIR's leaky integrator gives the membrane at each step: export "
+            "Readout(output='mean') with these weights, and take the last value or the maximum outside"
+        )
+    tau = _time_constant(layer.decay, before, dt)
+    return nir.LI(tau, tau / dt, np.zeros(before))
+
+
+def _threshold_and_reset(layer: LIF, before: Shape) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    if layer.v_reset is None:
+        raise ValueError(
+            "NIR resets the membrane to a value, and this neuron subtracts its threshold (soft reset): train with "
+            "--neuron.v-reset 0, as the preset digits-esd-hard does"
+        )
+    threshold = np.nextafter(_of_each(layer.threshold, before).astype(np.float32), np.float32(-np.inf))
+    return threshold, _of_each(layer.v_reset, before).astype(np.float32)
+
+
+def _time_constant(decay: float, before: Shape, dt: float) -> np.ndarray[Any, Any]:
+    """tau of all neurons, in float64."""
+    if decay == 1:
+        raise ValueError("this node of NIR has a leak, and the layer has none: give a decay below 1")
+    return np.full(before, dt / (1 - decay))
 
 
 def _of_each(value: Any, before: Shape) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -399,6 +397,8 @@ _NODES: dict[type, Callable[[Any, Shape, float], nir.NIRNode]] = {
     LIF: _neuron,
     PLIF: _neuron,
     ParametricLIF: _neuron,
+    Synaptic: _synaptic,
+    Readout: _integrator,
 }
 """Type of a layer -> (layer, shape [...] of its input without B, time step) -> NIR node."""
 
@@ -439,7 +439,7 @@ def _subtracts(graph: nir.NIRGraph, reset: str | None) -> bool:
         raise ValueError(f"reset is {reset!r}: give zero or subtract, or None for what the file says")
     if kind in ("zero", "subtract"):
         return bool(kind == "subtract")
-    if any(isinstance(node, nir.LIF | nir.IF) for node in graph.nodes.values()):
+    if any(isinstance(node, nir.LIF | nir.IF | nir.CubaLIF) for node in graph.nodes.values()):
         warnings.warn(
             "the NIR graph does not say whether a spike resets the membrane or subtracts the threshold from it: a reset to "
             "v_reset is assumed; give reset='subtract' for a network of snnTorch's default neurons, or reset='zero'",
@@ -487,25 +487,44 @@ def _of_flatten(node: nir.Flatten, dt: float) -> nn.Module:
 
 
 def _of_lif(node: nir.LIF, dt: float) -> nn.Module:
+    decay, scale = _leak("tau", node.tau, node.r, node, dt)
+    return _of_neuron(partial(LIF, decay), scale, node)
+
+
+def _of_current_based(node: nir.CubaLIF, dt: float) -> nn.Module:
+    decay, scale = _leak("tau_mem", node.tau_mem, node.r, node, dt)
+    alpha, scale_of_current = _leak("tau_syn", node.tau_syn, node.w_in, node, dt)
+    return _of_neuron(partial(Synaptic, decay, alpha), scale * scale_of_current, node)
+
+
+def _of_integrator(node: nir.LI, dt: float) -> nn.Module:
+    decay, scale = _leak("tau", node.tau, node.r, node, dt)
+    if not math.isclose(scale, 1, rel_tol=1e-6):
+        raise ValueError(f"its input is scaled by {scale:g}, and that of a Readout is not: scale the weights before it")
+    return Readout(decay)
+
+
+def _leak(name: str, taus: Any, scales: Any, node: nir.LIF | nir.LI | nir.CubaLIF, dt: float) -> tuple[float, float]:
+    """The decay of a potential or current of a node, and what it scales its input by."""
     if np.any(node.v_leak):
         raise ValueError("v_leak is not 0, but spikerate's neurons leak to 0")
-    tau = _same("tau", node.tau)
+    tau = _same(name, taus)
     if not 0 < tau < math.inf:
-        raise ValueError(f"its tau is {tau:g}: the time constant must be > 0 seconds")
-    return _of_neuron(1 - dt / tau, _same("r", node.r) * dt / tau, node)
+        raise ValueError(f"its {name} is {tau:g}: the time constant must be > 0 seconds")
+    return 1 - dt / tau, _same("the factor of their input", scales) * dt / tau
 
 
 def _of_if(node: nir.IF, dt: float) -> nn.Module:
-    return _of_neuron(1.0, _same("r", node.r), node)
+    return _of_neuron(partial(LIF, 1.0), _same("r", node.r), node)
 
 
-def _of_neuron(decay: float, scale: float, node: nir.LIF | nir.IF) -> nn.Module:
+def _of_neuron(kind: Callable[..., LIF], scale: float, node: nir.LIF | nir.IF | nir.CubaLIF) -> nn.Module:
     if not scale > 0:
         raise ValueError(f"its input is scaled by {scale:g}, which is not positive")
     # Exactly 1 if it is so within float32, in which other libraries write r and tau.
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
     threshold = np.nextafter(np.float32(_same("v_threshold", node.v_threshold) / scale), np.float32(np.inf))
-    return LIF(decay=decay, threshold=float(threshold), v_reset=_same("v_reset", node.v_reset) / scale)
+    return kind(threshold=float(threshold), v_reset=_same("v_reset", node.v_reset) / scale)
 
 
 def _same(name: str, values: Any) -> float:
@@ -526,5 +545,7 @@ _LAYERS: dict[type[nir.NIRNode], Callable[[Any, float], nn.Module]] = {
     nir.Flatten: _of_flatten,
     nir.LIF: _of_lif,
     nir.IF: _of_if,
+    nir.LI: _of_integrator,
+    nir.CubaLIF: _of_current_based,
 }
 """Type of a NIR node -> (node, time step) -> layer."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikerate.integer import ILIF
 from spikerate.learnable import PLIF
 from spikerate.models import body_of, check_layers
-from spikerate.neuron import IF, LIF, Rectifier
+from spikerate.neuron import IF, LIF, Rectifier, StepNeuron
 from spikerate.signal import Feedback
 from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangular
 
@@ -40,6 +40,10 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
         if isinstance(module, Feedback):
             raise ValueError(
                 f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"
+            )
+        if isinstance(module, StepNeuron):
+            raise ValueError(
+                f"{_at(path)} is of the kind {type(module).__name__}, for which there is none there: give a network with LIF"
             )
         if isinstance(module, LIF):
             values = [v.detach() if isinstance(v, Tensor) else v for v in (module.decay, module.threshold, module.v_reset)]

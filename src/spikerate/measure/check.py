@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spikerate import autograd
 from spikerate.measure.health import stuck
 from spikerate.measure.meter import Around
+from spikerate.readout import Readout
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule, check_input
 from spikerate.signal import Feedback, Neuron, Normalization, PerStep, RuleRefused, Signal, is_constant, per_step
 from spikerate.system.memory import is_out_of_memory
@@ -274,7 +275,7 @@ class Recorded(Around):
 
     def fire(self, neuron: Neuron) -> Recorded:
         y, macs = _counted(partial(super().fire, neuron)) if isinstance(neuron, Feedback) else (super().fire(neuron), 0)
-        rate = float((y.train != 0).float().mean())
+        rate = None if isinstance(neuron, Readout) else float((y.train != 0).float().mean())
         where = self.log.note(type(neuron).__name__, "fire", self.constant or self.T == 1, y, macs, rate)
         if self.log.probe:
             self.log.leaks += _leaks_of_neuron(where, neuron, self.expanded())
@@ -513,8 +514,13 @@ def _under_rules(network: nn.Module, x: Tensor, paths: Mapping[Any, str]) -> tup
 
 def _taken(refused: Mapping[str, str]) -> str:
     """The rules that are left, as "BPTT, SLTT or OTTT"."""
-    *names, last = [name for name in _RULES if name not in refused]
-    return f"{', '.join(names)} or {last}" if names else last
+    return _listed([name for name in _RULES if name not in refused], "or")
+
+
+def _listed(names: Sequence[str], word: str) -> str:
+    """Names as "a, b and c", where the word is "and"."""
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def _needs(refused: Mapping[str, str]) -> list[str]:
@@ -522,7 +528,7 @@ def _needs(refused: Mapping[str, str]) -> list[str]:
     told = []
     for why in dict.fromkeys(refused.values()):
         names = [name for name, said in refused.items() if said == why]
-        told.append(f"{' and '.join(names)} {'refuses' if len(names) == 1 else 'refuse'} {why}")
+        told.append(f"{_listed(names, 'and')} {'refuses' if len(names) == 1 else 'refuse'} {why}")
     return [f"it needs {_taken(refused)}, since {'; '.join(told)}"] if told else []
 
 

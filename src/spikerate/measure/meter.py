@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from spikerate import autograd, operations  # noqa: F401 - operations fill the table of signals
 from spikerate.integer import ILIF
 from spikerate.measure.energy import Energy, Operations
+from spikerate.readout import Readout
 from spikerate.signal import Feedback, Neuron, Normalization, PerStep, Signal, Tape, Unrolled, is_constant, per_step
 from spikerate.stream import Calls
 
@@ -226,7 +227,8 @@ class Metered(Around):
         return y
 
     def fired(self, neuron: Neuron, spikes: Signal) -> None:
-        self.ledger.note(neuron, spikes.expanded())
+        if not isinstance(neuron, Readout):  # whose membranes are no spikes
+            self.ledger.note(neuron, spikes.expanded())
         if isinstance(neuron, Feedback) and self.tally is not None:
             back = neuron.returning(spikes.expanded(), None)
             neuron.layer(self._around(replace(spikes, train=back, counts=None)))  # once more, for its operations
@@ -284,7 +286,8 @@ class FiringRates:
 
         def look(neuron: Neuron, inputs: Signal, spikes: Signal) -> None:
             path, name = calls.of(neuron)
-            if self.layers is None or any(holds(layer, path) for layer in self.layers):
+            wanted = self.layers is None or any(holds(layer, path) for layer in self.layers)
+            if wanted and not isinstance(neuron, Readout):
                 rates[name] = spikes.tap()
 
         def chunk(signal: Signal) -> Any:

@@ -6,6 +6,8 @@ from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs, step_macs
 from spikerate.models.features import Features
 from spikerate.models.fold import fold_batch_norm
+from spikerate.models.max_resnet import max_resnet18
+from spikerate.models.membrane import ms_resnet18, ms_resnet34
 from spikerate.models.networks import NETWORKS, Builder, NetworkFactory
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.qk_attention import qkformer
@@ -36,6 +38,9 @@ __all__ = [
     "deepconv_branches",
     "fold_batch_norm",
     "macs",
+    "max_resnet18",
+    "ms_resnet18",
+    "ms_resnet34",
     "preact_resnet18",
     "preact_resnet34",
     "qkformer",

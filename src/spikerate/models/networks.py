@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from spikerate.models.airbench94 import airbench
+from spikerate.models.max_resnet import max_resnet18
+from spikerate.models.membrane import ms_resnet18, ms_resnet34
 from spikerate.models.preact import preact_resnet18, preact_resnet34
 from spikerate.models.qk_attention import qkformer
 from spikerate.models.resnet import resnet18, resnet19, resnet20, resnet34
@@ -61,6 +63,9 @@ NETWORKS = {
     "resnet34": Builder(resnet34, stems=_RESIDUAL),
     "preact-resnet18": Builder(preact_resnet18, stems=_RESIDUAL),
     "preact-resnet34": Builder(preact_resnet34, stems=_RESIDUAL),
+    "ms-resnet18": Builder(ms_resnet18, stems=_RESIDUAL),
+    "ms-resnet34": Builder(ms_resnet34, stems=_RESIDUAL),
+    "max-resnet18": Builder(max_resnet18, stems=_RESIDUAL),
     "sew-resnet18": Builder(sew_resnet18, stems=_RESIDUAL),
     "sew-resnet34": Builder(sew_resnet34, stems=_RESIDUAL),
     "vgg11": Builder(vgg11),

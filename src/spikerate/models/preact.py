@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -38,7 +38,7 @@ def preact_resnet18(
     Raises:
         ValueError: a size is less than 1, or the activation or the stem is an unknown string.
     """
-    return _preact((2, 2, 2, 2), num_classes, in_channels, width, activation, stem)
+    return preactivated(PreActBlock, (2, 2, 2, 2), num_classes, in_channels, width, activation, stem)
 
 
 def preact_resnet34(
@@ -52,14 +52,32 @@ def preact_resnet34(
     Raises:
         ValueError: a size is less than 1, or the activation or the stem is an unknown string.
     """
-    return _preact((3, 4, 6, 3), num_classes, in_channels, width, activation, stem)
+    return preactivated(PreActBlock, (3, 4, 6, 3), num_classes, in_channels, width, activation, stem)
 
 
-def _preact(
-    blocks: Sequence[int], num_classes: int, in_channels: int, width: int, activation: Activation, stem: Stem
+def preactivated(
+    block: Callable[[int, int, int, Activation], ResidualBlock],
+    blocks: Sequence[int],
+    num_classes: int,
+    in_channels: int,
+    width: int,
+    activation: Activation,
+    stem: Stem,
+    *pool: nn.Module,
 ) -> Staged:
+    """A network of four stages of blocks that begin with their activation: no activation in the stem, one in the head.
+
+    Args:
+        block: makes a block of (channels before, channels after, stride, activation).
+        blocks: number of blocks of each stage.
+        num_classes, in_channels, width, activation, stem: as for `preact_resnet18`.
+        pool: what follows the batch norm of the stem, if anything.
+
+    Raises:
+        ValueError: a size is less than 1, or the activation or the stem is an unknown string.
+    """
     check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-    first = residual_stem(stem, in_channels, width)
-    stages = residual_stages(PreActBlock, width, blocks, activation)
+    first = residual_stem(stem, in_channels, width, *pool)
+    stages = residual_stages(block, width, blocks, activation)
     head = nn.Sequential(activate(activation), *mean_head(nn.Linear(8 * width, num_classes)))
     return Staged(first, stages, head)

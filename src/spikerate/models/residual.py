@@ -38,8 +38,8 @@ class ResidualBlock(nn.Module, ABC):
     def forward(self, x: Any) -> Any: ...
 
 
-def residual_stem(kind: Stem, in_channels: int, out_channels: int, *activation: nn.Module) -> nn.Module:
-    """Convolution, BN and optionally an activation. The "7x7" stem, for ImageNet, ends in a max-pool at 1/4 resolution.
+def residual_stem(kind: Stem, in_channels: int, out_channels: int, *then: nn.Module) -> nn.Module:
+    """Convolution, BN and what comes then. The "7x7" stem, for ImageNet, ends in a max-pool at 1/4 resolution.
 
     Raises:
         ValueError: the stem is another string.
@@ -52,7 +52,7 @@ def residual_stem(kind: Stem, in_channels: int, out_channels: int, *activation: 
         pool = [nn.MaxPool2d(3, 2, 1)]
     else:
         raise ValueError(f'stem is {kind!r}: give "3x3" for small images or "7x7" for those of ImageNet')
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *activation, *pool)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *then, *pool)
 
 
 def residual_stages(

@@ -23,6 +23,7 @@ _REFERENCES: dict[type, str] = {
     TET: "Temporal efficient training: Deng et al.; ICLR 2022",
     Dspike: DSPIKE,
 }
+_SAMPLES = {"events": "event-camera recordings", "sounds": "recordings of sounds as spikes"}
 _CODE = "src/spikerate: rules.py and signal.py (where gradients go), neuron.py, losses.py; in formulas, docs/method.md"
 
 
@@ -112,7 +113,7 @@ def references(run: Run) -> list[str]:
 
 def _kind(run: Run) -> str:
     network = "a spiking neural network" if run.spiking else "an artificial neural network (ANN)"
-    samples = "event-camera recordings" if entry_of(run.data).kind == "events" else "images"
+    samples = _SAMPLES.get(entry_of(run.data).kind, "images")
     return f"empirical, a computational experiment: {network} is trained to classify {samples}, and tested on others"
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from spikerate.adaptive import ALIF
 from spikerate.data import LARGEST_SIDE, Data, DataReader, DataSet, check, entry_of
 from spikerate.gradients.temperature import Search, adapt
 from spikerate.integer import ILIF
@@ -22,13 +23,14 @@ from spikerate.learnable import Learnable, ParametricLIF
 from spikerate.losses import CrossEntropy, Loss, RatePenalty
 from spikerate.measure.averaging import Averaging, check_averaging
 from spikerate.models import NETWORKS, Branched, NetworkFactory, Staged, deepconv_branches
-from spikerate.neuron import LIF, NeuronSettings, Rectifier
+from spikerate.neuron import LIF, NeuronSettings, Rectifier, StepNeuron
 from spikerate.rules import BPTT, OTTT, RateBP, Rule
 from spikerate.runs.optim import SGD, OptimizerFactory
 from spikerate.runs.schedule import Schedule
 from spikerate.signal import Neuron as NeuronLayer
 from spikerate.signal import Signal
 from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.synaptic import Synaptic
 from spikerate.system.codec import Own, Unnamed, added, decode, encode, flat, path_of
 from spikerate.system.ranges import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, check_count, check_positive, check_seed
 
@@ -92,6 +94,36 @@ class LearningNeuron(Neuron):
         threshold = Learnable(self.threshold) if self.learn_threshold else self.threshold
         v_reset = Learnable(self.v_reset) if self.learn_reset and self.v_reset is not None else self.v_reset
         return ParametricLIF(Learnable(self.decay), threshold, v_reset, self.detach_reset, self.surrogate)
+
+
+@dataclass(frozen=True)
+class SynapticNeuron(Neuron):
+    """The neuron of all layers, with a synaptic current before the membrane."""
+
+    decay: float = 0.5
+    """fraction of the membrane potential that remains after one step, in (0, 1]"""
+    alpha: float = 0.5
+    """fraction of the synaptic current that remains after one step, in [0, 1)"""
+
+    def build(self) -> Synaptic:
+        """A new layer of such neurons."""
+        return Synaptic(self.decay, self.alpha, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
+
+
+@dataclass(frozen=True)
+class AdaptiveNeuron(Neuron):
+    """The neuron of all layers, with a threshold that rises with each spike."""
+
+    decay: float = 0.5
+    """fraction of the membrane potential that remains after one step, in (0, 1]"""
+    beta: float = 0.2
+    """by how much a spike raises the threshold"""
+    rho: float = 0.9
+    """fraction of the adaptation that remains after one step, in [0, 1)"""
+
+    def build(self) -> ALIF:
+        """A new layer of such neurons."""
+        return ALIF(self.decay, self.beta, self.rho, self.threshold, self.v_reset, self.detach_reset, self.surrogate)
 
 
 @dataclass(frozen=True)
@@ -462,6 +494,11 @@ class Run:
             raise ValueError("sync_bn can't be compiled yet: give --no-compile, or leave sync_bn alone")
         if self.compile and isinstance(self.rule, BPTT) and self.rule.checkpoint:
             raise ValueError("rule.checkpoint can't be compiled: give --no-compile, or leave rule.checkpoint alone")
+        if self.compile and not isinstance(self.rule, BPTT) and _by_step(self.neuron):
+            raise ValueError(
+                f"neuron is of the kind {path_of(self.neuron)}, written as one step, which is compiled under BPTT only: "
+                "give --no-compile, or --rule bptt"
+            )
         self._check_curriculum()
         self._check_resolutions()
         check_averaging(self.averaging, (1, 2, 2))
@@ -535,7 +572,7 @@ class Run:
             return
         if not self.spiking:
             raise ValueError("curriculum is for spiking networks: an ANN has no time steps, so leave it out")
-        if entry_of(self.data).kind == "events":
+        if entry_of(self.data).recorded:
             raise ValueError(
                 "curriculum is for images: recordings are cut into T frames, so train them in rounds by --before"
             )
@@ -553,7 +590,7 @@ class Run:
     def _check_resolutions(self) -> None:
         if not self.resolutions:
             return
-        if entry_of(self.data).kind == "events":
+        if entry_of(self.data).recorded:
             raise ValueError("resolutions are for images: frames of recordings count events, so leave them out")
         if sum(resolution.share for resolution in self.resolutions) > 1 - 1e-6:
             raise ValueError(
@@ -619,6 +656,11 @@ def adaptable(neuron: NeuronSettings) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _by_step(neuron: NeuronSettings) -> bool:
+    """Whether such neurons are written as one time step."""
+    return not isinstance(neuron, Unnamed) and isinstance(neuron.build(), StepNeuron)
 
 
 def _check_part(field: str, value: Any, base: type) -> None:

@@ -17,7 +17,18 @@ from spikerate.losses import TET, CrossEntropy, Loss, SelfDistillation
 from spikerate.models import NETWORKS
 from spikerate.neuron import NeuronSettings
 from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule
-from spikerate.runs.config import IntegerNeuron, LearningNeuron, Model, Neuron, OwnNetwork, Rectified, Run, adaptable
+from spikerate.runs.config import (
+    AdaptiveNeuron,
+    IntegerNeuron,
+    LearningNeuron,
+    Model,
+    Neuron,
+    OwnNetwork,
+    Rectified,
+    Run,
+    SynapticNeuron,
+    adaptable,
+)
 from spikerate.runs.optim import SGD, AdamW, Muon, OptimizerFactory
 from spikerate.runs.schedule import Constant, Cosine, Linear, OneCycle, Schedule, Step
 from spikerate.surrogate import ATan, Dspike, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
@@ -125,7 +136,16 @@ PARTS = {
     "--rule": Part("rule", Rule, {"rate": RateBP, "bptt": BPTT, "sltt": SLTT, "ottt": OTTT}),
     "--loss": Part("loss", Loss, {"cross-entropy": CrossEntropy, "esd": SelfDistillation, "tet": TET}),
     "--neuron": Part(
-        "neuron", NeuronSettings, {"lif": Neuron, "plif": LearningNeuron, "ilif": IntegerNeuron, "relu": Rectified}
+        "neuron",
+        NeuronSettings,
+        {
+            "lif": Neuron,
+            "plif": LearningNeuron,
+            "synaptic": SynapticNeuron,
+            "alif": AdaptiveNeuron,
+            "ilif": IntegerNeuron,
+            "relu": Rectified,
+        },
     ),
     "--surrogate": Part(
         "neuron.surrogate",

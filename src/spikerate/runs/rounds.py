@@ -323,7 +323,7 @@ def _perform(
             if title:
                 audience.title(f"{title}: {own.in_words}{', finished' if over else ''}")
             if not over:
-                if entry_of(run.data).kind == "events" and frames != own.T:
+                if entry_of(run.data).recorded and frames != own.T:
                     data, frames = load_data(own, audience, ranks), own.T
                 if not stands:
                     begin(place.path, own, data, about | {"round": title}, ranks)

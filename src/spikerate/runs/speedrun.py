@@ -15,6 +15,7 @@ from spikerate.models import body_of, branch_macs, step_macs
 from spikerate.runs.audience import Audience, Nobody
 from spikerate.runs.config import Run
 from spikerate.runs.estimate import resolution_macs, training_flops
+from spikerate.runs.presets import PRESETS
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.rounds import train_seeds
 from spikerate.system.codec import Own, decode, encode
@@ -39,6 +40,10 @@ COLUMNS = (
     "date",
 )
 """The columns of the table of records. Minutes, operations and spikes are means over the seeds."""
+_ASIDE = ("seed", "device", "averaging", "data.path", "data.cache", "data.workers", "data.store")
+"""Settings that do not change a recipe: which seed, where it runs, and what is only tested."""
+_HELD_OUT, _SEEDS = 5000, 3
+"""Images that the rules hold out, and the least number of seeds."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,18 @@ class Plan:
     run: Run
     seeds: tuple[int, ...]
     command: str
+
+    @property
+    def recipe(self) -> str:
+        """The preset's name, followed by the settings that are not the preset's: "digits-rate (T 2, epochs 5)"."""
+        its = PRESETS.get(self.preset)
+        then = dict(its.run.settings) if its else dict(self.run.settings)
+        changed = [
+            f"{name} {value}"
+            for name, value in self.run.settings
+            if name not in _ASIDE and (name not in then or then[name] != value)
+        ]
+        return f"{self.preset} ({', '.join(changed)})" if changed else self.preset
 
     def begin(self, base: Path) -> None:
         """Write the plan to a new folder.
@@ -120,9 +137,9 @@ def rows(plan: Plan, folders: Mapping[int, RunFolder]) -> list[tuple[str, ...]]:
     }
     with_compilation = [a + b for a, b in zip(spent["train_seconds"], spent["compile_seconds"], strict=True)]
     minutes = tuple(f"{fmean(values):.1f}" for values in (spent["train_seconds"], with_compilation, spent["seconds"]))
-    lines = {plan.preset: results}
+    lines = {plan.recipe: results}
     if plan.run.averaging and all("averaged" in result for result in results):
-        lines[f"{plan.preset}, averaged ({plan.run.averaging})"] = tuple(result["averaged"] for result in results)
+        lines[f"{plan.recipe}, averaged ({plan.run.averaging})"] = tuple(result["averaged"] for result in results)
     return [
         (
             name,
@@ -142,6 +159,24 @@ def rows(plan: Plan, folders: Mapping[int, RunFolder]) -> list[tuple[str, ...]]:
 def markdown(row: Sequence[str]) -> str:
     """A row of the table of records as Markdown."""
     return f"| {' | '.join(row)} |"
+
+
+def against_rules(plan: Plan, folders: Mapping[int, RunFolder]) -> list[str]:
+    """What keeps the line of finished runs out of the table of records, by the rules of docs/speedrun.md; [] if nothing.
+
+    Not seen are the rules about choices: what was tuned on what, and what else the machine did.
+    """
+    data, seeds, found = plan.run.data, plan.seeds, []
+    if data.name != "cifar10" or data.subset is not None:
+        found.append(f"the data is {data.name}{'' if data.subset is None else ', in part'}, and not all of cifar10 (rule 1)")
+    elif data.validation < _HELD_OUT:
+        found.append(f"data.validation is {data.validation}, and not {_HELD_OUT:,} (rule 2)")
+    if len(seeds) < _SEEDS or seeds != tuple(range(len(seeds))):
+        found.append(f"the seeds are {', '.join(map(str, seeds))}, and not 0 to {_SEEDS - 1} or more (rule 4)")
+    sources = [folder.about().get("source") or {} for folder in folders.values()]
+    if any(source.get("diff") or not source.get("commit") for source in sources):
+        found.append("the code is not that of a commit, without changes (rule 5)")
+    return found
 
 
 def pflop(run: Run, data: Mapping[str, Any]) -> float:

@@ -83,7 +83,7 @@ def subject(name: str, wanted: Wanted, chosen: Mapping[str, str]) -> Subject:
         shape, classes, recorded = SHAPE, CLASSES, False
     elif name in PRESETS:
         run = with_kinds(PRESETS[name].run, chosen)
-        shape, recorded = input_shape(run.data), entry_of(run.data).kind == "events"
+        shape, recorded = input_shape(run.data), entry_of(run.data).recorded
         classes = SETS[run.data.name].num_classes or CLASSES
     else:
         near = difflib.get_close_matches(name, [*NETWORKS, *PRESETS], 3, cutoff=0.5)

@@ -68,7 +68,7 @@ class Card:
             data = record.about["data"]
             c, h, w = map(int, data["shape"])
             units = Units(tuple(map(float, data["mean"])), tuple(map(float, data["std"])), float(data["unit"]))
-            recorded, classes = entry_of(run.data).kind == "events", tuple(map(str, data["classes"]))
+            recorded, classes = entry_of(run.data).recorded, tuple(map(str, data["classes"]))
             return cls(run.model, run.neuron, run.search is not None, run.T, (c, h, w), recorded, classes, units)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(

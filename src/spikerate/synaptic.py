@@ -1,0 +1,66 @@
+"""Second-order neurons: a synaptic current that decays, before the membrane."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spikerate.neuron import LIF, StepNeuron
+from spikerate.surrogate import Sigmoid, Surrogate
+from spikerate.system.ranges import check_plain, check_share
+
+
+class Synaptic(StepNeuron, LIF):
+    """Leaky integrate-and-fire neurons of second order: their input is smoothed by a synaptic current i.
+
+        i[t] = alpha * i[t-1] + input[t],   v[t] = decay * u[t-1] + i[t],   s[t] = H(v[t] - threshold),   i[0] = u[0] = 0
+
+    and u[t] after a soft or hard reset as of `LIF`; a spike leaves the current as it is. With alpha = 0 it is `LIF`. Its
+    state is (u, i).
+
+    The gain under `RateBP`: one unit more of the input at every step raises i[t] by c[t] = 1 + alpha c[t-1], c[0] = 0, so
+
+        gain = E_t[slope(v[t]) reach[t]],   reach[t] = c[t] + (d v[t] / d v[t-1]) reach[t-1],   reach[0] = 0
+
+    with d v[t] / d v[t-1] as of `LIF` for each reset. Under `SLTT` and `OTTT` current and membrane before a step are
+    constants; OTTT's trace of the inputs has one decay, that of a membrane without a synaptic current.
+
+    Args:
+        decay: fraction of the membrane potential that remains after one step, in (0, 1]; snnTorch's `beta`.
+        alpha: fraction of the synaptic current that remains after one step, in [0, 1). The others as for `LIF`.
+
+    Raises:
+        ValueError: a parameter is out of range or not a plain number.
+        TypeError: called on a tensor instead of a `Signal`.
+
+    Reference: `snntorch.Synaptic(alpha, beta, reset_delay=False)` fires the same spikes, where `v_reset` is None
+    ("subtract") or 0 ("zero"); NIR's `CubaLIF`. There are no step-by-step equations by hand, so it takes longer than `LIF`.
+    """
+
+    binary: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        decay: float = 0.5,
+        alpha: float = 0.5,
+        threshold: float = 1.0,
+        v_reset: float | None = None,
+        detach_reset: bool = True,
+        surrogate: Surrogate = Sigmoid(),
+    ) -> None:
+        super().__init__(decay, None, threshold, v_reset, detach_reset, surrogate)
+        check_plain("Synaptic.alpha", alpha)
+        check_share("Synaptic.alpha", alpha)
+        self.alpha = alpha
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}, {super().extra_repr()}"
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        u, before = state or (None, None)
+        i = current if before is None else torch.add(current, before, alpha=self.alpha)
+        v = self._charge(u, i)
+        s = self._fire(v)
+        return s, (self._reset(v, s.detach() if self.detach_reset else s), i)

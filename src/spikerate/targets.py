@@ -101,7 +101,7 @@ class PixelCrossEntropy(TargetLoss):
         K = output.shape[1]
         if 0 <= self.ignore < K:
             raise ValueError(
-                f"PixelCrossEntropy.ignore is {self.ignore}, which is one of the {K} classes of the outputs and would not be "
+                f"PixelCrossEntropy.ignore is {self.ignore}, which is one of the {K} classes and would not be "
                 f"learned: give those pixels of the target another number, such as {max(K, 255)}, and that as ignore"
             )
         counts = target != self.ignore

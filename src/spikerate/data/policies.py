@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from kornia.augmentation.auto import AutoAugment, RandAugment, TrivialAugment
-from kornia.augmentation.auto.operations import PolicySequential, ShearX, ShearY, TranslateX, TranslateY
+from kornia.augmentation.auto.operations import ShearX, ShearY, TranslateX, TranslateY
 from torch import Tensor
 
 MOST_OPERATIONS = 14
@@ -50,13 +50,14 @@ class _AutoAugment(AutoAugment):  # type: ignore[misc]
     """Kornia's, with the shears and translations of the paper. Kornia takes a shear of 0.3 for 54 degrees, which is 1.4."""
 
     def compose_subpolicy_sequential(self, subpolicy: Any) -> Any:
-        operations = list(super().compose_subpolicy_sequential(subpolicy))
+        made = super().compose_subpolicy_sequential(subpolicy)
+        operations: list[Any] = list(made)
         for k, (name, probability, magnitude) in enumerate(subpolicy):
             if name in _FARTHEST:
                 kind, farthest = _FARTHEST[name]
                 scale = torch.linspace(-farthest, farthest, 11)[magnitude : magnitude + 2].tolist()
                 operations[k] = kind(None, probability, magnitude_range=tuple(scale), symmetric_megnitude=False)
-        return PolicySequential(*operations)
+        return type(made)(*operations)
 
 
 POLICIES: Mapping[str, Callable[[Any], Policy]] = {

@@ -27,7 +27,7 @@ class ALIF(StepNeuron, LIF):
     where slope[t] is taken at v[t] - threshold - beta a[t-1], and d u[t] / d c is, by the reset: soft and detached reach[t];
     soft reach[t] - threshold g[t]; hard and detached (1 - s[t]) reach[t]; hard (1 - s[t]) reach[t] + (v_reset - v[t]) g[t].
     So the gain knows that a neuron which fires more gets a higher threshold. Under `SLTT` and `OTTT` the adaptation before a
-    step is a constant.
+    step is a constant. Its derivatives are autograd's, so it takes longer than `LIF`.
 
     Args:
         decay: fraction of the membrane potential that remains after one step, in (0, 1].
@@ -39,8 +39,7 @@ class ALIF(StepNeuron, LIF):
         TypeError: called on a tensor instead of a `Signal`.
 
     Reference: Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", Nature
-    Communications 2020, whose neurons are also refractory. There are no equations of the whole train by hand, so it takes
-    longer than `LIF`.
+    Communications 2020, whose neurons are also refractory.
     """
 
     binary: ClassVar[bool] = True

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from spikerate.neuron import LIF, StepNeuron, wide
-from spikerate.signal import Learns, Moved
+from spikerate.signal import Learns, Moved, RuleRefused
 from spikerate.surrogate import Sigmoid, Surrogate
 
 
@@ -59,6 +59,7 @@ class ParametricLIF(LIF, Learns):
 
     Raises:
         ValueError: a value is out of its range; in a call, its shape does not go with that of a sample.
+        RuleRefused: the reset is learned, and the rule is `SLTT` or `OTTT`.
 
     Attributes:
         decay, threshold, v_reset: what they are now, as numbers or tensors with the gradient of what is learned.
@@ -148,7 +149,7 @@ class ParametricLIF(LIF, Learns):
 
     def at_once(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         if "v_reset" in self.learned:
-            raise ValueError(
+            raise RuleRefused(
                 f"the v_reset of a {type(self).__name__} is learned, and acts on later steps alone, which SLTT and OTTT do "
                 "not see: train it by BPTT or RateBP, or give a number"
             )

@@ -295,7 +295,7 @@ class StepNeuron(nn.Module, ABC):
             state: that of the step before, [B, ...] or a tuple of such; None at the start.
 
         Returns:
-            spikes [B, ...], and the state.
+            spikes [B, ...], and the state; of several the membrane potential comes first.
         """
 
     def forward(self, x: Any) -> Any:

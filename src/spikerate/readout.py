@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spikerate.neuron import StepNeuron
-from spikerate.signal import State
+from spikerate.signal import RuleRefused, State
 from spikerate.system.ranges import check_plain
 
 Output = Literal["mean", "last", "max"]
@@ -39,7 +39,8 @@ class Readout(StepNeuron):
 
     Raises:
         ValueError: a parameter is out of range or not a plain number.
-        TypeError: called on a tensor instead of a `Signal`; the last value or the maximum under another rule than `BPTT`.
+        TypeError: called on a tensor instead of a `Signal`; `RuleRefused`, the last value or the maximum under another rule
+            than `BPTT`.
     """
 
     def __init__(self, decay: float = 0.9, output: Output = "mean") -> None:
@@ -76,7 +77,7 @@ class Readout(StepNeuron):
 
     def _check_mean(self) -> None:
         if self.output != "mean":
-            raise TypeError(
+            raise RuleRefused(
                 f"Readout.output is {self.output!r}, whose gradient goes back through time from single steps, and RateBP, "
                 "SLTT and OTTT have no such: train and run the network by BPTT(), or give output='mean'"
             )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from spikerate.signal import Feedback, Learns, Neuron
+from spikerate.signal import Feedback, Learns, Neuron, RuleRefused
 
 
 class Recurrent(nn.Module, Feedback):
@@ -28,7 +28,8 @@ class Recurrent(nn.Module, Feedback):
 
     Raises:
         ValueError: the layer has a batch norm, dropout or neurons in it, or returns another shape than that of the spikes.
-        TypeError: the neuron is none, or the rule is `RateBP`.
+        TypeError: the neuron is none; `RuleRefused`, where the rule is `RateBP`, or the neuron learns and the rule is not
+            `BPTT`.
     """
 
     elementwise: ClassVar[bool] = False
@@ -69,8 +70,8 @@ class Recurrent(nn.Module, Feedback):
         return torch.cat(spikes), (held, fired)
 
     def trace(self, inputs: Tensor, state: Any) -> NoReturn:
-        """Raise `TypeError`: there is no gain."""
-        raise TypeError(
+        """Raise `RuleRefused`: there is no gain."""
+        raise RuleRefused(
             "Recurrent has no gradient through firing rates, since what comes back at a step depends on when it was fired: "
             "train and run the network by BPTT(), SLTT() or OTTT()"
         )
@@ -79,7 +80,7 @@ class Recurrent(nn.Module, Feedback):
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each [T, B, ...]; the neurons' state and their last spikes [B, ...]."""
         if isinstance(self.neuron, Learns) and self.neuron.learned:
-            raise TypeError(
+            raise RuleRefused(
                 f"Recurrent has {type(self.neuron).__name__} as its neuron, whose parameter would get no gradient under "
                 "SLTT and OTTT: use BPTT, or LIF"
             )

@@ -65,6 +65,14 @@ class Neuron(Protocol):
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
 
 
+class RuleRefused(TypeError, ValueError):
+    """A layer's word that it has no gradient under the rule that runs it, and which rules it has one under.
+
+    It is no mistake in a network but a property of it, which `check` tells as such. A layer of neurons raises it in `trace`
+    (`RateBP`) or in `slopes` (`SLTT`, `OTTT`).
+    """
+
+
 class Feedback(ABC):
     """A neuron layer whose own spikes come back to it through a layer of weights, at the next step.
 

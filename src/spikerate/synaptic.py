@@ -24,8 +24,10 @@ class Synaptic(StepNeuron, LIF):
 
         gain = E_t[slope(v[t]) reach[t]],   reach[t] = c[t] + (d v[t] / d v[t-1]) reach[t-1],   reach[0] = 0
 
-    with d v[t] / d v[t-1] as of `LIF` for each reset. Under `SLTT` and `OTTT` current and membrane before a step are
-    constants; OTTT's trace of the inputs has one decay, that of a membrane without a synaptic current.
+    with d v[t] / d v[t-1] as of `LIF` for each reset. With a detached soft reset it grows to 1 / ((1 - alpha) (1 - decay))
+    times the slope, and the gradient grows with it from layer to layer: choose both small for deep networks. Under `SLTT`
+    and `OTTT` current and membrane before a step are constants; OTTT's trace of the inputs has one decay, that of a membrane
+    without a synaptic current. Its derivatives are autograd's, so it takes longer than `LIF`.
 
     Args:
         decay: fraction of the membrane potential that remains after one step, in (0, 1]; snnTorch's `beta`.
@@ -36,15 +38,15 @@ class Synaptic(StepNeuron, LIF):
         TypeError: called on a tensor instead of a `Signal`.
 
     Reference: `snntorch.Synaptic(alpha, beta, reset_delay=False)` fires the same spikes, where `v_reset` is None
-    ("subtract") or 0 ("zero"); NIR's `CubaLIF`. There are no step-by-step equations by hand, so it takes longer than `LIF`.
+    ("subtract") or 0 ("zero"); NIR's `CubaLIF`.
     """
 
     binary: ClassVar[bool] = True
 
     def __init__(
         self,
-        decay: float = 0.5,
-        alpha: float = 0.5,
+        decay: float = 0.2,
+        alpha: float = 0.2,
         threshold: float = 1.0,
         v_reset: float | None = None,
         detach_reset: bool = True,

@@ -68,10 +68,10 @@ class BinaryCrossEntropy(TargetLoss):
 
     def check(self, output: Tensor, target: Tensor) -> None:
         self._same_shape(output, target)
-        if not bool(((target >= 0) & (target <= 1)).all()):
-            raise ValueError(
-                "BinaryCrossEntropy got a target with a value outside [0, 1]: give 1 for each label of a sample"
-            )
+        _check_values(
+            ((target >= 0) & (target <= 1)).all(),
+            "BinaryCrossEntropy got a target with a value outside [0, 1]: give 1 for each label of a sample",
+        )
 
     def of(self, output: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(output, target.to(output.dtype))
@@ -82,10 +82,11 @@ class PixelCrossEntropy(TargetLoss):
     """Cross-entropy of the class of each pixel, for segmentation: logits [B, K, H, W], target [B, H, W] int64. `{"loss"}`.
 
     Args:
-        ignore: a value of the target whose pixels do not count.
+        ignore: a value of the target whose pixels do not count; none of the K classes, which would not be learned.
 
     Raises:
-        ValueError: the target has another shape or type, a class out of range, or no pixel that counts.
+        ValueError: the target has another shape or type, a class out of range, or no pixel that counts; or `ignore` is one
+            of the classes.
     """
 
     ignore: int = 255
@@ -97,12 +98,27 @@ class PixelCrossEntropy(TargetLoss):
                 f"PixelCrossEntropy got logits {list(output.shape)} and a target {list(target.shape)} of {target.dtype}: "
                 "give logits [B, K, H, W] and classes [B, H, W] in int64"
             )
-        known = target[target != self.ignore]
-        if not len(known) or int(known.min()) < 0 or int(known.max()) >= output.shape[1]:
+        K = output.shape[1]
+        if 0 <= self.ignore < K:
             raise ValueError(
-                f"PixelCrossEntropy got a target with no class, or with one outside 0 to {output.shape[1] - 1}: give "
-                f"classes, or {self.ignore} for pixels that do not count"
+                f"PixelCrossEntropy.ignore is {self.ignore}, which is one of the {K} classes and would not be "
+                f"learned: give those pixels of the target another number, such as {max(K, 255)}, and that as ignore"
             )
+        counts = target != self.ignore
+        _check_values(
+            ((target >= 0) & (target < K) | ~counts).all() & counts.any(),
+            f"PixelCrossEntropy got a target with no class, or with one outside 0 to {K - 1}: give classes, or "
+            f"{self.ignore} for pixels that do not count",
+        )
 
     def of(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, ignore_index=self.ignore)
+
+
+def _check_values(right: Tensor, sentence: str) -> None:
+    """Raise `ValueError` unless the scalar `right` is true. A GPU is not waited for, and ends the process by itself."""
+    if right.device.type == "cpu":
+        if not bool(right):
+            raise ValueError(sentence)
+    else:
+        torch._assert_async(right, sentence)

@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ from spikerate.data.camera import saccades
 from spikerate.data.digits import digits
 from spikerate.data.events import Events, parse, read_file
 from spikerate.data.frames import frames
-from spikerate.data.recordings import Recording, Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist, read
+from spikerate.data.recordings import (
+    _CALTECH101,
+    Recording,
+    Recordings,
+    cifar10_dvs,
+    dvs128_gesture,
+    event_folder,
+    n_caltech101,
+    n_mnist,
+    read,
+)
 from spikerate.data.samples import Block
 from support.recordings import (
     AEDAT3,
@@ -40,6 +51,7 @@ from support.recordings import (
     write_cifar10_dvs,
     write_folder,
     write_gestures,
+    write_n_caltech101,
     write_n_mnist,
     write_npz,
 )
@@ -429,10 +441,17 @@ def test_the_camera_refuses_what_it_cannot_see() -> None:
 LAYOUTS = {
     "cifar10-dvs": write_cifar10_dvs,
     "n-mnist": write_n_mnist,
+    "n-caltech101": write_n_caltech101,
     "dvs128-gesture": write_gestures,
     "events": write_folder,
 }
-SIZES = {"cifar10-dvs": (20, 0), "n-mnist": (30, 20), "dvs128-gesture": (22, 11), "events": (3, 3)}
+SIZES = {
+    "cifar10-dvs": (20, 0),
+    "n-mnist": (30, 20),
+    "n-caltech101": (101, 101),
+    "dvs128-gesture": (22, 11),
+    "events": (3, 3),
+}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -457,6 +476,85 @@ def test_recordings_carry_their_own_labels(tmp_path: Path) -> None:
         assert r.label == k // 2
         assert isinstance(e, Events)
         assert same(e, some_events(20, 128, k))
+
+
+def test_classes_of_n_caltech101_are_those_of_the_distribution() -> None:
+    assert len(_CALTECH101) == 101
+    assert list(_CALTECH101) == sorted(set(_CALTECH101))
+    assert {"BACKGROUND_Google", "Faces_easy", "Leopards", "Motorbikes"} == {c for c in _CALTECH101 if c[0].isupper()}
+    assert "Faces" not in _CALTECH101  # the distribution leaves it out
+
+
+@pytest.fixture(scope="module")
+def caltech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty files, since listing opens none: 31 of the first class, 2 of the second, and so on, 45 of the last."""
+    root = tmp_path_factory.mktemp("caltech") / "Caltech101"
+    for label, name in enumerate(_CALTECH101):
+        (root / name).mkdir(parents=True)
+        for i in range({0: 31, 100: 45}.get(label, 2)):
+            (root / name / f"image_{i + 1:04d}.bin").touch()
+    return root
+
+
+def test_a_tenth_of_each_class_of_n_caltech101_is_the_test_set(caltech: Path) -> None:
+    data = n_caltech101(caltech)
+    for part, counts in ((data.train, {0: 28, 100: 41}), (data.test, {0: 3, 100: 4})):
+        labels = [r.label for r in part]
+        assert labels == sorted(labels)
+        assert [labels.count(k) for k in range(101)] == [counts.get(k, 1) for k in range(101)]
+        assert all(r.file.parent.name == _CALTECH101[r.label] for r in part)
+    files = [r.file for r in (*data.train, *data.test)]
+    assert len(set(files)) == len(files) == 31 + 45 + 2 * 99
+    # The numbers are the promise: a new version of this code draws the same recordings.
+    assert [r.file.stem[-2:] for r in data.test if r.label in (0, 100)] == ["03", "12", "26", "18", "21", "37", "38"]
+    assert "default_rng((0, label))" in data.split
+
+
+def test_the_test_set_of_a_class_does_not_depend_on_the_others(caltech: Path, tmp_path: Path) -> None:
+    before = n_caltech101(caltech)
+    for name in _CALTECH101[:100]:
+        (tmp_path / name).mkdir()
+        for i in range(7):
+            (tmp_path / name / f"image_{i:04d}.bin").touch()
+    (tmp_path / _CALTECH101[100]).symlink_to(caltech / _CALTECH101[100])
+    after = n_caltech101(tmp_path)
+    assert [r.file.name for r in before.test if r.label == 100] == [r.file.name for r in after.test if r.label == 100]
+
+
+def test_recordings_of_n_caltech101_fill_their_sensor() -> None:
+    corners = bytes([0, 0, 0x80, 0, 1]) + bytes([239, 179, 0, 0, 2])
+    e = parse(corners, "image_0001.bin", (180, 240))
+    assert [e.x.tolist(), e.y.tolist(), e.p.tolist(), e.t.tolist()] == [[0, 239], [0, 179], [1, 0], [1, 2]]
+    for x, y in ((240, 0), (0, 180)):
+        with pytest.raises(
+            ValueError, match=rf"image_0001\.bin has an event at byte 5 outside the sensor: x = {x}, y = {y}"
+        ):
+            parse(corners[:5] + bytes([x, y, 0, 0, 2]), "image_0001.bin", (180, 240))
+
+
+def test_n_caltech101_is_loaded_with_its_split(tmp_path: Path) -> None:
+    listed = write_n_caltech101(tmp_path)
+    listed.test[3].file.write_bytes(b"\x01")
+    settings = Data("n-caltech101", tmp_path, validation=5, size=12, broken="skip", cache=tmp_path / "cache", workers=0)
+    data = load(settings, 1)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [96, 5, 100]
+    assert data.shape == (2, 12, 12)
+    assert data.test.labels.tolist() == [label for label in range(101) if label != 3]
+    assert data.split.startswith("test samples are a tenth of each class, drawn by NumPy")
+    assert (data.skipped, data.classes) == (
+        (f"{listed.test[3].file} is cut inside the event at byte 0: fetch it again",),
+        _CALTECH101,
+    )
+
+
+def test_a_link_to_nowhere_is_a_broken_recording(tmp_path: Path) -> None:
+    file = write_n_mnist(tmp_path).train[10].file
+    file.unlink()
+    file.symlink_to(tmp_path / "nowhere")
+    data = Data("n-mnist", tmp_path, cache=tmp_path / "cache", workers=0)
+    with pytest.raises(ValueError, match=f"{file} can't be read: No such file or directory; --data.broken skip leaves"):
+        load(data, 2)
+    assert load(replace(data, broken="skip"), 2).skipped == (f"{file} can't be read: No such file or directory",)
 
 
 def test_gestures_are_cut_out_of_their_trial(tmp_path: Path) -> None:
@@ -529,6 +627,11 @@ BROKEN_LAYOUTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("n-mnist", lambda p: rename(p / "N-MNIST/Test", "test"), "Test has no folder of the class 0"),
     ("n-mnist", lambda p: [f.unlink() for f in (p / "N-MNIST/Train/3").iterdir()], "3 has no recordings"),
     ("n-mnist", lambda p: copy(p / "N-MNIST/Train/3/00001.bin", "00001.BIN"), "2 recordings of the name 00001"),
+    ("n-caltech101", lambda p: drop(p / "Caltech101/Faces_easy"), "Caltech101 has no folder of the class Faces_easy"),
+    ("n-caltech101", lambda p: rename(p / "Caltech101/emu", "Emu"), "Caltech101 has no folder of the class emu"),
+    ("n-caltech101", lambda p: [f.unlink() for f in (p / "Caltech101/emu").iterdir()], "emu has no recordings"),
+    ("n-caltech101", lambda p: (p / "Caltech101/emu/image_0001.bin").unlink(), "emu has one recording, and to train and"),
+    ("n-caltech101", lambda p: copy(p / "Caltech101/emu/image_0001.bin", "image_0001.BIN"), "2 recordings .* image_0001"),
     ("dvs128-gesture", lambda p: (p / "trials_to_test.txt").unlink(), "trials_to_test.txt does not exist"),
     ("dvs128-gesture", lambda p: (p / "user24_led.aedat").unlink(), "lists user24_led.aedat, which does not exist"),
     ("dvs128-gesture", lambda p: (p / "user24_led_labels.csv").unlink(), "user24_led_labels.csv does not exist"),
@@ -568,7 +671,12 @@ def test_a_broken_layout_is_refused(name: str, spoil: Callable[[Path], Any], rea
 
 
 def open_again(name: str, path: Path) -> Recordings:
-    openers = {"cifar10-dvs": cifar10_dvs, "n-mnist": n_mnist, "dvs128-gesture": dvs128_gesture}
+    openers = {
+        "cifar10-dvs": cifar10_dvs,
+        "n-mnist": n_mnist,
+        "n-caltech101": n_caltech101,
+        "dvs128-gesture": dvs128_gesture,
+    }
     return event_folder(path, SENSOR) if name == "events" else openers[name](path)
 
 

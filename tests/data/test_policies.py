@@ -45,6 +45,23 @@ def test_a_shear_is_that_of_the_papers() -> None:
     assert {*(rows[:, 40] > rows[:, 0]).tolist()} == {False, True}
 
 
+def test_autoaugment_shears_and_translates_as_far_as_the_papers() -> None:
+    """Magnitude 8 of 10 is a shear of 0.18 to 0.24 pixels a pixel; the farthest translation is 150 of 331 of the side."""
+    row = torch.zeros(64, 3, 41, 41)
+    row[:, :, 20] = 1
+    policy: Any = policy_of("autoaugment", "cifar10")
+    found = [(type(op).__name__, op) for module in policy.children() for op in module.children()]
+    torch.manual_seed(0)
+    far, moved = [], []
+    for name, op in found:
+        if name == "ShearY":
+            columns = op(row)[:, 0].argmax(1).double()  # [64, W]: where the row is in each column
+            far.append(float((columns[:, 40] - columns[:, 0]).abs().max()) / 40)
+        moved += op.magnitude_range if name.startswith("Translate") else []
+    assert max(map(abs, moved)) == pytest.approx(150 / 331)
+    assert far and 0.1 < max(far) <= 0.3
+
+
 def test_erasing_takes_a_rectangle_of_some_samples() -> None:
     x = Augment(erasing=0.5)(torch.ones(400, 2, 3, 20, 20), 0)
     gone = (x == 0).all(2).all(1)

@@ -18,8 +18,13 @@ from torch.nn import functional as F
 from spikerate import (
     BPTT,
     LIF,
+    PLIF,
     Branched,
+    Learnable,
+    ParametricLIF,
     RateBP,
+    Readout,
+    Recurrent,
     StepNeuron,
     Triangular,
     check,
@@ -95,9 +100,7 @@ def test_networks_of_the_library_are_fine(name: str) -> None:
     builder = NETWORKS[name]
     body = builder.make(10, 3 * 32 * 32 if builder.flat else 3, 4, LIF, *([32] if builder.sided else []))
     found = check(body, images(2, 2, (3, 32, 32)))
-    if builder.recurrent:
-        assert any("Recurrent" in fault for fault in found.faults)
-        return
+    assert ("RateBP" in found.refused) == builder.recurrent
     assert found.fine, found.faults
     assert sum(row.macs for row in found.rows) == sum(macs(body, (3, 32, 32)).values())
     assert sum(row.parameters for row in found.rows) == found.parameters
@@ -273,6 +276,69 @@ class Forgotten(nn.Module):
 def test_parameters_that_the_output_does_not_depend_on_are_named() -> None:
     found = check(Forgotten(), images())
     assert found.faults == ("spare.weight, spare.bias: no gradient under RateBP, since the output does not depend on it",)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str, set[str]]] = {
+    "recurrent": (
+        lambda: Recurrent(nn.Linear(8, 8), LIF(threshold=0.3)),
+        r"^it needs BPTT, SLTT or OTTT, since RateBP refuses 4 \(Recurrent\): Recurrent has no gradient through",
+        {"RateBP"},
+    ),
+    "recurrent that learns": (
+        lambda: Recurrent(nn.Linear(8, 8), PLIF(threshold=0.3)),
+        r"^it needs BPTT, since RateBP refuses 4 \(Recurrent\): .*; SLTT and OTTT refuse 4 \(Recurrent\): .* PLIF",
+        {"RateBP", "SLTT", "OTTT"},
+    ),
+    "readout": (
+        lambda: Readout(output="last"),
+        r"^it needs BPTT, since RateBP, SLTT and OTTT refuse 4 \(Readout\): Readout.output is 'last'",
+        {"RateBP", "SLTT", "OTTT"},
+    ),
+    "learned reset": (
+        lambda: ParametricLIF(0.9, 0.3, v_reset=Learnable(0.0)),
+        r"^it needs BPTT or RateBP, since SLTT and OTTT refuse 4 \(ParametricLIF\): the v_reset of a ParametricLIF",
+        {"SLTT", "OTTT"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_rule_that_a_layer_refuses_is_a_property(name: str) -> None:
+    torch.manual_seed(0)
+    make, words, rules = REFUSED[name]
+    network = with_layer(make())
+    found = check(network, images())
+    assert found.fine, found.faults
+    assert found.refused.keys() == rules and re.search(words, found.notes[0]), found.notes
+    by = found.notes[0].removeprefix("it needs ").partition(", since")[0]
+    assert found.summary.startswith(f"ready to train by {by}: 7 operations"), found.summary
+    # All parameters are in the table, with those that spikes come back through, and what they cost.
+    assert sum(row.parameters for row in found.rows) == found.parameters
+    assert found.rows[4].macs == (64 if "recurrent" in name else 0)
+    taken = "RateBP" not in rules
+    assert any(row.exact for row in found.rows) == taken == ("gradient under RateBP" in found.summary)
+    assert ("approximate" in str(found)) == taken == any(line.startswith("affine:") for line in found.lines)
+
+
+def test_the_rest_of_a_refused_network_is_examined() -> None:
+    torch.manual_seed(0)
+    recurrent = Recurrent(nn.Linear(8, 8), LIF(threshold=0.3))
+    silent = check(with_layer(Recurrent(nn.Linear(8, 8), LIF(threshold=100.0, surrogate=Triangular()))), images())
+    assert re.search("^4 is silent: .* no layer before it gets a gradient", silent.faults[0]), silent.faults
+    leaky = check(with_layer(nn.Sequential(recurrent, Leaky())), images())
+    assert "4.1 (Leaky): membranes leak between samples" in leaky.faults[0] and leaky.refused
+    spare = Forgotten()
+    spare.body = with_layer(recurrent)
+    assert check(spare, images()).faults == (
+        "spare.weight, spare.bias: no gradient under BPTT, since the output does not depend on it",
+    )
+
+    class Broken(LIF):
+        def trace(self, inputs: Tensor, state: Any) -> Any:
+            raise TypeError("a mistake in it")
+
+    broken = check(with_layer(Broken()), images())
+    assert broken.faults == ("4 (Broken): a mistake in it",) and not broken.refused
 
 
 def test_recordings_single_samples_and_one_step() -> None:

@@ -172,5 +172,5 @@ def test_pictures_of_what_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"neurons is \(45,\): give one to six indices from 0 to 44"):
         membranes(recorded, "5", neurons=(45,))
     train = torch.zeros(2, 1, 3)
-    with pytest.raises(ValueError, match="the neurons of 'a' have no membrane, or more than one"):
+    with pytest.raises(ValueError, match="the neurons of 'a' have no membrane: give a layer"):
         membranes({"a": Activity(train, train, None)}, "a")

@@ -122,6 +122,8 @@ def test_over_time_the_gradient_is_that_of_the_operation_at_the_rate(name: str) 
     torch.manual_seed(2)
     layer = LAYERS[name]().double()
     x = torch.randn(3, B, C, N, N, dtype=torch.float64)
+    if name in COMPOSED:
+        x = x[:1].repeat(3, 1, 1, 1, 1)  # where steps are alike, the mean of the values is the value at the mean
     probe = torch.randn_like(layer(x[0]))
     rate = x.mean(0).requires_grad_()
     parameters = list(layer.parameters())
@@ -129,8 +131,6 @@ def test_over_time_the_gradient_is_that_of_the_operation_at_the_rate(name: str) 
     for rule in RATES:
         more = torch.zeros_like(rate).requires_grad_()
         found = torch.autograd.grad((rule(layer, x + more).rate * probe).sum(), [more, *parameters])
-        if name in COMPOSED:
-            continue
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b)
 

@@ -16,6 +16,7 @@ from spikerate.exchange.neurobench import neurobench_model
 from spikerate.exchange.nir import from_nir, to_nir
 from spikerate.exchange.spikingjelly import to_spikingjelly
 from spikerate.measure.meter import Ledger, Meter
+from spikerate.report.activity import raster
 from support.networks import gradients
 
 OUTPUTS: list[Any] = ["mean", "last", "max"]
@@ -102,6 +103,9 @@ def test_windows_of_a_stream_go_on(rule: Any, output: Any) -> None:
             out, state = rule.continued(recorded, window, state)
             steps.append(out.train.detach())
     torch.testing.assert_close(torch.cat(steps), BPTT()(net, x).steps.detach())
+    with record(net) as all_of_it:
+        rule(all_of_it, x)
+    assert ">1: " in raster(all_of_it) and ">3: " not in raster(all_of_it)
     held = recorded["3"].membranes if output == "mean" else recorded["3"].membranes[0]
     torch.testing.assert_close(held, membranes(BPTT()(net[:3], x).steps, 0.8).detach())
 

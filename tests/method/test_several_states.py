@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spikerate import ALIF, BPTT, LIF, OTTT, SLTT, RateBP, Recurrent, Sigmoid, Synaptic, adapt, record
 from spikerate.exchange.nir import from_nir, to_nir
 from spikerate.exchange.spikingjelly import to_spikingjelly
+from spikerate.report.activity import membranes
 from spikerate.runs.config import AdaptiveNeuron, Run, SynapticNeuron
 from spikerate.surrogate import Dspike
 from support.networks import gradients
@@ -143,6 +144,7 @@ def test_chunks_and_windows_go_on_from_both_states(kind: Any, rule: Any) -> None
     torch.testing.assert_close(torch.cat(steps), whole)
     assert [list(z.shape) for z in state["1"]] == [[3, 6], [3, 6]]  # type: ignore[index]
     held = recorded["1"].membranes
+    assert "membrane" in membranes(recorded, "1", (0, 5))
     assert len(held) == 2 and all(torch.equal(z[-1], last) for z, last in zip(held, state["1"], strict=True))  # type: ignore[index]
 
 
@@ -226,7 +228,7 @@ def test_half_precision_keeps_states_in_float32() -> None:
 
 
 def test_settings_build_them() -> None:
-    assert repr(SynapticNeuron(alpha=0.3).build()) == repr(Synaptic(0.5, 0.3))
+    assert repr(SynapticNeuron(alpha=0.3).build()) == repr(Synaptic(alpha=0.3))
     assert repr(AdaptiveNeuron(beta=0.3, v_reset=0.0).build()) == repr(ALIF(0.5, 0.3, v_reset=0.0))
 
 
@@ -259,4 +261,4 @@ def test_they_are_compiled_under_bptt_and_refused_elsewhere() -> None:
         compiled(RateBP())
     with pytest.raises(ValueError, match=r"^neuron is of the kind SynapticNeuron, written as one step, which is compiled"):
         Run(neuron=SynapticNeuron(), compile=True)
-    assert Run(neuron=SynapticNeuron(), rule=BPTT(), compile=True).neuron.build().alpha == 0.5  # type: ignore[attr-defined]
+    assert Run(neuron=SynapticNeuron(), rule=BPTT(), compile=True).neuron.build().alpha == 0.2  # type: ignore[attr-defined]

@@ -55,6 +55,26 @@ def test_a_loss_is_the_mean_of_what_each_value_gives(name: str) -> None:
     assert float(loss([other, output], target)["loss"]) == pytest.approx(both)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_no_loss_waits_for_the_device(name: str) -> None:
+    """On the meta device a value that is asked for is an error."""
+    loss, make = CASES[name]
+    output, target = (x.to("meta") for x in make())
+    assert loss([output, output], target)["loss"].shape == ()
+
+
+def test_a_class_that_would_be_ignored_is_refused() -> None:
+    output, target = pixels()
+    for ignore in (0, 2):
+        with pytest.raises(ValueError, match=f"ignore is {ignore}, which is one of the 3 classes"):
+            PixelCrossEntropy(ignore)([output], target)
+        for metric in (pixel_accuracy, mean_iou):
+            with pytest.raises(ValueError, match=f"ignores {ignore}, which is one of the 3 classes"):
+                metric(output, target, ignore)
+    with pytest.raises(ValueError, match=r"ignore is 255, which is one of the 300 classes .* such as 300"):
+        PixelCrossEntropy()([torch.randn(2, 300, 5, 4)], target)
+
+
 def test_gradients_reach_a_network_under_every_rule_and_agree_at_one_step() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), LIF(threshold=0.3), nn.ConvTranspose2d(4, 3, 1)).double()

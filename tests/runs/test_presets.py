@@ -230,8 +230,9 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], D
     def get(data: Data, T: int) -> DataSet:
         if SETS[data.name].built_in:
             return load(replace(data, subset=8, cache=stored), T)
-        # Three classes for those of ImageNet, and recordings of CIFAR10-DVS instead of one's own.
-        name = {"imagenet": "images", "events": "cifar10-dvs"}.get(data.name, data.name)
+        # Ten or three classes instead of 1,000, 200 and 101, and recordings of CIFAR10-DVS instead of one's own.
+        others = {"tiny-imagenet": "cifar10", "imagenet": "images", "n-caltech101": "cifar10-dvs", "events": "cifar10-dvs"}
+        name = others.get(data.name, data.name)
         folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "shd": "", "ssc": ""}
         folder = folders.get(name, name)
         test = 4 if name == "cifar10-dvs" else 0

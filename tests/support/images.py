@@ -152,3 +152,30 @@ def write_folder(path: Path, classes: int = 3, n: int = 4, side: int = 24) -> Pa
             for k in range(count):
                 Image.new("RGB", (side + 3 * k, side), colour(part, label, k)).save(folder / f"{k}.png")
     return path
+
+
+def write_tiny_imagenet(path: Path, classes: int = 3, n: int = 2, tests: int = 1) -> Path:
+    """`n` images of each class in train and `tests` in val, whose names are mixed; wnids.txt is in reverse order."""
+    folder = path / "tiny-imagenet-200"
+    wnids = [f"n{k:08d}" for k in range(classes)]
+    for label, wnid in enumerate(wnids):
+        inside = folder / "train" / wnid / "images"
+        inside.mkdir(parents=True)
+        for k in range(n):
+            Image.new("RGB", (64, 64), colour("train", label, k)).save(inside / f"{wnid}_{k}.JPEG", quality=95)
+        inside.with_name(f"{wnid}_boxes.txt").write_text("".join(f"{wnid}_{k}.JPEG\t0\t0\t63\t63\n" for k in range(n)))
+    for part in ("val", "test"):
+        (folder / part / "images").mkdir(parents=True)
+    lines = []
+    for k in range(tests):
+        for label, wnid in enumerate(reversed(wnids)):
+            name = f"val_{k * classes + label}.JPEG"
+            image = Image.new("RGB", (64, 64), colour("val", classes - 1 - label, k))
+            image.save(folder / "val" / "images" / name, quality=95)
+            lines.append(f"{name}\t{wnid}\t0\t32\t44\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    Image.new("RGB", (64, 64)).save(folder / "test" / "images" / "test_0.JPEG")
+    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in reversed(wnids)))
+    words = [f"n{k:08d}\tthing{k}, object {k}\n" for k in range(classes + 5)]
+    (folder / "words.txt").write_text("".join(words))
+    return folder

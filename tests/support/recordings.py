@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from spikerate.data.events import Events
-from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
+from spikerate.data.recordings import (
+    _CALTECH101,
+    Recordings,
+    cifar10_dvs,
+    dvs128_gesture,
+    event_folder,
+    n_caltech101,
+    n_mnist,
+)
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -97,6 +105,14 @@ def write_n_mnist(root: Path) -> Recordings:
             for i in range(n):
                 put(root / "N-MNIST" / part / str(k) / f"{i:05d}.bin", write_bin(some_events(20, 34, 9 * k + i)))
     return n_mnist(root)
+
+
+def write_n_caltech101(root: Path) -> Recordings:
+    """Two recordings of each class."""
+    for k, name in enumerate(_CALTECH101):
+        for i in range(2):
+            put(root / "Caltech101" / name / f"image_{i + 1:04d}.bin", write_bin(some_events(20, 170, 2 * k + i)))
+    return n_caltech101(root)
 
 
 def write_gestures(root: Path) -> Recordings:

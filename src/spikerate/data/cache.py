@@ -84,6 +84,15 @@ def cached(
     return found
 
 
+def stamp(file: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds, by which a cache knows its sources; -1 without a file."""
+    try:
+        found = file.stat()
+    except OSError:  # a broken link, for instance; reading the file reports it
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
 def keeps_caches(folder: Path) -> bool:
     """Whether the folder contains a cache. A run.json from somebody else can name any folder; only such a one is trusted."""
     try:

@@ -16,8 +16,8 @@ from spikerate.data.digits import digits
 from spikerate.data.download import SOURCES
 from spikerate.data.event_sets import digits_dvs, recorded
 from spikerate.data.idx import fashion_mnist, mnist
-from spikerate.data.image_files import image_files
-from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_mnist
+from spikerate.data.image_files import image_files, tiny_imagenet
+from spikerate.data.recordings import Recordings, cifar10_dvs, dvs128_gesture, event_folder, n_caltech101, n_mnist
 from spikerate.data.resize import Resize
 from spikerate.data.samples import DataSet, Samples, Stored, divide, fitted
 from spikerate.data.settings import Data
@@ -55,10 +55,15 @@ class Entry:
 
 
 def _images(read: Callable[[Path], DataSet]) -> Loader:
-    """The loader of images that are kept in memory and resized as they are read."""
+    """The loader of images that are kept in memory, as read from their folder."""
+    return _resized(lambda data, T, track: read(data.path or Path()))
+
+
+def _resized(whole: Loader) -> Loader:
+    """The loader, with images that are resized to `data.size` as they are read."""
 
     def load(data: Data, T: int, track: Track) -> DataSet:
-        found = read(data.path or Path())
+        found = whole(data, T, track)
         if data.size is None:
             return found
         train, validation, test = (fitted(part, Resize(data.size)) for part in (found.train, found.validation, found.test))
@@ -82,11 +87,13 @@ SETS: dict[str, Entry] = {
     "cifar100": Entry("images", (3, 32, 32), 100, 50_000, _images(cifar100)),
     "mnist": Entry("images", (1, 28, 28), 10, 60_000, _images(mnist)),
     "fashion-mnist": Entry("images", (1, 28, 28), 10, 60_000, _images(fashion_mnist)),
+    "tiny-imagenet": Entry("images", (3, 64, 64), 200, 100_000, _resized(tiny_imagenet)),
     "imagenet": Entry("files", (3, 224, 224), 1000, 1_281_167, image_files),
     "images": Entry("files", (3, 224, 224), None, None, image_files),
     "digits-dvs": Entry("events", (2, 16, 16), 10, 1257, digits_dvs, built_in=True),
     "cifar10-dvs": Entry("events", (2, 128, 128), 10, 10_000, recorded(_of_path(cifar10_dvs))),
     "n-mnist": Entry("events", (2, 34, 34), 10, 60_000, recorded(_of_path(n_mnist))),
+    "n-caltech101": Entry("events", (2, 180, 240), 101, 7_838, recorded(_of_path(n_caltech101))),
     "dvs128-gesture": Entry("events", (2, 128, 128), 11, 1_176, recorded(_of_path(dvs128_gesture))),
     "events": Entry("events", (2, 128, 128), None, None, recorded(_events)),
     "shd": Entry("sounds", (1, 1, 700), 20, 8_156, recorded(_of_path(shd), binning(1.4))),
@@ -100,11 +107,7 @@ def entry_of(data: Data) -> Entry:
         return SETS[data.name]
     if data.reader.recorded:
         return Entry("events", (0, 0, 0), None, None, lambda data, T, track: _read_own(data, T))
-    return Entry("images", (0, 0, 0), None, None, _own_images)
-
-
-def _own_images(data: Data, T: int, track: Track) -> DataSet:
-    return _images(lambda path: _read_own(data, T))(data, T, track)
+    return Entry("images", (0, 0, 0), None, None, _resized(lambda data, T, track: _read_own(data, T)))
 
 
 def input_shape(data: Data) -> tuple[int, int, int]:
@@ -132,7 +135,9 @@ def check(data: Data) -> None:
         (policy,) = augment.policies
         raise ValueError(f"data.augment.{policy} is for colour images, and {data.name} has none: leave it out")
     if entry.kind != "files" and (augment.resized_crop or data.decoded):
-        raise ValueError(f"resized_crop and decoded are for image files, and {data.name} has none: leave them alone")
+        raise ValueError(
+            f"resized_crop and decoded are for image files of any size, and {data.name} has none: leave them alone"
+        )
     if data.name == "own" and entry.kind == "events" and data.size is not None:
         raise ValueError(f"data.size is {data.size}, and recordings of your own are read at their size: leave it alone")
     if data.name != "own":

@@ -69,11 +69,7 @@ def list_classes(path: Path, suffixes: Set[str], what: str, validation_is_test: 
                 f"the class {differing[0]} is in {where} only: give {train.name} and {part.name} the same classes"
             )
         others.append(found)
-    if left_out:
-        notes = (
-            *notes,
-            f"not read in {path}: {counted(left_out)}; {what} are files that end in {', '.join(sorted(suffixes))}",
-        )
+    notes = (*notes, *not_read(path, left_out, suffixes, what))
     names = {"training": train, "validation": validation, "test": test}
     split = ", ".join(f"{name} samples are those of the folder {part.name}" for name, part in names.items() if part)
     return Listing(entries, others[0], others[1], classes, "" if train == path else split, notes)
@@ -97,6 +93,42 @@ def part_ends(good: Sequence[int], parts: Sequence[Sequence[Any]], path: Path, b
         if parts[k] and kept[k] == kept[k + 1]:
             raise ValueError(f"{path} has no readable file to {what}: {broken[starts[k]]}")
     return kept[1], kept[2]
+
+
+def class_files(name: str, folder: Path, suffixes: Set[str], what: str, left_out: Counter[str]) -> list[Path]:
+    """The files of the class `name` in its folder and the subfolders, sorted; all others are counted in `left_out` by kind.
+
+    Raises:
+        ValueError: the folder can't be read or contains no such file, or a file exists twice.
+    """
+    here: Counter[str] = Counter()
+    found = files_below(folder, suffixes, here)
+    if not found:
+        there = f"; there are {counted(here)}" if here else ""
+        wanted = f"no {what} in {folder}: add some ({', '.join(sorted(suffixes))}){there}"
+        raise ValueError(f"the class {name} has {wanted}")
+    lower = Counter(file.lower() for file in found)
+    if len(lower) < len(found):
+        twice = next(file for file in found if lower[file.lower()] > 1)
+        raise ValueError(f"{twice} exists twice, in upper and lower case: rename or remove one of the two")
+    left_out += here
+    return [Path(file) for file in found]
+
+
+def not_read(path: Path, left_out: Mapping[str, int], suffixes: Set[str], what: str) -> tuple[str, ...]:
+    """A note on the files and folders that were left out, or none."""
+    if not left_out:
+        return ()
+    return (f"not read in {path}: {counted(left_out)}; {what} are files that end in {', '.join(sorted(suffixes))}",)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the subfolders that may be classes, sorted.
+
+    Raises:
+        ValueError: the folder can't be read.
+    """
+    return [name for name in _entries(folder)[0] if not _is_passed_over(name)]
 
 
 def files_below(folder: Path, suffixes: Set[str], left_out: Counter[str]) -> list[str]:
@@ -168,18 +200,7 @@ def _part(folder: Path, suffixes: Set[str], what: str, left_out: Counter[str]) -
     left_out.update("hidden files" if name.startswith(".") else "files beside the class folders" for name in beside)
     entries: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        here: Counter[str] = Counter()
-        found = files_below(folder / name, suffixes, here)
-        if not found:
-            there = f"; there are {counted(here)}" if here else ""
-            wanted = f"no {what} in {folder / name}: add some ({', '.join(sorted(suffixes))}){there}"
-            raise ValueError(f"the class {name} has {wanted}")
-        lower = Counter(file.lower() for file in found)
-        if len(lower) < len(found):
-            twice = next(file for file in found if lower[file.lower()] > 1)
-            raise ValueError(f"{twice} exists twice, in upper and lower case: rename or remove one of the two")
-        left_out += here
-        entries += [(Path(file), label) for file in found]
+        entries += [(file, label) for file in class_files(name, folder / name, suffixes, what, left_out)]
     return tuple(entries), tuple(classes)
 
 

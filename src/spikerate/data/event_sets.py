@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikerate.data.cache import Cached, cached
+from spikerate.data.cache import Cached, cached, stamp
 from spikerate.data.camera import saccades
 from spikerate.data.class_folders import part_ends
 from spikerate.data.digits import digits
@@ -163,6 +163,6 @@ def _digest(recordings: Sequence[Recording]) -> str:
     """A hash of the files' names, sizes and modification times, so that a cache is made again when its sources change."""
     digest = hashlib.sha256()
     for r in recordings:
-        facts = r.file.stat()
-        digest.update(os.fsencode(f"{r.file} {r.member} {r.span} {r.label} {facts.st_size} {facts.st_mtime_ns}\n"))
+        size, changed = stamp(r.file)
+        digest.update(os.fsencode(f"{r.file} {r.member} {r.span} {r.label} {size} {changed}\n"))
     return digest.hexdigest()

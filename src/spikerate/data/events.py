@@ -30,7 +30,7 @@ _HEADER = 2**16
 _PACKET = struct.Struct("<HHIIIIII")
 _POLARITY = 1
 _OVERFLOW = 240
-"""The value of y that marks an overflow of time in an N-MNIST file."""
+"""The value of y that marks an overflow of time in a file of N-MNIST or N-Caltech101; no pixel of theirs has it."""
 _PACKET_TYPES = 14
 
 
@@ -137,7 +137,9 @@ def aedat2(raw: bytes, where: str, sensor: Sensor = DVS128) -> Events:
 
 
 def n_mnist(raw: bytes, where: str, sensor: Sensor = (34, 34)) -> Events:
-    """Read a `.bin` of N-MNIST (Orchard et al., 2015): five bytes per event, x, y, then 1 bit of polarity and 23 of time.
+    """Read a `.bin` of N-MNIST or N-Caltech101 (Orchard et al., 2015).
+
+    Five bytes per event, which is 40 bits: x, y, then 1 bit of polarity and 23 of time in microseconds.
 
     An entry with y = 240 is not an event but marks an overflow of the clock: 2 ** 13 us are added to all later times.
 

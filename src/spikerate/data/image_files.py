@@ -1,11 +1,12 @@
-"""Image files in class folders as a data set: decoded by worker processes in every epoch, or once into a cache."""
+"""Image files as a data set, in class folders or as Tiny ImageNet has them: decoded in every epoch, or once into a cache."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikerate.data.cache import cached
-from spikerate.data.class_folders import list_classes, part_ends
+from spikerate.data.cache import Cached, cached, stamp
+from spikerate.data.class_folders import Listing, list_classes, part_ends
 from spikerate.data.decode import SUFFIXES, decode
+from spikerate.data.official import inner
 from spikerate.data.resize import MARGIN, Crop
 from spikerate.data.samples import Block, DataSet, Samples, Stored, Units, fitted
 from spikerate.data.settings import Data
 from spikerate.data.streams import stream
+from spikerate.data.tiny_imagenet import list_tiny_imagenet
 from spikerate.data.workers import parallel
 from spikerate.system.progress import Track
 
 _MOST_READ = 2**31
 """Bytes of images that are read for the checksum of the data, which takes a few seconds."""
+_TERMS = "ImageNet's terms of access: research use"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,11 @@ class _Survey:
     side: int
     keep: bool
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is kept of a file."""
+        return (3, self.side, self.side) if self.keep else ()
+
     def __call__(self, file: Path) -> np.ndarray | str:
         try:
             image = decode(file, self.side, None, margin=1)
@@ -92,44 +101,80 @@ def image_files(data: Data, T: int, track: Track) -> DataSet:
     """
     assert data.path is not None
     listing = list_classes(data.path, SUFFIXES, "images", validation_is_test=data.name == "imagenet")
-    size, everything = data.size or 224, (*listing.train, *listing.validation, *listing.test)
+    size = data.size or 224
+    survey = _Survey(round(size * MARGIN), data.decoded) if data.decoded or data.broken == "skip" else None
+
+    def samples(files: list[Path], labels: Tensor, images: Tensor) -> Samples:
+        return fitted(Stored(images, labels), Crop(size)) if data.decoded else Files(files, labels, size, data.workers)
+
+    units = Units((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    licence = _TERMS if data.name == "imagenet" else "not known: your own data"
+    return _listed(data, data.path, listing, survey, samples, units, licence, track)
+
+
+def tiny_imagenet(data: Data, T: int, track: Track) -> DataSet:
+    """Tiny ImageNet, decoded once into a cache, since its images are small enough to be kept in memory (1.4 GB).
+
+    Raises:
+        ValueError: as `list_tiny_imagenet`, or a file is broken; the message names it.
+    """
+    path = inner(data.path or Path(), "tiny-imagenet-200")
+    units = Units((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
+
+    def samples(files: list[Path], labels: Tensor, images: Tensor) -> Samples:
+        return Stored(images, labels)
+
+    return _listed(data, path, list_tiny_imagenet(path), _Survey(64, keep=True), samples, units, _TERMS, track)
+
+
+def _listed(
+    data: Data,
+    path: Path,
+    listing: Listing,
+    survey: _Survey | None,
+    made: Callable[[list[Path], Tensor, Tensor], Samples],
+    units: Units,
+    licence: str,
+    track: Track,
+) -> DataSet:
+    """The data set of listed files below the folder `path`.
+
+    Args:
+        survey: what to do with each file before the run begins; None: nothing.
+        made: (files, labels, what the survey kept of them) -> samples; called with the readable files.
+    """
+    everything = (*listing.train, *listing.validation, *listing.test)
     files, labels = [file for file, _ in everything], torch.tensor([label for _, label in everything])
-    stats = [_stat(file) for file in files]
+    stats = [stamp(file) for file in files]
     # The record of the run does not depend on where the files are; a cache does, and on their modification times.
-    facts = {"files": _digest([file.relative_to(data.path) for file in files], labels, [(size,) for size, _ in stats])}
+    facts = {"files": _digest([file.relative_to(path) for file in files], labels, [(size,) for size, _ in stats])}
     facts |= _contents(files, [size for size, _ in stats], track)
-    broken: dict[int, str] = {}
-    if data.decoded or data.broken == "skip":
-        survey = _Survey(round(size * MARGIN), data.decoded)
-        shape = (3, survey.side, survey.side) if data.decoded else ()
-        what = "decoding images" if data.decoded else "looking for broken images"
-
-        def rows() -> Iterator[Any]:
-            return track(parallel(survey, files, data.workers), what, len(files))
-
+    kept = Cached(torch.empty(0), {}, "")
+    if survey is not None:
         key = {"files": _digest(files, labels, stats)}
-        kept = cached(data.cache, data.name, key, shape, np.uint8, rows, data.broken == "skip", track)
-        broken = kept.broken
-    good = torch.tensor([k for k in range(len(files)) if k not in broken], dtype=torch.long)
-    samples: Samples
-    if data.decoded:
-        samples = fitted(Stored(kept.rows, labels[good]), Crop(size))
-    else:
-        samples = Files([files[k] for k in good.tolist()], labels[good], size, data.workers)
-    in_train, before_test = part_ends(good.tolist(), (listing.train, listing.validation, listing.test), data.path, broken)
+        rows = partial(_surveyed, survey, files, data.workers, track)
+        kept = cached(data.cache, data.name, key, survey.shape, np.uint8, rows, data.broken == "skip", track)
+    good = torch.tensor([k for k in range(len(files)) if k not in kept.broken], dtype=torch.long)
+    samples = made([files[k] for k in good.tolist()], labels[good], kept.rows)
+    in_train, before_test = part_ends(good.tolist(), (listing.train, listing.validation, listing.test), path, kept.broken)
     return DataSet(
         name=data.name,
         train=samples[:in_train],
         validation=samples[in_train:before_test],
         test=samples[before_test:],
         classes=listing.classes,
-        units=Units((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        licence="ImageNet's terms of access: research use" if data.name == "imagenet" else "not known: your own data",
+        units=units,
+        licence=licence,
         checksums=facts,
         split=listing.split,
-        skipped=tuple(broken.values()),
+        skipped=tuple(kept.broken.values()),
         notes=listing.notes,
     )
+
+
+def _surveyed(survey: _Survey, files: Sequence[Path], workers: int | None, track: Track) -> Iterator[Any]:
+    what = "decoding images" if survey.keep else "looking for broken images"
+    return track(parallel(survey, files, workers), what, len(files))
 
 
 def _digest(names: Sequence[Path], labels: Tensor, stats: Sequence[tuple[int, ...]]) -> str:
@@ -153,12 +198,3 @@ def _contents(files: Sequence[Path], sizes: Sequence[int], track: Track) -> dict
             content = b""
         digest.update(hashlib.sha256(content).digest())
     return {"contents" if all(few) else f"contents of {len(chosen)} of {len(files)} files": digest.hexdigest()}
-
-
-def _stat(file: Path) -> tuple[int, int]:
-    """Size in bytes, and time of the last change in nanoseconds."""
-    try:
-        found = file.stat()
-    except OSError:  # a broken link, for instance; decoding the file reports it
-        return -1, -1
-    return found.st_size, found.st_mtime_ns

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from kornia.augmentation.auto import AutoAugment, RandAugment, TrivialAugment
+from kornia.augmentation.auto.operations import ShearX, ShearY, TranslateX, TranslateY
 from torch import Tensor
 
 MOST_OPERATIONS = 14
@@ -41,10 +42,26 @@ _OPERATIONS: list[list[tuple[str, float | int, float | int | None]]] = [
 """Name, and the least and largest value: those of Cubuk et al., NeurIPS 2020, and of "TA (RA)" in Mueller and Hutter."""
 
 Policy = Callable[[Tensor], Tensor]
+_FARTHEST = {"shear_x": (ShearX, _SHEAR), "shear_y": (ShearY, _SHEAR), "translate_x": (TranslateX, _TRANSLATE)}
+_FARTHEST["translate_y"] = (TranslateY, _TRANSLATE)
+
+
+class _AutoAugment(AutoAugment):  # type: ignore[misc]
+    """Kornia's, with the shears and translations of the paper. Kornia takes a shear of 0.3 for 54 degrees, which is 1.4."""
+
+    def compose_subpolicy_sequential(self, subpolicy: Any) -> Any:
+        made = super().compose_subpolicy_sequential(subpolicy)
+        operations: list[Any] = list(made)
+        for k, (name, probability, magnitude) in enumerate(subpolicy):
+            if name in _FARTHEST:
+                kind, farthest = _FARTHEST[name]
+                scale = torch.linspace(-farthest, farthest, 11)[magnitude : magnitude + 2].tolist()
+                operations[k] = kind(None, probability, magnitude_range=tuple(scale), symmetric_megnitude=False)
+        return type(made)(*operations)
 
 
 POLICIES: Mapping[str, Callable[[Any], Policy]] = {
-    "autoaugment": AutoAugment,
+    "autoaugment": _AutoAugment,
     "randaugment": lambda setting: RandAugment(setting[0], setting[1], _OPERATIONS),
     "trivialaugment": lambda _: TrivialAugment(_OPERATIONS),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from spikerate.data.class_folders import list_classes
 from spikerate.data.events import DVS128, Broken, Events, Sensor, checked_member, decoder, parse, read_file
+from spikerate.data.official import inner, need, text
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _GESTURES = (
@@ -28,9 +29,18 @@ _GESTURES = (
     "air guitar",
     "other gestures",
 )
+_CALTECH101_NAMES = """
+BACKGROUND_Google Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
+brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
+cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar elephant
+emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog
+helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly menorah
+metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster saxophone
+schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick
+trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang
+"""
+_CALTECH101 = tuple(_CALTECH101_NAMES.split())
 _COLUMNS = "class,startTime_usec,endTime_usec"
-_TEXT = 2**20
-"""Largest list of trials or table of labels in bytes; official ones have some hundred."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ def cifar10_dvs(path: Path) -> Recordings:
         ValueError: the folder is missing, a class is missing or exists twice, a name exists twice, a zip is broken or
             unsafe, or there are `.aedat4` files but not the package that reads them.
     """
-    _need(path)
+    need(path)
     train = []
     for label, name in enumerate(_CIFAR10):
         zips = [e for e in _entries(path) if e.name.lower() == f"{name}.zip" and e.is_file()]
@@ -108,10 +118,38 @@ def n_mnist(path: Path) -> Recordings:
     Raises:
         ValueError: the folder or a class is missing, or a name exists twice.
     """
-    folder = _inner(path, "N-MNIST")
+    folder = inner(path, "N-MNIST")
     classes = tuple("0123456789")
     train, test = (_split(folder / part, classes, ".bin") for part in ("Train", "Test"))
     return Recordings("n-mnist", train, test, classes, (34, 34), "CC BY-SA 4.0, Orchard et al. 2015")
+
+
+def n_caltech101(path: Path) -> Recordings:
+    """N-Caltech101 (Orchard et al., Frontiers in Neuroscience 2015): 8,709 recordings of up to 240 x 180 pixels, no split.
+
+    The 101 classes are all of the distribution, as is usual: 100 of objects, and `BACKGROUND_Google`, pictures of none. (It
+    has no class `Faces`, whose pictures are those of `Faces_easy`.) A tenth of each class is the test set, as in BrainCog,
+    but not the same recordings, since there is no official split: of the n sorted files of a class, those at the first
+    max(1, round(n / 10)) places of NumPy's default_rng((0, label)).permutation(n). So a file that is missing from one class
+    moves none of another.
+
+    Args:
+        path: the folder `Caltech101` of the class folders, or its parent folder.
+
+    Raises:
+        ValueError: the folder or a class is missing, a name exists twice, or a class has one recording only.
+    """
+    marked = list(_tenths(_split(inner(path, "Caltech101"), _CALTECH101, ".bin")))
+    train, test = (tuple(r for r, drawn in marked if drawn is part) for part in (False, True))
+    return Recordings(
+        "n-caltech101",
+        train,
+        test,
+        _CALTECH101,
+        (180, 240),
+        "CC BY 4.0, Orchard et al. 2015",
+        split="test samples are a tenth of each class, drawn by NumPy default_rng((0, label)).permutation of its files",
+    )
 
 
 def dvs128_gesture(path: Path) -> Recordings:
@@ -123,7 +161,7 @@ def dvs128_gesture(path: Path) -> Recordings:
     Raises:
         ValueError: the folder, a list, a file or a class is missing, a trial is listed twice, or a table is broken.
     """
-    folder = _inner(path, "DvsGesture")
+    folder = inner(path, "DvsGesture")
     trials = {part: _trials(folder / f"trials_to_{part}.txt") for part in ("train", "test")}
     twice = set(trials["train"]) & set(trials["test"])
     if twice:
@@ -146,7 +184,7 @@ def event_folder(path: Path, sensor: Sensor) -> Recordings:
     Raises:
         ValueError: a folder is missing or can't be read, there are fewer than two classes, or a name exists twice.
     """
-    _need(path)
+    need(path)
     found = list_classes(path, {".npz"}, "recordings")
     train, validation, test = (
         tuple(Recording(file, label) for file, label in part) for part in (found.train, found.validation, found.test)
@@ -202,16 +240,6 @@ def _from_member(archive: zipfile.ZipFile, recording: Recording, sensor: Sensor)
         return f"{where} can't be unpacked ({type(error).__name__}): fetch the zip again"
 
 
-def _need(path: Path) -> None:
-    if not path.is_dir():
-        raise ValueError(f"the data folder {path} does not exist: give the folder of the data set")
-
-
-def _inner(path: Path, name: str) -> Path:
-    _need(path)
-    return path / name if (path / name).is_dir() else path
-
-
 def _entries(folder: Path) -> list[Path]:
     """The entries of a folder that are not hidden, sorted."""
     try:
@@ -225,6 +253,19 @@ def _split(folder: Path, classes: Sequence[str], suffix: str) -> tuple[Recording
     if missing:
         raise ValueError(f"{folder} has no folder of the class {missing[0]}: it is incomplete")
     return tuple(r for label, name in enumerate(classes) for r in _files(folder / name, label, (suffix,)))
+
+
+def _tenths(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, bool]]:
+    """The recordings, which are sorted by class, and whether each is among the tenth of its class that is drawn."""
+    for label, group in itertools.groupby(recordings, lambda r: r.label):
+        same = list(group)
+        n = len(same)
+        if n == 1:
+            raise ValueError(
+                f"{same[0].file.parent} has one recording, and to train and to test takes two: it is incomplete"
+            )
+        drawn = set(np.random.default_rng((0, label)).permutation(n)[: max(1, round(n / 10))].tolist())
+        yield from ((r, k in drawn) for k, r in enumerate(same))
 
 
 def _files(folder: Path, label: int, suffixes: tuple[str, ...]) -> list[Recording]:
@@ -259,27 +300,9 @@ def _check_names(where: Path, files: Sequence[PurePath], suffixes: tuple[str, ..
         raise ValueError(f"{where} has {n} recordings of the name {name}: remove all but one")
 
 
-def _text(file: Path) -> str:
-    """A small text file of a data set."""
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist: unpack the data set again")
-    try:
-        with file.open("rb") as opened:
-            raw = opened.read(_TEXT + 1)
-        if len(raw) > _TEXT:
-            raise ValueError(
-                f"{file} has more than {_TEXT:,} bytes, and no official file so many: unpack the data set again"
-            )
-        return raw.decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{file} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text at byte {error.start}: unpack the data set again") from error
-
-
 def _trials(file: Path) -> list[str]:
     """The file names in a list of trials, one per line."""
-    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in text(file).splitlines() if line.strip()]
     for name in names:
         if Path(name).name != name or not name.endswith(".aedat"):
             raise ValueError(f"{file} lists {name!r}, which is no name of an .aedat file: unpack DvsGesture.tar.gz again")
@@ -293,7 +316,7 @@ def _trials(file: Path) -> list[str]:
 def _gestures(file: Path) -> list[Recording]:
     """The labelled parts of a trial, from its table. They may overlap, as some official ones do."""
     table = file.with_name(f"{file.stem}_labels.csv")
-    lines = [line.strip() for line in _text(table).splitlines()]
+    lines = [line.strip() for line in text(table).splitlines()]
     if not lines or lines[0].replace(" ", "") != _COLUMNS:
         raise ValueError(f"{table} has no first line {_COLUMNS}: unpack DvsGesture.tar.gz again")
     found = []

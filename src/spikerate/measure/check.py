@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -20,8 +20,8 @@ from spikerate import autograd
 from spikerate.measure.health import stuck
 from spikerate.measure.meter import Around
 from spikerate.readout import Readout
-from spikerate.rules import BPTT, RateBP, check_input
-from spikerate.signal import Neuron, Normalization, PerStep, Signal, is_constant, per_step
+from spikerate.rules import BPTT, OTTT, SLTT, RateBP, Rule, check_input
+from spikerate.signal import Feedback, Neuron, Normalization, PerStep, RuleRefused, Signal, is_constant, per_step
 from spikerate.system.memory import is_out_of_memory
 
 VERBS = {
@@ -50,10 +50,12 @@ class Row:
         layer: path of the module in whose `forward` it is; "" for the network itself.
         operation: name of the function, or class of the neuron.
         verb: "affine", "product", "nonlinear", "normalize" or "fire".
-        exact: whether its gradient under `RateBP` is exact, given that of the rate behind it.
+        exact: whether its gradient under `RateBP` is exact, given that of the rate behind it; False where there is none,
+            since that rule refuses the network.
         batch: whether what a sample becomes depends on the others of its batch (batch norm in training).
         shape: of the output, for one sample.
-        parameters: number of elements of the module's own parameters; 0 where an earlier row has them.
+        parameters: number of elements of the module's own parameters, with those that spikes come back through; 0 where an
+            earlier row has them.
         macs: multiply-accumulates of one step of one sample, dense.
         rate: spikes per neuron and step; None for all but neurons.
     """
@@ -79,6 +81,7 @@ class Check:
         notes: sentences about what may be right, and is good to know.
         T: number of time steps.
         parameters: number of elements of all parameters.
+        refused: name of a rule that a layer has no gradient under -> which layer, and why.
     """
 
     rows: tuple[Row, ...]
@@ -86,6 +89,7 @@ class Check:
     notes: tuple[str, ...]
     T: int
     parameters: int
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fine(self) -> bool:
@@ -104,12 +108,14 @@ class Check:
             many = f"{len(self.faults)} faults" if len(self.faults) > 1 else "one fault"
             return f"not ready to train: {many} in the {len(self.rows)} operations that were reached"
         rough = sum(not row.exact for row in self.rows)
+        by = f" by {_taken(self.refused)}" if self.refused else ""
         gradient = "exact" if self.exact else f"exact in {len(self.rows) - rough} and approximate in {rough}"
+        told = "" if "RateBP" in self.refused else f"the gradient under RateBP is {gradient} at T = {self.T}; "
         batch = "depends" if any(row.batch for row in self.rows) else "does not depend"
         return (
-            f"ready to train: {len(self.rows)} operations, {self.parameters:,} parameters, "
-            f"{sum(row.macs for row in self.rows):,} multiply-accumulates a step and sample; the gradient under RateBP is "
-            f"{gradient} at T = {self.T}; the output {batch} on batch-mates in training, and does not in evaluation"
+            f"ready to train{by}: {len(self.rows)} operations, {self.parameters:,} parameters, "
+            f"{sum(row.macs for row in self.rows):,} multiply-accumulates a step and sample; "
+            f"{told}the output {batch} on batch-mates in training, and does not in evaluation"
         )
 
     @property
@@ -125,7 +131,7 @@ class Check:
                 row.layer or "the network",
                 row.operation,
                 row.verb,
-                "exact" if row.exact else "approximate",
+                "-" if "RateBP" in self.refused else "exact" if row.exact else "approximate",
                 "yes" if row.batch else "",
                 "x".join(map(str, row.shape)) or "1",
                 f"{row.parameters:,}" if row.parameters else "",
@@ -138,7 +144,7 @@ class Check:
     @property
     def told(self) -> list[str]:
         """What stands below the table: the verbs, faults and notes, and the summary last."""
-        met = {row.verb for row in self.rows}
+        met = set() if "RateBP" in self.refused else {row.verb for row in self.rows}
         verbs = [f"{verb}: {what}" for verb, what in VERBS.items() if verb in met]
         return [*verbs, *(f"FAULT: {fault}" for fault in self.faults), *(f"note: {n}" for n in self.notes), self.summary]
 
@@ -162,7 +168,9 @@ def check(network: nn.Module, x: Tensor) -> Check:
     (membranes that leak from sample to sample), samples depend on each other, or steps on later ones; outputs that depend
     on the rest of the batch in evaluation; operations declared affine that are not; a network without neurons; parameters
     that `RateBP` gives no gradient; and neurons that never fire for this input and that no gradient goes through, so that
-    they can't learn to. Other silent layers are notes. `print(check(network, x))` shows all of it.
+    they can't learn to. Other silent layers are notes. A rule under which a layer has no gradient, as `Recurrent` has none
+    under `RateBP`, is no fault but a property of the network, a note, too; then gradients are looked at under `BPTT`.
+    `print(check(network, x))` shows all of it.
 
     Firing rates are those in training mode, where batch norm uses the statistics of the batch, as in the first step of a
     training.
@@ -183,6 +191,7 @@ def check(network: nn.Module, x: Tensor) -> Check:
     evaluation, training = Log(paths, probe=True), Log(paths)
     faults: list[str] = []
     learning: dict[str, bool | None] = {}
+    refused: dict[str, str] = {}
     with _fixed_seed(x.device):
         try:
             with torch.no_grad():
@@ -190,7 +199,7 @@ def check(network: nn.Module, x: Tensor) -> Check:
                 BPTT()(recorded(ghost.eval(), evaluation), x)
                 first, again = (_of_first(ghost, inputs) for inputs in (x, _with_other_mates(x)))
             faults += _dependence(evaluation, first, again)
-            learning = _learning(ghost.train(), x)
+            learning, refused = _under_rules(ghost.train(), x, paths)
         except _FAILURES as error:
             if is_out_of_memory(error):
                 raise
@@ -198,9 +207,10 @@ def check(network: nn.Module, x: Tensor) -> Check:
     if not faults and all(row.rate is None for row in training.rows):
         faults.append("it has no neurons, so nothing spikes: use LIF as activation, or spiking(network)")
     silent, notes = _firing(training.rows, learning)
-    faults += [*_unreached(learning), *silent]
+    faults += [*_unreached(learning, "BPTT" if "RateBP" in refused else "RateBP"), *silent]
+    rows = [replace(row, exact=row.exact and "RateBP" not in refused) for row in training.rows]
     parameters = sum(p.numel() for p in network.parameters())
-    return Check(tuple(training.rows), tuple(faults), tuple(notes), len(x), parameters)
+    return Check(tuple(rows), tuple(faults), (*_needs(refused), *notes), len(x), parameters, refused)
 
 
 @dataclass
@@ -225,7 +235,8 @@ class Log:
         """Add the operation that gave `y`; returns the layer it is in."""
         module = _caller(sys._getframe(), self.paths)
         layer = self.paths.get(module, "")
-        own = 0 if module is None or layer in self.seen else sum(p.numel() for p in module.parameters(recurse=False))
+        whole = isinstance(module, Feedback)  # what spikes come back through has no row of its own
+        own = 0 if module is None or layer in self.seen else sum(p.numel() for p in module.parameters(recurse=whole))
         self.seen.add(layer)
         self.rows.append(Row(layer, operation, verb, exact, verb == "normalize", tuple(y.shape[1:]), own, macs, rate))
         return f"{layer or 'the network'} ({operation})"
@@ -263,9 +274,9 @@ class Recorded(Around):
         return y
 
     def fire(self, neuron: Neuron) -> Recorded:
-        y = super().fire(neuron)
+        y, macs = _counted(partial(super().fire, neuron)) if isinstance(neuron, Feedback) else (super().fire(neuron), 0)
         rate = None if isinstance(neuron, Readout) else float((y.train != 0).float().mean())
-        where = self.log.note(type(neuron).__name__, "fire", self.constant or self.T == 1, y, rate=rate)
+        where = self.log.note(type(neuron).__name__, "fire", self.constant or self.T == 1, y, macs, rate)
         if self.log.probe:
             self.log.leaks += _leaks_of_neuron(where, neuron, self.expanded())
         return y
@@ -478,10 +489,53 @@ def _fixed_seed(device: torch.device) -> Iterator[None]:
 # Whether it can learn. --------------------------------------------------------------------------------------------------
 
 
-def _learning(network: nn.Module, x: Tensor) -> dict[str, bool | None]:
-    """Name of a parameter -> whether a training step by `RateBP` changes it; None if it is not reached at all."""
+_RULES = ("BPTT", "RateBP", "SLTT", "OTTT")
+
+
+def _under_rules(network: nn.Module, x: Tensor, paths: Mapping[Any, str]) -> tuple[dict[str, bool | None], dict[str, str]]:
+    """What parameters learn, as of `_learning`, and name of a rule -> which layer has no gradient under it, and why.
+
+    They learn by `RateBP`, or by `BPTT` if that is refused.
+    """
+    refused = {}
+    try:
+        learning = _learning(network, x, RateBP())
+    except RuleRefused as error:
+        refused["RateBP"] = _where(error, paths)
+        learning = _learning(network, x, BPTT())
+    for rule in (SLTT(), OTTT()):
+        try:
+            with torch.no_grad():  # they ask layers for slopes all the same
+                rule(network, x)
+        except RuleRefused as error:
+            refused[type(rule).__name__] = _where(error, paths)
+    return learning, refused
+
+
+def _taken(refused: Mapping[str, str]) -> str:
+    """The rules that are left, as "BPTT, SLTT or OTTT"."""
+    return _listed([name for name in _RULES if name not in refused], "or")
+
+
+def _listed(names: Sequence[str], word: str) -> str:
+    """Names as "a, b and c", where the word is "and"."""
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last
+
+
+def _needs(refused: Mapping[str, str]) -> list[str]:
+    """A sentence on the rules that a network needs, if it is not taken by all."""
+    told = []
+    for why in dict.fromkeys(refused.values()):
+        names = [name for name, said in refused.items() if said == why]
+        told.append(f"{_listed(names, 'and')} {'refuses' if len(names) == 1 else 'refuse'} {why}")
+    return [f"it needs {_taken(refused)}, since {'; '.join(told)}"] if told else []
+
+
+def _learning(network: nn.Module, x: Tensor, rule: Rule) -> dict[str, bool | None]:
+    """Name of a parameter -> whether a training step by the rule changes it; None if it is not reached at all."""
     with torch.enable_grad():
-        leaves = pytree.tree_leaves(RateBP()(network, x), is_leaf=_is_signal)
+        leaves = pytree.tree_leaves(rule(network, x), is_leaf=_is_signal)
         outputs = [o for y in leaves for o in ([y.rate, *y.exits] if isinstance(y, Signal) else [y])]
         losses = [(o * torch.randn_like(o)).sum() for o in outputs if isinstance(o, Tensor) and o.requires_grad]
         if losses:
@@ -490,9 +544,9 @@ def _learning(network: nn.Module, x: Tensor) -> dict[str, bool | None]:
     return {name: None if grad is None else bool(grad.any()) for name, grad in learning}
 
 
-def _unreached(learning: Mapping[str, bool | None]) -> list[str]:
+def _unreached(learning: Mapping[str, bool | None], rule: str) -> list[str]:
     names = [name for name, learns in learning.items() if learns is None]
-    return [f"{', '.join(names)}: no gradient under RateBP, since the output does not depend on it"] if names else []
+    return [f"{', '.join(names)}: no gradient under {rule}, since the output does not depend on it"] if names else []
 
 
 def _firing(rows: Sequence[Row], learning: Mapping[str, bool | None]) -> tuple[list[str], list[str]]:

@@ -70,6 +70,8 @@ def _confusion(name: str, logits: Tensor, target: Tensor, ignore: int) -> Tensor
             f"{name} got logits {list(logits.shape)} and a target {list(target.shape)}: give [B, K, H, W] and [B, H, W]"
         )
     counts, K = target != ignore, logits.shape[1]
+    if 0 <= ignore < K:
+        raise ValueError(f"{name} ignores {ignore}, which is one of the {K} classes: give a number that is none")
     if not bool(counts.any()):
         raise ValueError(f"{name} got no pixel that counts: all of the target is {ignore}")
     known = target[counts]

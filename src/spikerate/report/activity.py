@@ -8,6 +8,7 @@ from html import escape
 import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from spikerate.measure.recording import Activity
 from spikerate.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Series, chart
@@ -30,7 +31,7 @@ def raster(recorded: Mapping[str, Activity], sample: int = 0, neurons: int = 40)
     """The spikes of one sample over time, a row for each neuron, as an SVG.
 
     Args:
-        recorded: what `record` has recorded; each of its layers is drawn.
+        recorded: what `record` has recorded; each of its layers is drawn, but a readout, which has no spikes.
         sample: index in the batch.
         neurons: how many of a layer are shown at most, evenly spaced in it.
 
@@ -42,6 +43,8 @@ def raster(recorded: Mapping[str, Activity], sample: int = 0, neurons: int = 40)
     parts, y = [], TOP
     for place, (name, activity) in enumerate(recorded.items()):
         spikes = activity.spikes[:, sample].flatten(1)
+        if not torch.equal(spikes, spikes.round()):
+            continue
         shown = spikes[:, _evenly(spikes.shape[1], neurons)] != 0
         rows = y + _LABEL + 0.5 * _ROW
         fired = "".join(
@@ -60,6 +63,8 @@ def raster(recorded: Mapping[str, Activity], sample: int = 0, neurons: int = 40)
 def membranes(recorded: Mapping[str, Activity], layer: str, neurons: tuple[int, ...] = (0,), sample: int = 0) -> str:
     """The membrane potentials of neurons of a layer over time, with a mark at each spike, as an SVG.
 
+    Of neurons of several states the first is drawn, which is the membrane of ours.
+
     Args:
         recorded: what `record` has recorded.
         layer: its name in there.
@@ -67,17 +72,16 @@ def membranes(recorded: Mapping[str, Activity], layer: str, neurons: tuple[int, 
         sample: index in the batch.
 
     Raises:
-        ValueError: there is no such layer, sample or neuron, or its state is not one membrane.
+        ValueError: there is no such layer, sample or neuron, or its neurons have no membrane.
     """
     if layer not in recorded:
         raise ValueError(f"layer is {layer!r}, which was not recorded: give one of {list(recorded)}")
     activity = recorded[layer]
-    if not isinstance(activity.membranes, Tensor):
-        raise ValueError(
-            f"the neurons of {layer!r} have no membrane, or more than one, so draw a tensor of its own by charts"
-        )
+    states = pytree.tree_leaves(activity.membranes)
+    if not states or not isinstance(states[0], Tensor):
+        raise ValueError(f"the neurons of {layer!r} have no membrane: give a layer of neurons that have one")
     spikes = _of_sample({layer: activity}, sample).flatten(1)
-    u = activity.membranes[:, sample].flatten(1)
+    u = states[0][:, sample].flatten(1)
     if not 1 <= len(neurons) <= 6 or not all(0 <= neuron < u.shape[1] for neuron in neurons):
         raise ValueError(f"neurons is {neurons}: give one to six indices from 0 to {u.shape[1] - 1}, those of {layer!r}")
     series = [Series(f"neuron {n}", {t + 1: [value] for t, value in enumerate(u[:, n].tolist())}) for n in neurons]

@@ -101,9 +101,7 @@ class LearningNeuron(Neuron):
 class SynapticNeuron(Neuron):
     """The neuron of all layers, with a synaptic current before the membrane."""
 
-    decay: float = 0.5
-    """fraction of the membrane potential that remains after one step, in (0, 1]"""
-    alpha: float = 0.5
+    alpha: float = 0.2
     """fraction of the synaptic current that remains after one step, in [0, 1)"""
 
     def build(self) -> Synaptic:

@@ -25,6 +25,7 @@ TRANSFORMERS = "Spiking transformers: Zhou et al., ICLR 2023; Yao et al., NeurIP
 SOUNDS = "Sounds as spikes: Cramer, Stradmann, Schemmel, Zenke; IEEE TNNLS 2020; arXiv 1910.07407"
 MAX = "Max-pooling against the low pass of spiking neurons: Fang et al.; NeurIPS 2025; arXiv 2505.18608"
 FAST = "Speedruns: CIFAR-10 in minutes, for the table of records (docs/speedrun.md)"
+OTHER = "Other benchmarks, with settings of our own"
 OWN = "Your own data"
 
 
@@ -122,6 +123,15 @@ _IMAGES = replace(
     epochs=30,
     batch=64,
     precision="bf16",
+)
+
+_TINY = replace(
+    _IMAGES,
+    data=Data("tiny-imagenet", validation=5000, augment=Augment(crop=8, flip=True)),
+    model=Model("preact-resnet18", 64),
+    epochs=100,
+    batch=128,
+    compile=True,
 )
 
 _CHOSEN = "the epoch is chosen on a validation set, the authors chose it on the test set; --data.validation 0 trains on all"
@@ -262,6 +272,9 @@ _OURS = {
 }
 
 
+_OURS_YET = {SMALL: "Ours: none yet.", OTHER: "Ours: none yet, it needs a GPU."}
+
+
 def _small() -> Iterator[tuple[str, Preset]]:
     """Our own settings, the same for all methods; the loss is never divided by T."""
     simple = Augment(crop=4, flip=True)
@@ -287,6 +300,12 @@ def _small() -> Iterator[tuple[str, Preset]]:
             "DVS128 Gesture, VGGSNN",
             replace(_DVS, data=Data("dvs128-gesture", validation=100, size=48, augment=Augment(roll=5)), T=16, batch=32),
         ),
+        "tiny-imagenet": (OTHER, "Tiny ImageNet, PreAct-ResNet-18", _TINY),
+        "n-caltech101": (
+            OTHER,
+            "N-Caltech101, VGGSNN",
+            replace(_DVS, data=replace(_DVS.data, name="n-caltech101", validation=780, test=0)),
+        ),
         "images": (OWN, "Class folders of images, PreAct-ResNet-18", _IMAGES),
         "events": (
             OWN,
@@ -295,8 +314,9 @@ def _small() -> Iterator[tuple[str, Preset]]:
         ),
     }
     for name, (group, title, run) in runs.items():
-        for method in ("esd", "rate", "bptt", *(["ann"] if name == "cifar10-small" else [])):
-            figures = _OURS.get(f"{name}-{method}", "Ours: none yet." if group == SMALL else "")
+        methods = ("rate", "bptt") if group == OTHER else ("esd", "rate", "bptt")
+        for method in (*methods, *(["ann"] if name == "cifar10-small" else [])):
+            figures = _OURS.get(f"{name}-{method}", _OURS_YET.get(group, ""))
             yield f"{name}-{method}", _preset(run, method, group, title, figures)
         if name == "digits":
             hard = replace(run, neuron=Neuron(v_reset=0.0))

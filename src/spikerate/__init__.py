@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spikerate.adaptive import ALIF
     from spikerate.gradients.temperature import Search, adapt
     from spikerate.integer import ILIF
-    from spikerate.learnable import PLIF, Learnable, ParametricLIF
+    from spikerate.learnable import PLIF, Learnable, LearningStepNeuron, ParametricLIF
     from spikerate.losses import TET, CrossEntropy, Loss, RatePenalty, SelfDistillation
     from spikerate.measure.check import Check, check
     from spikerate.measure.health import CheckFinite, NotFinite
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         deepconv_branches,
         macs,
         max_resnet18,
+        mlp,
         ms_resnet18,
         ms_resnet34,
         preact_resnet18,
         preact_resnet34,
         qkformer,
+        recurrent_mlp,
         resnet18,
         resnet19,
         resnet20,
@@ -77,6 +79,7 @@ __all__ = [
     "FastSigmoid",
     "FiringRates",
     "Learnable",
+    "LearningStepNeuron",
     "Loss",
     "Neuron",
     "NeuronSettings",
@@ -108,6 +111,7 @@ __all__ = [
     "load",
     "macs",
     "max_resnet18",
+    "mlp",
     "ms_resnet18",
     "ms_resnet34",
     "operation",
@@ -115,6 +119,7 @@ __all__ = [
     "preact_resnet34",
     "qkformer",
     "record",
+    "recurrent_mlp",
     "resnet18",
     "resnet19",
     "resnet20",
@@ -134,16 +139,16 @@ _MODULES = {
     "adaptive": "ALIF",
     "gradients.temperature": "Search adapt",
     "integer": "ILIF",
-    "learnable": "PLIF Learnable ParametricLIF",
+    "learnable": "PLIF Learnable LearningStepNeuron ParametricLIF",
     "losses": "TET CrossEntropy Loss RatePenalty SelfDistillation",
     "measure.check": "Check check",
     "measure.health": "CheckFinite NotFinite",
     "measure.meter": "FiringRates",
     "measure.recording": "record",
     "models": (
-        "Branched DeepConv Staged airbench deepconv_branches macs max_resnet18 ms_resnet18 ms_resnet34 preact_resnet18 "
-        "preact_resnet34 qkformer resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 spike_driven_transformer "
-        "spikformer spiking vgg11 vgg13 vgg16 vggsnn"
+        "Branched DeepConv Staged airbench deepconv_branches macs max_resnet18 mlp ms_resnet18 ms_resnet34 preact_resnet18 "
+        "preact_resnet34 qkformer recurrent_mlp resnet18 resnet19 resnet20 resnet34 sew_resnet18 sew_resnet34 "
+        "spike_driven_transformer spikformer spiking vgg11 vgg13 vgg16 vggsnn"
     ),
     "neuron": "IF LIF NeuronSettings StepNeuron",
     "operations": "operation",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
-from spikerate.neuron import LIF
+from spikerate.neuron import LIF, StepNeuron, wide
 from spikerate.signal import Learns, Moved, RuleRefused
 from spikerate.surrogate import Sigmoid, Surrogate
 
@@ -132,13 +134,7 @@ class ParametricLIF(LIF, Learns):
 
     def forward(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
-            for name in ("decay", "threshold", "v_reset"):
-                value = getattr(self, name)
-                if isinstance(value, Tensor) and not _goes_with(value.shape, x.shape[1:]):
-                    raise ValueError(
-                        f"{type(self).__name__}.{name} has the shape {list(value.shape)}, which does not go with a sample "
-                        f"of {list(x.shape[1:])} by broadcasting: give [C, 1, 1] for one value a channel of images"
-                    )
+            _check_shapes(self, {name: getattr(self, name) for name in ("decay", "threshold", "v_reset")}, x.shape[1:])
         return super().forward(x)
 
     def extra_repr(self) -> str:
@@ -243,6 +239,100 @@ class PLIF(ParametricLIF):
         surrogate: Surrogate = Sigmoid(),
     ) -> None:
         super().__init__(Learnable(decay), threshold, v_reset, detach_reset, surrogate)
+
+
+class LearningStepNeuron(StepNeuron, Learns):
+    """As `StepNeuron`, a layer of neurons that is written as one time step, with parameters that are learned.
+
+    A parameter's shape goes with that of a sample [...] by broadcasting. `step` keeps it in its range by how it uses it:
+
+        class Adaptive(LearningStepNeuron):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.zeros(()))
+
+            def step(self, current, state):
+                u, a = state or (0.0, 0.0)
+                v = 0.5 * u + current
+                s = Sigmoid().spike(v - 1 - 0.2 * a)
+                return s, (v - s.detach(), torch.sigmoid(self.w) * a + s)
+
+    The gradient of a parameter p is by every rule as that of a value of `ParametricLIF`. Under `RateBP` it is the mean over
+    the steps of d s[t] / d p, by the recursion that `StepNeuron` has for a current; autograd finds it as if each neuron had
+    a p of its own.
+
+    Raises:
+        ValueError: in a call, a parameter's shape does not go with that of a sample.
+    """
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        nn.Module.register_parameter(self, name, param)
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
+
+    def forward(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            _check_shapes(self, self.learned, x.shape[1:])
+        return super().forward(x)
+
+    def at_once(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        spikes = []
+        for current in wide(inputs).unbind(0):
+            s, state = self.step(current, state)
+            state = pytree.tree_map(Tensor.detach, state)
+            spikes.append(s.to(inputs.dtype))
+        return torch.cat(spikes).unflatten(0, (len(spikes), -1)), state
+
+    def trace(self, inputs: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
+        self._check_not_compiled()
+        before, after, count, sums = state or (None, {}, 0.0, {})
+        with torch.enable_grad():
+            currents = wide(inputs.detach())
+            added = {name: torch.zeros_like(currents[0]).requires_grad_() for name in ("current", *self.learned)}
+            begun = None
+            if before is not None:
+                known, form = pytree.tree_flatten(before)
+                moved = [sum(way[k] * added[name] for name, way in after.items()) for k in range(len(known))]
+                begun = pytree.tree_unflatten([z + m for z, m in zip(known, moved, strict=True)], form)
+            own = {f"neuron.{name}": value.detach() + added[name] for name, value in self.learned.items()}
+            spikes, ended = functional_call(_Unrolled(self), own, (currents + added["current"], begun))
+            gained = _derivatives(spikes, added)
+            left = [_derivatives(z, added) for z in pytree.tree_leaves(ended)]
+        sums = {name: sums.get(name, 0.0) + gain for name, gain in gained.items()}
+        carried = {name: tuple(of[name] for of in left) for name in added}
+        held = pytree.tree_map(Tensor.detach, ended)
+        return spikes.detach().to(inputs.dtype), (held, carried, count + spikes.detach().sum(0), sums)
+
+
+class _Unrolled(nn.Module):
+    """The steps of a neuron as the call of a module, of which `functional_call` takes other parameters."""
+
+    def __init__(self, neuron: StepNeuron) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.neuron.unroll(inputs, state)
+
+
+def _derivatives(z: Tensor, added: dict[str, Tensor]) -> dict[str, Tensor]:
+    """d z / d of each, [B, ...], of neurons that do not see each other; over all steps, where z is of many."""
+    if not z.requires_grad:
+        return {name: torch.zeros_like(more) for name, more in added.items()}
+    found = torch.autograd.grad(z.sum(), list(added.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(added, found, strict=True))
+
+
+def _check_shapes(neuron: nn.Module, values: Mapping[str, Any], sample: torch.Size) -> None:
+    """Raise `ValueError` where a value of a neuron does not go with a sample."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and not _goes_with(value.shape, sample):
+            raise ValueError(
+                f"{type(neuron).__name__}.{name} has the shape {list(value.shape)}, which does not go with a sample "
+                f"of {list(sample)} by broadcasting: give [C, 1, 1] for one value a channel of images"
+            )
 
 
 def _within(name: str, value: Value, least: float, most: float | None, told: str) -> Tensor:

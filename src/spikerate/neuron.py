@@ -314,7 +314,7 @@ class StepNeuron(nn.Module, ABC):
     def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Spikes [T, B, ...] with the gradient through every step, and the state after the last one."""
         spikes = []
-        for current in _wide(inputs).unbind(0):
+        for current in wide(inputs).unbind(0):
             s, state = self.step(current, state)
             spikes.append(s.to(inputs.dtype))
         return _stack(spikes), state
@@ -326,10 +326,10 @@ class StepNeuron(nn.Module, ABC):
         known, form = pytree.tree_flatten(before)
         moved = moved if isinstance(moved, tuple) else (moved,) * len(known)
         with torch.enable_grad():
-            wide = _wide(inputs.detach())
-            more = torch.zeros_like(wide[0]).requires_grad_()
+            currents = wide(inputs.detach())
+            more = torch.zeros_like(currents[0]).requires_grad_()
             shifted = [z + way * more for z, way in zip(known, moved, strict=False)]
-            spikes, after = self.unroll(wide + more, None if before is None else pytree.tree_unflatten(shifted, form))
+            spikes, after = self.unroll(currents + more, None if before is None else pytree.tree_unflatten(shifted, form))
             (gained,) = torch.autograd.grad(spikes.sum(), more, retain_graph=True)
             moved = tuple(_derivative(z, more) for z in pytree.tree_leaves(after))
         state = pytree.tree_map(Tensor.detach, after), moved, count + spikes.detach().sum(0), total + gained
@@ -340,7 +340,7 @@ class StepNeuron(nn.Module, ABC):
         self._check_not_compiled()
         spikes: list[Tensor] = []
         slopes: list[Tensor] = []
-        for current in _wide(inputs).unbind(0):
+        for current in wide(inputs).unbind(0):
             with torch.enable_grad():
                 own = current.detach().requires_grad_()
                 s, after = self.step(own, state)
@@ -363,7 +363,7 @@ def _rectified(inputs: Tensor) -> Tensor:
     return torch.where(x <= 0, 0, x).unflatten(0, inputs.shape[:2])
 
 
-def _wide(inputs: Tensor) -> Tensor:
+def wide(inputs: Tensor) -> Tensor:
     """In float32, or what is wider."""
     return inputs.to(torch.promote_types(inputs.dtype, torch.float32))
 

@@ -103,8 +103,8 @@ class Memory(Protocol):
 State = tuple[Any, ...]
 """The state of a neuron layer between chunks: tensors [B, ...], or a number that is the same for all neurons."""
 
-Moved = tuple[Tensor, dict[str, Any], Any, dict[str, Any]]
-"""What `Learns.trace` leaves, each [B, ...]: the membrane, its derivative by each name; the summed spikes, and theirs.
+Moved = tuple[Any, dict[str, Any], Any, dict[str, Any]]
+"""What `Learns.trace` leaves, each [B, ...]: membranes, their derivatives by each name; the summed spikes, and theirs.
 
 The names are those of what is learned, and "current" for a current that grows by the same at every step.
 """
@@ -792,7 +792,7 @@ class RateCoded(Signal):
     def _fire_learning(self, neuron: Learns) -> RateCoded:
         with torch.no_grad():
             before = self.tape.resume(neuron, self.train)
-            if isinstance(before, Tensor):  # the membrane of the call before, which nothing has moved yet
+            if before is not None and self.tape.first:  # the membranes of the call before, which nothing has moved yet
                 before = (before, {}, 0.0, {})
             spikes, state = neuron.trace(self.expanded(), before)
             membrane, _, count, sums = state

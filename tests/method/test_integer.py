@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spikerate import BPTT, ILIF, LIF, OTTT, SLTT, RateBP, airbench, resnet18, sew_resnet18, vgg11
+from spikerate import BPTT, ILIF, LIF, OTTT, SLTT, RateBP, airbench, max_resnet18, ms_resnet18, resnet18, sew_resnet18, vgg11
 from spikerate.exchange.neurobench import neurobench_model
 from spikerate.exchange.spikingjelly import to_spikingjelly
 from spikerate.measure.binary import BinarySteps
@@ -120,6 +120,8 @@ MAKERS = {
     "vgg11": partial(vgg11, width=4),
     "resnet18": partial(resnet18, width=4),
     "sew_resnet18": partial(sew_resnet18, width=4),
+    "ms_resnet18": partial(ms_resnet18, width=4),
+    "max_resnet18": partial(max_resnet18, width=4),
     "airbench": partial(airbench, width=4),
     "airbench-whitening": partial(airbench, width=4, stem="whitening"),
 }

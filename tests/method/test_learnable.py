@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikerate import BPTT, LIF, OTTT, PLIF, SLTT, Learnable, ParametricLIF, RateBP, Recurrent, Sigmoid
+from spikerate import BPTT, LIF, OTTT, PLIF, SLTT, Learnable, LearningStepNeuron, ParametricLIF, RateBP, Recurrent, Sigmoid
 from spikerate.exchange.nir import to_nir
 from spikerate.exchange.spikingjelly import to_spikingjelly
 from spikerate.runs.optim import AdamW
@@ -200,6 +200,57 @@ def test_a_value_of_each_channel_is_that_of_layers_of_one_channel() -> None:
 def test_a_value_out_of_its_range_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"ParametricLIF.{words}"):
         ParametricLIF(**values)
+
+
+class Parametric(LearningStepNeuron):
+    """`ParametricLIF` with all values learned of each neuron, and a hard reset, written as one step."""
+
+    def __init__(self, like: ParametricLIF) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(p.detach().clone()) for p in (like.w_decay, like.w_threshold, like.w_v_reset))
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        threshold = torch.nn.functional.softplus(self.b)
+        u, _ = state or (0.0, None)
+        v = current + torch.sigmoid(self.a) * u
+        s = Sigmoid().spike(v - threshold)
+        kept = s.detach()
+        return s, (v * (1 - kept) + (threshold - torch.nn.functional.softplus(self.c)) * kept, v)
+
+
+@pytest.mark.parametrize("rule", [BPTT(), RateBP(), RateBP(chunk=1), RateBP(chunk=2), BPTT(chunk=2)], ids=str)
+def test_a_neuron_of_ones_own_learns_as_the_one_with_its_equations_by_hand(rule: Any) -> None:
+    torch.manual_seed(4)
+    hand = ParametricLIF(Learnable(EACH[0]), Learnable(EACH[0]), Learnable(-EACH[0])).double()
+    first, last = nn.Linear(7, 7).double(), nn.Linear(7, 3).double()
+    x = currents()
+    found, wanted = (
+        list(gradients(net, rule(net, x).rate.square().sum()).values())
+        for net in (nn.Sequential(first, neuron, last) for neuron in (Parametric(hand), hand))
+    )
+    assert all(bool((g != 0).any()) for g in wanted)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_neuron_of_ones_own_learns_at_each_step_under_sltt_and_goes_on_as_a_stream() -> None:
+    torch.manual_seed(5)
+    hand = ParametricLIF(Learnable(EACH[0]), Learnable(EACH[0]), Learnable(-EACH[0])).double()
+    own, plain = Parametric(hand), ParametricLIF(Learnable(EACH[0]), Learnable(EACH[0]), -EACH[0]).double()
+    x = currents()
+    probe = torch.randn_like(x)
+    found = torch.autograd.grad((SLTT()(own, x).steps * probe).sum(), [own.a, own.b])
+    wanted = torch.autograd.grad((SLTT()(plain, x).steps * probe).sum(), [plain.w_decay, plain.w_threshold])
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    for rule in (RateBP(), RateBP(chunk=1), BPTT()):
+        state, steps = None, []
+        for window in x.split(2):
+            out, state = rule.continued(own, window, state)
+            steps.append(out.train.detach())
+        torch.testing.assert_close(torch.cat(steps), rule(own, x).train.detach())
+    with pytest.raises(ValueError, match=r"Parametric.a has the shape \[7\], which does not go with a sample of \[5\]"):
+        BPTT()(own, torch.rand(2, 3, 5))
 
 
 def test_lif_says_what_takes_a_tensor_and_a_learned_reset_is_refused_where_it_has_no_gradient() -> None:

@@ -19,13 +19,14 @@ from spikerate.data import SETS, Augment, Data, DataSet, load
 from spikerate.runs.config import Model, Neuron, Rectified, Run
 from spikerate.runs.estimate import in_words, least_seconds, training_flops
 from spikerate.runs.optim import AdamW
-from spikerate.runs.presets import ESD, MAX, PRESETS, RATE, headline, preset
+from spikerate.runs.presets import ESD, MAX, PRESETS, RATE, SOUNDS, headline, preset
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
 from spikerate.system.codec import decode, encode
 from support.images import write_folder, write_set
 from support.recordings import write_cifar10_dvs, write_gestures, write_n_mnist
 from support.runs import Silent
+from support.sounds import write_set as write_sounds
 
 CIFAR = Augment(crop=4, flip=True, autoaugment="cifar10", cutout=16)
 IMAGENET = Augment(resized_crop=True, flip=True)
@@ -169,7 +170,7 @@ def test_a_preset_goes_through_json_builds_and_says_where_it_is_from(
     counted_once(monkeypatch, found.run)
     assert main(["show", name]) == 0
     shown = capsys.readouterr().out
-    assert "stage3" in shown
+    assert ("stage3" if found.paper != SOUNDS else "stage1") in shown
     assert "MACs" in shown
     assert ("training takes" in shown) == (found.run.data.name not in ("images", "events"))
 
@@ -222,6 +223,8 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], D
     for layout in ("cifar-10-batches-py", "cifar-100-python", "mnist", "fashion-mnist"):
         write_set(place, layout, 20)
     write_folder(place / "images", n=8)
+    for name in ("shd", "ssc"):
+        write_sounds(place, name)
 
     @cache
     def get(data: Data, T: int) -> DataSet:
@@ -229,9 +232,11 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Data, int], D
             return load(replace(data, subset=8, cache=stored), T)
         # Three classes for those of ImageNet, and recordings of CIFAR10-DVS instead of one's own.
         name = {"imagenet": "images", "events": "cifar10-dvs"}.get(data.name, data.name)
-        folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}.get(name, name)
+        folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "shd": "", "ssc": ""}
+        folder = folders.get(name, name)
         test = 4 if name == "cifar10-dvs" else 0
-        small = replace(data, name=name, path=place / folder, validation=4, test=test, sensor=None, workers=0)
+        validation = 0 if name == "ssc" else 4
+        small = replace(data, name=name, path=place / folder, validation=validation, test=test, sensor=None, workers=0)
         return load(replace(small, subset=8, cache=stored), T)
 
     return get

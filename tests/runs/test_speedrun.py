@@ -122,9 +122,21 @@ def test_what_is_no_speedrun_is_a_sentence(base: Path, spikerate: Spikerate, tmp
         (["--resume", "altered"], "altered/speedrun.json is no plan of a speedrun: its seeds are no whole numbers"),
         ([*WORDS[1:], "--out", str(base)], "is not empty: choose another by --out"),
         ([*WORDS[1:], "--seeds", "0"], "seeds is 0"),
+        (["cifar10-fast-rate", "--data", "nowhere", "--out", "gone"], "the data folder nowhere does not exist"),
     ):
         done = spikerate("speedrun", *words)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_plan_is_withdrawn_where_nothing_has_begun(tmp_path: Path) -> None:
+    plan = Plan("cifar10-fast-rate", PRESETS["cifar10-fast-rate"].run, (0,), "")
+    for name, begun in (("begun", True), ("not", False)):
+        plan.begin(tmp_path / name)
+        if begun:
+            (tmp_path / name / "seed0").mkdir()
+        plan.withdraw(tmp_path / name)
+        assert (tmp_path / name / "speedrun.json").exists() == begun == (tmp_path / name).exists()
 
 
 def test_the_twins_of_a_recipe_differ_in_the_method_only() -> None:

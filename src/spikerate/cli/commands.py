@@ -133,7 +133,12 @@ def _speedrun(asked: tuple[str, Own, Speedrun | ResumeSpeedrun], line: str) -> i
         plan.begin(base)
     out = console(needed=False)
     out.print(f"speedrun of {plan.preset} in {base}; if it is stopped: spikerate speedrun --resume {shlex.quote(str(base))}")
-    folders = plan.perform(base, Terminal(out), command.save_minutes)
+    try:
+        folders = plan.perform(base, Terminal(out), command.save_minutes)
+    except ValueError:
+        if isinstance(command, Speedrun):
+            plan.withdraw(base)  # so that the command can be given again, with what was wrong in it mended
+        raise
     for found in rows(plan, folders):
         views.show_record(out, found)
         out.print(markdown(found), soft_wrap=True)

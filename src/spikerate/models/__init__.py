@@ -4,6 +4,7 @@ from spikerate.models.airbench94 import airbench
 from spikerate.models.branches import Branched, DeepConv, body_of, deepconv_branches
 from spikerate.models.convert import check_layers, spiking
 from spikerate.models.cost import branch_macs, macs, step_macs
+from spikerate.models.dense import mlp, recurrent_mlp
 from spikerate.models.features import Features
 from spikerate.models.fold import fold_batch_norm
 from spikerate.models.max_resnet import max_resnet18
@@ -39,11 +40,13 @@ __all__ = [
     "fold_batch_norm",
     "macs",
     "max_resnet18",
+    "mlp",
     "ms_resnet18",
     "ms_resnet34",
     "preact_resnet18",
     "preact_resnet34",
     "qkformer",
+    "recurrent_mlp",
     "resnet18",
     "resnet19",
     "resnet20",

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from spikerate.models.airbench94 import airbench
+from spikerate.models.dense import mlp, recurrent_mlp
 from spikerate.models.max_resnet import max_resnet18
 from spikerate.models.membrane import ms_resnet18, ms_resnet34
 from spikerate.models.preact import preact_resnet18, preact_resnet34
@@ -46,12 +47,16 @@ class Builder:
         make: called with (num_classes, in_channels, width, activation), and what else it takes.
         stems: the forms that its first layers have, the first of them by default; () if there is one form only.
         sided: whether its head depends on the side of the samples.
+        flat: whether it takes the values of a sample in any shape; their number stands for in_channels.
+        recurrent: whether spikes come back to its neurons, which `RateBP` refuses.
         sizes: what else it can be given, by name: of "depth", "heads" and "patch".
     """
 
     make: Callable[..., Staged]
     stems: tuple[str, ...] = ()
     sided: bool = False
+    flat: bool = False
+    recurrent: bool = False
     sizes: tuple[str, ...] = ()
 
 
@@ -76,4 +81,6 @@ NETWORKS = {
     "sdt": Builder(spike_driven_transformer, sizes=("depth", "patch")),
     "qkformer": Builder(qkformer, sizes=("depth", "heads", "patch")),
     "airbench": Builder(airbench, stems=("3x3", "whitening")),
+    "mlp": Builder(mlp, flat=True, sizes=("depth",)),
+    "recurrent": Builder(recurrent_mlp, flat=True, recurrent=True, sizes=("depth",)),
 }

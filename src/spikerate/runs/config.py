@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -165,14 +166,14 @@ class Model:
     name: Annotated[NetworkName, arg(aliases=["--model"])] = "resnet18"
     """architecture"""
     width: Annotated[int, arg(aliases=["--width"])] = 64
-    """channels of the first stage; the other stages follow from it"""
+    """channels of the first stage; the other stages follow from it; mlp and recurrent: neurons of each hidden layer"""
     stem: Literal["3x3", "7x7", "whitening"] = "3x3"
     """first layers of the ResNet-18 and -34 kinds: 3x3 for small images, 7x7 (1/4 of the resolution) as for ImageNet; of
     airbench: 3x3, or whitening, which is computed from training images and frozen"""
     residual_branches: bool = False
     """self-distillation: a residual block after each DeepConv of the branches, as for ImageNet"""
     depth: int | None = added(None)
-    """transformers: number of blocks; None: as the network has it"""
+    """transformers: number of blocks; mlp and recurrent: number of hidden layers; None: as the network has it"""
     heads: int | None = added(None)
     """transformers: heads of the attention, a divisor of 8 width; None: 8"""
     patch: int | None = added(None)
@@ -192,7 +193,7 @@ class Model:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Those of the transformers that are given, by name."""
+        """Those that only some networks have and that are given, by name."""
         found = {"depth": self.depth, "heads": self.heads, "patch": self.patch}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -203,6 +204,8 @@ class Model:
 
     def _made(self, num_classes: int, in_shape: tuple[int, int, int], neuron: NeuronSettings) -> Staged:
         builder, (channels, side, _) = NETWORKS[self.name], in_shape
+        if builder.flat:
+            channels = math.prod(in_shape)
         if builder.stems:
             return builder.make(num_classes, channels, self.width, neuron.build, self.stem)
         if builder.sided:
@@ -482,6 +485,11 @@ class Run:
             )
         if not self.spiking and self.T != 1:
             raise ValueError(f"T is {self.T}, but an ANN has no time steps: give 1")
+        if isinstance(self.model, Model) and NETWORKS[self.model.name].recurrent and isinstance(self.rule, RateBP):
+            raise ValueError(
+                f"rule is RateBP, and the spikes of {self.model.name} come back to its neurons at a time that no rate "
+                "tells: give --rule bptt, sltt or ottt"
+            )
         # The decay of the user's own neurons is not known.
         if isinstance(self.rule, OTTT) and isinstance(self.neuron, Neuron) and self.rule.decay != self.neuron.decay:
             raise ValueError(f"rule.decay is {self.rule.decay}, and the neurons' {self.neuron.decay}: OTTT needs the same")

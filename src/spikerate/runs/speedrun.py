@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -87,6 +88,13 @@ class Plan:
             write_json(base / FILE, told)
         except OSError as error:
             raise ValueError(f"the folder {base} can't be written: {error.strerror}; choose another by --out") from error
+
+    def withdraw(self, base: Path) -> None:
+        """Remove the plan and its folder, where no run has begun."""
+        with suppress(OSError):  # a folder with more in it, or one that is not ours to remove
+            if [entry.name for entry in base.iterdir()] == [FILE]:
+                (base / FILE).unlink()
+                base.rmdir()
 
     @classmethod
     def read(cls, base: Path, own: Own = Own()) -> Plan:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikerate.data import SETS, entry_of, input_shape
 from spikerate.models import NETWORKS
+from spikerate.rules import BPTT
 from spikerate.runs.config import Run
 from spikerate.runs.kinds import imported, own_of, with_kinds
 from spikerate.runs.presets import PRESETS
@@ -79,7 +80,7 @@ def subject(name: str, wanted: Wanted, chosen: Mapping[str, str]) -> Subject:
     if ":" in name and isinstance(module := imported(name), nn.Module):
         return Subject(f"{name}, as it is", module, wanted.T or STEPS, wanted.shape or SHAPE)
     if ":" in name or name in NETWORKS:
-        run = with_kinds(Run(T=STEPS), {**chosen, "--network": name})
+        run = with_kinds(Run(rule=BPTT(), T=STEPS), {**chosen, "--network": name})
         shape, classes, recorded = SHAPE, CLASSES, False
     elif name in PRESETS:
         run = with_kinds(PRESETS[name].run, chosen)

@@ -162,14 +162,14 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_the_command_on_a_fresh_network(spikerate: Spikerate, tmp_path: Path) -> None:
-    options = ["digits-rate", "--T", "1", "--samples", "4", "--directions", "1"]
+    options = ["digits-rate", "--neuron", "ilif", "--T", "1", "--samples", "4", "--directions", "1"]
     done = spikerate("gradient", *options)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "digits-rate-gradient"
     record = json.loads((folder / "gradient.json").read_text())
     assert record["command"] == "spikerate gradient " + " ".join(options)
     assert [record[name] for name in ("weights", "T", "samples", "directions", "epsilon")] == ["fresh", 1, 4, 1, 0.1]
-    assert record["run"]["T"] == 1
+    assert (record["run"]["T"], record["run"]["neuron"]["type"]) == (1, "IntegerNeuron")
     assert record["environment"]["packages"]["matplotlib"]
     assert len(record["layers"]) == 21
     picture = (folder / "gradient.svg").read_text()
@@ -193,6 +193,8 @@ def test_the_command_on_a_trained_network(spikerate: Spikerate, tmp_path: Path) 
         assert (record["weights"], record["T"], record["layers"][0]["layer"]) == (name, 2, "stem.0")
         layers.append(record["layers"])
     assert layers[0] == layers[1], "after one epoch, these are the same weights"
+    refused = spikerate("gradient", "run", "--neuron", "ilif", *small)
+    assert refused.returncode == 2 and "--neuron ilif: a run has its own parts" in refused.stderr
     fresh = spikerate("gradient", "digits-rate", *small, "--out", "other")
     assert fresh.returncode == 0, fresh.stderr
     assert json.loads((tmp_path / "other" / "gradient.json").read_text())["layers"] != layers[0]

@@ -190,7 +190,8 @@ class Gradient:
     """Measure how well the gradients of RateBP, BPTT and finite differences agree in each layer, and draw a figure."""
 
     network: Positional[str]
-    """folder of a run; or, if there is no such folder, name of a preset, whose weights are drawn from the seed"""
+    """folder of a run; or, if there is no such folder, name of a preset, whose weights are drawn from the seed, with
+    --network, --neuron and other kinds of parts as for `train`"""
     weights: Literal["best", "last"] = "best"
     """for a run: best: of the epoch with the highest validation accuracy; last: of the last epoch"""
     T: int | None = None
@@ -311,6 +312,12 @@ def read_again(kind: type[Options], words: list[str], prog: str) -> tuple[Own, O
     """The user's own code that a command names again for an existing run, and the options; raises as `parse`."""
     own, rest = take_own(words)
     return own, parse(kind, rest, prog)
+
+
+def read_gradient(words: list[str], prog: str) -> tuple[dict[str, str], Gradient]:
+    """The kinds of parts that a preset gets, or the user's own code of a run, option -> name; and the options."""
+    chosen, rest = take_kinds(words)
+    return chosen, parse(Gradient, rest, prog)
 
 
 def read_check(words: list[str], prog: str) -> tuple[dict[str, str], Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from spikerate.cli.arguments import (
     parse,
     read_again,
     read_check,
+    read_gradient,
     read_speedrun,
     read_train,
 )
@@ -54,6 +55,7 @@ from spikerate.runs.experiment import (
     measure,
     measure_gradients,
 )
+from spikerate.runs.kinds import own_again, with_kinds
 from spikerate.runs.presets import preset
 from spikerate.runs.record import RunFolder, check_free
 from spikerate.runs.reopen import load_data, load_data_again, note_doubt, settings_again
@@ -218,15 +220,15 @@ def _check_steps(run: Run, T: int | None) -> None:
         raise ValueError(f"T is {T}, but the recordings were cut into {run.T} frames for this run: give at most {run.T}")
 
 
-def _gradient(asked: tuple[Own, Gradient], line: str) -> int:
+def _gradient(asked: tuple[dict[str, str], Gradient], line: str) -> int:
     from spikerate.cli.plots import draw_gradients  # here, since matplotlib takes half a second to import
 
-    own, command = asked
+    chosen, command = asked
     name, place = command.network, Path(command.network)
-    record = RunFolder.open(place, own).record() if place.is_dir() else None
+    record = RunFolder.open(place, own_again(chosen)).record() if place.is_dir() else None
     out = console()
     audience = Terminal(out)
-    run = settings_again(record, audience, command.data) if record else _fresh(command)
+    run = settings_again(record, audience, command.data) if record else _fresh(command, chosen)
     if not run.spiking:
         raise ValueError(f"{name} is an ANN, which has no spikes: give a spiking network")
     _check_steps(run, command.T)
@@ -265,12 +267,13 @@ def _gradient(asked: tuple[Own, Gradient], line: str) -> int:
     return 0
 
 
-def _fresh(command: Gradient) -> Run:
-    """The run of a preset, with the number of time steps that is asked for."""
+def _fresh(command: Gradient, chosen: Mapping[str, str]) -> Run:
+    """The run of a preset, with the number of time steps and the kinds of parts that are asked for."""
     try:
         run = preset(command.network).run
     except ValueError as error:
         raise ValueError(f"{command.network} is no folder, and {error}") from None
+    run = with_kinds(run, chosen)
     return replace(run, T=command.T or run.T, data=replace(run.data, path=command.data or run.data.path))
 
 
@@ -418,7 +421,7 @@ COMMANDS: dict[str, Command[Any]] = {
         {"RUN FILE": "export the trained network as .nir, .pt2, .onnx, or its weights as .safetensors"},
     ),
     "gradient": Command(
-        partial(read_again, Gradient),
+        read_gradient,
         _gradient,
         {"RUN|PRESET": "measure how well gradients agree in each layer, and draw a figure"},
     ),

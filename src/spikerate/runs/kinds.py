@@ -202,10 +202,15 @@ def take_own(args: Sequence[str]) -> tuple[Own, list[str]]:
         ValueError: an option has no value, or names a kind of ours, or what can't be imported.
     """
     chosen, rest = take_kinds(args)
+    return own_again(chosen), rest
+
+
+def own_again(chosen: Mapping[str, str]) -> Own:
+    """The user's own code that is named again for a run; raises `ValueError` where a kind of ours is named."""
     for option, name in chosen.items():
         if ":" not in name:
             raise ValueError(f"{option} {name}: a run has its own parts; only code of your own is named again here")
-    return own_of(chosen), rest
+    return own_of(chosen)
 
 
 def own_of(chosen: Mapping[str, str]) -> Own:

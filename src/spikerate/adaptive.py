@@ -68,4 +68,4 @@ class ALIF(StepNeuron, LIF):
         u, a = state or (None, 0.0)
         v = self._charge(u, current)
         s = self._fire(v - self.beta * a)
-        return s, (self._reset(v, s.detach() if self.detach_reset else s), self.rho * a + s)
+        return s, (self._settled(v, s), self.rho * a + s)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from spikerate.neuron import LIF, StepNeuron, wide
+from spikerate.neuron import LIF, StepNeuron, stack, wide
 from spikerate.signal import Learns, Moved, RuleRefused
 from spikerate.surrogate import Sigmoid, Surrogate
 
@@ -81,7 +81,7 @@ class ParametricLIF(LIF, Learns):
         self._values: dict[str, Any] = {}
         super().__init__(detach_reset=detach_reset, surrogate=surrogate)
         name = type(self).__name__
-        self._put("decay", decay, _logit, _within(f"{name}.decay", decay, 0.0, 1.0, "in (0, 1]"))
+        self._put("decay", decay, torch.logit, _within(f"{name}.decay", decay, 0.0, 1.0, "in (0, 1]"))
         self._put("threshold", threshold, _before_softplus, _within(f"{name}.threshold", threshold, 0.0, None, "> 0"))
         if v_reset is None:
             self.v_reset = None
@@ -160,7 +160,7 @@ class ParametricLIF(LIF, Learns):
             spikes.append(s.to(current.dtype))
             state = self._reset(v, s).detach()
         assert state is not None
-        return torch.cat(spikes).unflatten(0, (len(spikes), -1)), state
+        return stack(spikes), state
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
@@ -182,7 +182,7 @@ class ParametricLIF(LIF, Learns):
             u = self._reset(v, s)
             spikes.append(s.to(current.dtype))
         assert u is not None
-        return torch.cat(spikes).unflatten(0, (len(spikes), -1)), (u, after, count, sums)
+        return stack(spikes), (u, after, count, sums)
 
     def _moved_by_reset(self, name: str, v: Tensor, s: Tensor, e: Any, moved: Tensor) -> Tensor:
         """d u / d p where d v / d p is `e` and d s / d p is `moved`."""
@@ -283,7 +283,7 @@ class LearningStepNeuron(StepNeuron, Learns):
             s, state = self.step(current, state)
             state = pytree.tree_map(Tensor.detach, state)
             spikes.append(s.to(inputs.dtype))
-        return torch.cat(spikes).unflatten(0, (len(spikes), -1)), state
+        return stack(spikes), state
 
     def trace(self, inputs: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
         self._check_not_compiled()
@@ -365,10 +365,6 @@ def _told(value: Any) -> str:
 def _goes_with(shape: torch.Size, sample: torch.Size) -> bool:
     """Whether a value of a shape broadcasts to a sample."""
     return len(shape) <= len(sample) and all(m in (1, n) for m, n in zip(reversed(shape), reversed(sample), strict=False))
-
-
-def _logit(value: Tensor) -> Tensor:
-    return torch.logit(value)
 
 
 def _before_softplus(value: Tensor) -> Tensor:

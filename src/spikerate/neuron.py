@@ -116,7 +116,7 @@ class LIF(nn.Module):
         for current in inputs.unbind(0):
             v = self._charge(None if v is None else self._reset(v, spikes[-1]), current)
             spikes.append(self._fired(v).to(current.dtype))
-        return _stack(spikes)
+        return stack(spikes)
 
     def unroll(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Spikes with the gradient through every step.
@@ -133,9 +133,9 @@ class LIF(nn.Module):
             v = self._charge(state, current)
             s = self._fire(v)
             spikes.append(s.to(current.dtype))
-            state = self._reset(v, s.detach() if self.detach_reset else s)
+            state = self._settled(v, s)
         assert state is not None
-        return _stack(spikes), state
+        return stack(spikes), state
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -166,7 +166,7 @@ class LIF(nn.Module):
             spikes.append(s.to(current.dtype))
             carried = self._passed_on(v, s, slope) * reach
             u = self._reset(v, s)
-        return _stack(spikes), (u, carried, count, total)
+        return stack(spikes), (u, carried, count, total)
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +187,7 @@ class LIF(nn.Module):
             slopes.append(self._slope(v).to(current.dtype))
             state = self._reset(v, s)
         assert state is not None
-        return _stack(spikes), _stack(slopes), state
+        return stack(spikes), stack(slopes), state
 
     def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
         if u is None:
@@ -210,6 +210,10 @@ class LIF(nn.Module):
         if self.v_reset is None:
             return torch.sub(v, s, alpha=self.threshold)
         return v * (1 - s) + self.v_reset * s
+
+    def _settled(self, v: Tensor, s: Tensor) -> Tensor:
+        """The membrane potential after a step, with its gradient: that of the reset too, unless it is detached."""
+        return self._reset(v, s.detach() if self.detach_reset else s)
 
     def _passed_on(self, v: Tensor, s: Tensor, slope: Tensor) -> Tensor | float:
         """d v[t+1] / d v[t]."""
@@ -317,7 +321,7 @@ class StepNeuron(nn.Module, ABC):
         for current in wide(inputs).unbind(0):
             s, state = self.step(current, state)
             spikes.append(s.to(inputs.dtype))
-        return _stack(spikes), state
+        return stack(spikes), state
 
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Spikes without a graph, and (state, its derivatives, summed spikes, theirs), by the current of all steps."""
@@ -347,7 +351,7 @@ class StepNeuron(nn.Module, ABC):
                 slopes += torch.autograd.grad(s.sum(), own)
             spikes.append(s.detach())
             state = pytree.tree_map(Tensor.detach, after)
-        return _stack(spikes).to(inputs.dtype), _stack(slopes).to(inputs.dtype), state
+        return stack(spikes).to(inputs.dtype), stack(slopes).to(inputs.dtype), state
 
     def _check_not_compiled(self) -> None:
         if torch.compiler.is_compiling():
@@ -378,7 +382,7 @@ def _plus(total: Tensor, slope: Tensor, reach: Tensor | float) -> Tensor:
     return torch.addcmul(total, slope, reach) if isinstance(reach, Tensor) else torch.add(total, slope, alpha=reach)
 
 
-def _stack(steps: list[Tensor]) -> Tensor:
+def stack(steps: list[Tensor]) -> Tensor:
     """Stack the tensors [B, ...] of T steps to [T, B, ...]; keeps their memory format, unlike `torch.stack`."""
     return torch.cat(steps).unflatten(0, (len(steps), -1))
 

@@ -65,4 +65,4 @@ class Synaptic(StepNeuron, LIF):
         i = current if before is None else torch.add(current, before, alpha=self.alpha)
         v = self._charge(u, i)
         s = self._fire(v)
-        return s, (self._reset(v, s.detach() if self.detach_reset else s), i)
+        return s, (self._settled(v, s), i)

@@ -54,7 +54,7 @@ def test_the_gradient_is_the_written_out_one(name: str) -> None:
         normal = torch.stack([plain(step) for step in x]).mean(0)
     # What the parameters see is the mean of the normalised steps; what comes to it from behind is g.
     seen = normal.clone().requires_grad_()
-    behind = torch.enable_grad()(lambda: affine_part(layer, seen))()
+    behind = affine_part(layer, seen)
     g, *of_parameters = torch.autograd.grad((behind * probe).sum(), [seen, *layer.parameters()])
 
     def less_mean(z: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from spikerate.system.environment import compiler_problem
@@ -91,12 +92,12 @@ def run(
         subject: what `f` works with, a neuron for instance.
         train: [T, B, ...], or [1, B, ...] where it is constant.
         T: the number of steps.
-        state: a tuple of tensors [B, ...] and numbers, or None.
+        state: tensors [B, ...] and numbers in (nested) tuples and dicts, or None.
         spent: the tuple of such in `state` that the last of what `f` returns takes the place of; it may be overwritten.
         way: that of an earlier call, to be gone again, or a new one.
 
     Returns:
-        what `f` returns, tensors [T, B, ...] and [B, ...] in (nested) tuples.
+        what `f` returns, tensors [T, B, ...] and [B, ...] in (nested) tuples and dicts.
     """
     way = way or Way()
     again = way.compiled is not None
@@ -139,21 +140,21 @@ def _eager(f: Callable[[Any, Tensor, Any], Any], subject: Any, steps: Tensor, st
 
 def _samples(state: Any, few: slice) -> Any:
     """A state of a few of the samples."""
-    if isinstance(state, tuple):
-        return tuple(_samples(one, few) for one in state)
-    return state[few] if isinstance(state, Tensor) else state
+    return pytree.tree_map(lambda one: one[few] if isinstance(one, Tensor) else one, state)
 
 
 def _room(done: Any, steps: Tensor) -> Any:
     """Room for what `f` returns of all samples, in the memory format of the steps [T, B, ...]; from what it did of a few."""
-    if isinstance(done, tuple):
-        return tuple(_room(one, steps) for one in done)
-    if not isinstance(done, Tensor):
-        return done
-    one = torch.empty_like(steps[0], dtype=done.dtype)
-    if done.dim() < steps.dim():
-        return one
-    return one.new_empty_strided((len(done), *one.shape), (one.numel(), *one.stride()))
+
+    def room(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        empty = torch.empty_like(steps[0], dtype=one.dtype)
+        if one.dim() < steps.dim():
+            return empty
+        return empty.new_empty_strided((len(one), *empty.shape), (empty.numel(), *empty.stride()))
+
+    return pytree.tree_map(room, done)
 
 
 def _over(spent: tuple[Any, ...], state: tuple[Any, ...], steps: Tensor) -> tuple[Any, ...]:
@@ -166,11 +167,9 @@ def _over(spent: tuple[Any, ...], state: tuple[Any, ...], steps: Tensor) -> tupl
 
 def _write(done: Any, out: Any, few: slice, dim: int) -> None:
     """Write what `f` did of a few samples, tensors of `dim` axes with time and of one less without, to its place."""
-    if isinstance(done, tuple):
-        for part, whole in zip(done, out, strict=True):
-            _write(part, whole, few, dim)
-    elif isinstance(done, Tensor):
-        (out[:, few] if done.dim() == dim else out[few]).copy_(done)
+    for part, whole in zip(pytree.tree_leaves(done), pytree.tree_leaves(out), strict=True):
+        if isinstance(part, Tensor):
+            (whole[:, few] if part.dim() == dim else whole[few]).copy_(part)
 
 
 def _pays(train: Tensor, T: int, kind: type) -> bool:
@@ -239,15 +238,15 @@ def _any_size(flat: Tensor) -> Tensor:
 
 def _flattened(state: Any, order: Order) -> Any:
     """Tensors [B, ...] of a state as [N]."""
-    if isinstance(state, tuple):
-        return tuple(_flattened(one, order) for one in state)
-    return _any_size(order.flat(state.unsqueeze(0))[0]) if isinstance(state, Tensor) else state
+    return pytree.tree_map(lambda one: _any_size(order.flat(one.unsqueeze(0))[0]) if isinstance(one, Tensor) else one, state)
 
 
 def _restored(flat: Any, order: Order, like: Tensor) -> Any:
     """Tensors [T, N] as [T, B, ...], and [N] as [B, ...]."""
-    if isinstance(flat, tuple):
-        return tuple(_restored(one, order, like) for one in flat)
-    if not isinstance(flat, Tensor):
-        return flat
-    return order.unflat(flat, like) if flat.dim() == 2 else order.unflat(flat.unsqueeze(0), like)[0]
+
+    def restored(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        return order.unflat(one, like) if one.dim() == 2 else order.unflat(one.unsqueeze(0), like)[0]
+
+    return pytree.tree_map(restored, flat)

@@ -47,8 +47,8 @@ class ParametricLIF(LIF, Learns):
         d rate / d p = E_t[slope(v[t]) (e[t] - [p is threshold])],   e[t] = decay d u[t-1] / d p + [p is decay] u[t-1]
 
     where e[t] is d v[t] / d p, and `d u[t] / d p` follows from the equation of the reset. It is exact for one layer. At T=1
-    neither decay nor reset does anything, and they have no gradient. One step after the other is run eagerly, which takes
-    longer than `LIF`.
+    neither decay nor reset does anything, and they have no gradient. With a tensor for a value, one step after the other is
+    run eagerly, which takes longer than with numbers.
 
     Args:
         decay: in (0, 1]; learned, in (0, 1).
@@ -67,7 +67,6 @@ class ParametricLIF(LIF, Learns):
     Reference: Fang et al., "Incorporating learnable membrane time constant", ICCV 2021, equations 7 and 8, for the decay.
     """
 
-    elementwise: ClassVar[bool] = False
     binary: ClassVar[bool] = True
 
     def __init__(
@@ -93,6 +92,11 @@ class ParametricLIF(LIF, Learns):
             where = "a value below the threshold" + (", and not above 0 where that is learned" if highest == 0 else "")
             raise ValueError(f"{name}.v_reset is {_told(v_reset)}: give None (soft reset) or {where}")
         self._put("v_reset", v_reset, lambda _: _before_softplus(gap), start)
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        """Whether all neurons have the same values, so that their places in a sample need not be known."""
+        return all(value.dim() == 0 for value in (*self._parameters.values(), *self._buffers.values()) if value is not None)
 
     @property  # type: ignore[override]
     def decay(self) -> Any:

@@ -45,7 +45,8 @@ class Neuron(Protocol):
             then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
     """
 
-    elementwise: ClassVar[bool]
+    @property
+    def elementwise(self) -> bool: ...
 
     def spikes(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, ...] from the start, without a graph: inference."""
@@ -789,23 +790,25 @@ class RateCoded(Signal):
         none = torch.zeros_like(self.train[0], dtype=torch.promote_types(self.dtype, torch.float32))
         return state, 0.0, none, none
 
-    def _fire_learning(self, neuron: Learns) -> RateCoded:
+    def _fire_learning(self, neuron: Any) -> RateCoded:
         with torch.no_grad():
             before = self.tape.resume(neuron, self.train)
             if before is not None and self.tape.first:  # the membranes of the call before, which nothing has moved yet
                 before = (before, {}, 0.0, {})
-            spikes, state = neuron.trace(self.expanded(), before)
-            membrane, _, count, sums = state
-            self.tape.leave(neuron, membrane if self.tape.last else state)
             if not self.tape.last:
+                spikes, state = _fused(_moved, neuron, self.train, self.T, before)
+                self.tape.leave(neuron, state)
                 nothing = _nothing(spikes)
                 return self._after(autograd.scale(nothing, self.average, nothing), spikes, True, False)
-            value = (count / self.tape.T).to(spikes.dtype)
-            gains = {name: (moved / self.tape.T).to(spikes.dtype) for name, moved in sums.items()}
+            stays = self.tape.memory is not None
+            known = _fused(_rate_and_gains, neuron, self.train, self.T, (before, self.tape.T, stays))
+            spikes, value, gains, data, membrane = known
+            self.tape.leave(neuron, membrane)
         average = autograd.scale(value, self.average, gains["current"])
         for name, learned in neuron.learned.items():
             average = average + gains[name] * (learned - learned.detach()).to(spikes.dtype)
-        return self._after(average, spikes, True, False)
+        counted = data is not None and not torch.compiler.is_compiling()
+        return self._after(average, spikes, True, False, autograd.Counts(average, self.tape.T, data) if counted else None)
 
     def _after(
         self, average: Tensor, train: Tensor, valued: bool, constant: bool, counts: autograd.Counts | None = None
@@ -1015,6 +1018,21 @@ def _outcome(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> Any:
     spikes, (*own, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
     counts = total.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
     return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts, own
+
+
+def _moved(neuron: Any, steps: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
+    """The spikes of a chunk that another one follows, of neurons that learn, and the state."""
+    spikes, state = neuron.trace(steps, state)
+    return spikes, state
+
+
+def _rate_and_gains(neuron: Any, steps: Tensor, state: tuple[Any, int, bool]) -> Any:
+    """As `_rate_and_gain` of neurons that learn, with a gain for each name, and the membranes if they stay, else None."""
+    before, T, stays = state
+    spikes, (membrane, _, count, sums) = neuron.trace(steps, before)
+    counts = count.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
+    gains = {name: (moved / T).to(spikes.dtype) for name, moved in sums.items()}
+    return spikes, (count / T).to(spikes.dtype), gains, counts, membrane if stays else None
 
 
 def _trace(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Any]:

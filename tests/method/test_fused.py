@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._inductor import cpu_vec_isa
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, IF, LIF, OTTT, SLTT, ATan, Dspike, RateBP, Rectangular, fused
+from spikerate import BPTT, IF, LIF, OTTT, SLTT, ATan, Dspike, Learnable, ParametricLIF, RateBP, Rectangular, fused
 from spikerate.neuron import Rectifier
 from spikerate.signal import _mean
 from spikerate.system.environment import compiler_problem
@@ -29,6 +29,7 @@ NEURONS: dict[str, Callable[[], nn.Module]] = {
     "hard, attached": lambda: LIF(v_reset=0.0, detach_reset=False, surrogate=Rectangular()),
     "no leak": IF,
     "rectifier": Rectifier,
+    "learned": lambda: ParametricLIF(Learnable(0.4), Learnable(0.8), detach_reset=False),
 }
 
 
@@ -111,7 +112,7 @@ def test_flat_trains_give_the_same(rule: Any, neuron: str, moving: bool, monkeyp
     monkeypatch.setattr(fused, "_works", lambda device: True)
     x = torch.rand(4, 3, 2, 4, 4, dtype=torch.float64)
     same(rule, NEURONS[neuron], x if moving else x[:1].expand(4, -1, -1, -1, -1), monkeypatch)
-    assert flat
+    assert flat or (neuron == "learned" and isinstance(rule, SLTT | OTTT))  # which differentiate it step by step
 
 
 @pytest.mark.parametrize("rule", [RateBP(), BPTT(), BPTT(checkpoint=True)], ids=str)
@@ -139,15 +140,22 @@ def test_a_neuron_is_one_pass_over_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("rule", [RateBP(), BPTT()], ids=str)
-def test_one_kernel_serves_all_sizes_and_orders(rule: Any, counted: Counted) -> None:
+@pytest.mark.parametrize("neuron", ["soft", "learned"])
+def test_one_kernel_serves_all_sizes_and_orders(neuron: str, rule: Any, counted: Counted) -> None:
     graphs = []
     for channels, batch, last in ((4, 3, False), (8, 5, False), (8, 2, True)):
-        net, x = network(LIF, channels), torch.rand(batch, 2, 4, 4)
+        net, x = network(NEURONS[neuron], channels), torch.rand(batch, 2, 4, 4)
         if last:
             net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
         step(rule, net, x.expand(4, *x.shape))
         graphs.append(counted.graphs)
-    assert graphs[0] == graphs[1] == graphs[2] > 0
+    assert graphs[0] == graphs[1] == graphs[2] > 0 and not fused._given_up
+
+
+def test_neurons_with_a_value_of_each_are_not_flattened() -> None:
+    assert ParametricLIF(Learnable(0.4), 0.8, Learnable(0.0)).elementwise
+    for each in (torch.full((4, 1, 1), 0.4), Learnable(torch.full((4, 1, 1), 0.4))):
+        assert not ParametricLIF(each).elementwise
 
 
 def test_each_number_of_steps_is_compiled_once(counted: Counted) -> None:

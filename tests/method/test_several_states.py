@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spikerate import ALIF, BPTT, LIF, OTTT, SLTT, RateBP, Recurrent, Sigmoid, Synaptic, adapt, record
+from spikerate import ALIF, BPTT, LIF, OTTT, SLTT, ATan, RateBP, Recurrent, Sigmoid, Synaptic, adapt, record
 from spikerate.exchange.nir import from_nir, to_nir
 from spikerate.exchange.spikingjelly import to_spikingjelly
 from spikerate.report.activity import membranes
 from spikerate.runs.config import AdaptiveNeuron, Run, SynapticNeuron
 from spikerate.surrogate import Dspike
+from support import ROOT
 from support.networks import gradients
 
 RESETS = list(itertools.product([None, 0.0, -0.3], [True, False]))
@@ -181,6 +184,50 @@ def test_snntorchs_synaptic_fires_the_same_spikes(reset: str) -> None:
         found = BPTT()(recorded, x).steps
     assert torch.equal(found, torch.stack(spikes)) and 0.1 < float(found.mean()) < 0.9
     torch.testing.assert_close(recorded[""].membranes[0], torch.stack(held).detach())
+
+
+def alpha_of_the_page() -> Any:
+    """`Alpha` of the page for those who come from snnTorch, made from its text."""
+    page = (ROOT / "docs" / "howto" / "from-the-papers.md").read_text()
+    made: dict[str, Any] = {}
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Alpha" in code), made)
+    return made["Alpha"]
+
+
+def test_snntorchs_alpha_is_a_step_of_ones_own() -> None:
+    """Its spikes and its gradient by BPTT, equal to all steps, from the dozen lines of the page."""
+    snntorch = pytest.importorskip("snntorch")
+    surrogate = snntorch.surrogate.atan(alpha=2.0)
+    theirs = snntorch.Alpha(alpha=0.75, beta=0.5, threshold=0.6, spike_grad=surrogate).double()
+    x = torch.rand(40, 4, 25, dtype=torch.float64, requires_grad=True)
+    exc = inh = mem = torch.zeros_like(x[0])
+    spikes = []
+    for current in x:
+        s, exc, inh, mem = theirs(current, exc, inh, mem)
+        spikes.append(s)
+    weights = torch.rand(40, 4, 25, dtype=torch.float64)
+    wanted = torch.autograd.grad((torch.stack(spikes) * weights).sum(), x)
+    found = BPTT()(alpha_of_the_page()(0.75, 0.5, 0.6, ATan(2.0)), x).steps
+    assert torch.equal(found, torch.stack(spikes)) and 0.1 < float(found.mean()) < 0.9
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), x), wanted, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_the_pages_alpha_goes_by_every_rule(rule: Any) -> None:
+    def kind() -> Any:
+        return alpha_of_the_page()(0.75, 0.5, 0.3)
+
+    net, one, more = network(kind), *(2 * torch.rand(T, 3, 7, dtype=torch.float64) for T in (1, 6))
+    exact, by_rule = (gradients(net, r(net, one).rate.square().sum()) for r in (BPTT(), rule))
+    for name, value in exact.items():
+        torch.testing.assert_close(by_rule[name], value)
+    with torch.no_grad():
+        assert torch.equal(rule(net, more).rate, BPTT()(net, more).rate)
+    whole, parts = (
+        gradients(net, r(net, more).rate.square().sum()) for r in (replace(rule, chunk=None), replace(rule, chunk=2))
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value)
 
 
 def test_nir_has_the_synaptic_neuron_and_others_are_refused() -> None:

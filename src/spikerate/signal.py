@@ -45,9 +45,6 @@ class Neuron(Protocol):
             then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
     """
 
-    @property
-    def elementwise(self) -> bool: ...
-
     def spikes(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, ...] from the start, without a graph: inference."""
 
@@ -64,6 +61,9 @@ class Neuron(Protocol):
 
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
+
+    @property
+    def elementwise(self) -> bool: ...
 
 
 class RuleRefused(TypeError, ValueError):

@@ -191,6 +191,25 @@ def test_a_network_that_does_not_fit_is_refused_before_anything_is_written(make:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("make", "rule", "others", "words"),
+    [
+        (networks.looped, RateBP(), [BPTT(), SLTT(), OTTT()], "Recurrent has no gradient through firing rates"),
+        (networks.late, SLTT(), [BPTT(), RateBP()], "the v_reset of a ParametricLIF is learned, and acts on later steps"),
+        (networks.late, OTTT(), [BPTT(), RateBP()], "the v_reset of a ParametricLIF is learned, and acts on later steps"),
+    ],
+)
+def test_a_layer_without_a_gradient_is_refused_before_anything_is_written(
+    make: Any, rule: Any, others: list[Any], words: str, tmp_path: Path
+) -> None:
+    data, run = load(RUN.data, RUN.T), replace(RUN, model=OwnNetwork(make), loss=CrossEntropy())
+    with pytest.raises(ValueError, match=words):
+        begin(tmp_path / "run", replace(run, rule=rule), data, {})
+    assert not (tmp_path / "run").exists()
+    for other in others:
+        check_fits(replace(run, rule=other), data)
+
+
 def test_branches_want_stages() -> None:
     data = load(RUN.data, RUN.T)
     check_fits(replace(RUN, loss=SelfDistillation()), data)

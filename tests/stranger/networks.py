@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spikerate import Staged
+from spikerate import Learnable, ParametricLIF, Recurrent, Staged
 
 Neuron = Callable[[], nn.Module]
 
@@ -27,6 +27,17 @@ class Small:
 def flat(num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron) -> nn.Module:
     pixels = in_shape[0] * in_shape[1] * in_shape[2]
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 16), neuron(), nn.Linear(16, num_classes))
+
+
+def looped(num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron) -> nn.Module:
+    """Spikes that come back, which have no gradient through their rates."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Recurrent(nn.Linear(8, 8), neuron()), nn.Linear(8, num_classes))
+
+
+def late(num_classes: int, in_shape: tuple[int, int, int], neuron: Neuron) -> nn.Module:
+    """A reset that is learned, which only later steps see."""
+    kind = ParametricLIF(v_reset=Learnable(-0.1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), kind, nn.Linear(8, num_classes))
 
 
 class Wavy(nn.Module):

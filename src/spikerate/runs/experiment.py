@@ -227,6 +227,7 @@ def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
     check_averaging(run.averaging, data.shape)
     for own in run.rounds:
         own.model.check(len(data.classes), data.shape, own.neuron)
+        _check_rule(own, len(data.classes), data.shape)
         if own.resolutions:
             resolution_macs(own, data.shape, len(data.classes))
         if own.search is not None or own.loss.branches:
@@ -240,6 +241,12 @@ def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
             f"{len(data.train)} training samples with accumulate={run.accumulate} on {ranks.n} ranks give parts of "
             f"{smallest}: batch norm needs at least two samples in each"
         )
+
+
+def _check_rule(run: Run, num_classes: int, shape: tuple[int, int, int]) -> None:
+    """Raise `RuleRefused` if a layer has no gradient under the rule; one step of one sample is run."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        run.rule(run.build(num_classes, shape).eval(), torch.zeros(1, 1, *shape))
 
 
 def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:

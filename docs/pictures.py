@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from spikerate import ALIF, LIF, ATan, Dspike, FastSigmoid, Readout, Rectangular, Sigmoid, StepNeuron, Synaptic, Triangular
+from spikerate import ALIF, LIF, ATan, Dspike, FastSigmoid, Readout, Rectangular, Sigmoid, Synaptic, Triangular
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikerate"
@@ -85,11 +86,11 @@ def kinds() -> Figure:
     return figure
 
 
-def held(neuron: StepNeuron, inputs: Tensor) -> list[Tensor]:
+def held(neuron: Any, inputs: Tensor) -> list[Tensor]:
     """Each state [T] of a single neuron after each step of its input [T, 1]."""
     state, states = None, []
     for current in inputs:
-        _, state = neuron.step(current, state)
+        _, state = neuron.unroll(current.unsqueeze(0), state)
         states.append(torch.cat(state))
     return list(torch.stack(states).unbind(1))
 

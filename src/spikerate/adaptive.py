@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from spikerate.neuron import LIF, StepNeuron
+from spikerate.neuron import LIF, stack
+from spikerate.signal import State
 from spikerate.surrogate import Sigmoid, Surrogate
 from spikerate.system.ranges import check_number, check_plain, check_share
 
 
-class ALIF(StepNeuron, LIF):
+class ALIF(LIF):
     """Adaptive leaky integrate-and-fire neurons: the threshold rises with each spike, and comes back slowly.
 
         v[t] = decay * u[t-1] + input[t],   s[t] = H(v[t] - threshold - beta * a[t-1]),   a[t] = rho * a[t-1] + s[t]
@@ -27,7 +29,7 @@ class ALIF(StepNeuron, LIF):
     where slope[t] is taken at v[t] - threshold - beta a[t-1], and d u[t] / d c is, by the reset: soft and detached reach[t];
     soft reach[t] - threshold g[t]; hard and detached (1 - s[t]) reach[t]; hard (1 - s[t]) reach[t] + (v_reset - v[t]) g[t].
     So the gain knows that a neuron which fires more gets a higher threshold. Under `SLTT` and `OTTT` the adaptation before a
-    step is a constant. Its derivatives are autograd's, so it takes longer than `LIF`.
+    step is a constant.
 
     Args:
         decay: fraction of the membrane potential that remains after one step, in (0, 1].
@@ -64,8 +66,52 @@ class ALIF(StepNeuron, LIF):
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, rho={self.rho:g}, {super().extra_repr()}"
 
-    def step(self, current: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    @torch.no_grad()
+    def spikes(self, inputs: Tensor) -> Tensor:
+        return self.unroll(inputs, None)[0]
+
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        spikes = []
         u, a = state or (None, 0.0)
-        v = self._charge(u, current)
-        s = self._fire(v - self.beta * a)
-        return s, (self._settled(v, s), self.rho * a + s)
+        for current in inputs.unbind(0):
+            v = self._charge(u, current)
+            s = self._fire(v - self.beta * a)
+            spikes.append(s.to(current.dtype))
+            u, a = self._settled(v, s), self.rho * a + s
+        return stack(spikes), (u, a)
+
+    @torch.no_grad()
+    def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Spikes without a graph, and ((u, a), their derivatives by the current of all steps, summed spikes, their sum)."""
+        spikes = []
+        before, moved, count, total = state or (None, None, 0.0, 0.0)
+        (u, a), (du, da) = before or (None, 0.0), moved or (0.0, 0.0)
+        for current in inputs.unbind(0):
+            v = self._charge(u, current)
+            s, slope = self._fired(v - self.beta * a), self._slope(v - self.beta * a)
+            reach = 1 + self.decay * du
+            gained = slope * (reach - self.beta * da)
+            du = self._after_reset(v, s, reach, gained)
+            u, a, da = self._reset(v, s), self.rho * a + s, self.rho * da + gained
+            count, total = count + s, total + gained
+            spikes.append(s.to(current.dtype))
+        return stack(spikes), ((u, a), (du, da), count, total)
+
+    @torch.no_grad()
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        spikes, slopes = [], []
+        u, a = state or (None, 0.0)
+        for current in inputs.unbind(0):
+            v = self._charge(u, current)
+            s, slope = self._fired(v - self.beta * a), self._slope(v - self.beta * a)
+            spikes.append(s.to(current.dtype))
+            slopes.append(slope.to(current.dtype))
+            u, a = self._reset(v, s), self.rho * a + s
+        return stack(spikes), stack(slopes), (u, a)
+
+    def _after_reset(self, v: Tensor, s: Tensor, reach: Any, gained: Tensor) -> Any:
+        """d u[t] / d c, where d v[t] / d c is `reach` and d s[t] / d c is `gained`."""
+        if self.v_reset is None:
+            return reach if self.detach_reset else reach - self.threshold * gained
+        kept = (1 - s) * reach
+        return kept if self.detach_reset else kept + (self.v_reset - v) * gained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -100,7 +101,10 @@ class LIF(nn.Module):
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Tensor):
-            raise TypeError("LIF got a plain tensor, which has no time axis: call the network by a rule, BPTT()(network, x)")
+            raise TypeError(
+                f"{type(self).__name__} got a plain tensor, which has no time axis: call the network by a rule, "
+                "BPTT()(network, x)"
+            )
         return x.fire(self)
 
     def extra_repr(self) -> str:
@@ -154,13 +158,17 @@ class LIF(nn.Module):
             spikes [T, B, ...] and the state after the last step. Its last two are sums over all steps so far: of the spikes,
             and of `slope * reach`.
         """
+        return self._traced(inputs, [1.0] * len(inputs), state)
+
+    def _traced(self, inputs: Tensor, drives: Sequence[float], state: State | None) -> tuple[Tensor, State]:
+        """As `trace`, where the current of step t grows by `drives[t]` instead of 1."""
         spikes: list[Tensor] = []
         u, carried, count, total = state or (None, 0.0, None, None)
-        for current in inputs.unbind(0):
+        for current, drive in zip(inputs.unbind(0), drives, strict=True):
             v = self._charge(u, current)
             s = self._fired(v)
             slope = self._slope(v)
-            reach = 1 + carried
+            reach = drive + carried
             count = s if count is None else count + s
             total = slope * reach if total is None else _plus(total, slope, reach)
             spikes.append(s.to(current.dtype))

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spikerate.neuron import LIF, StepNeuron
+from spikerate.neuron import LIF, stack, wide
+from spikerate.signal import State
 from spikerate.surrogate import Sigmoid, Surrogate
 from spikerate.system.ranges import check_plain, check_share
 
 
-class Synaptic(StepNeuron, LIF):
+class Synaptic(LIF):
     """Leaky integrate-and-fire neurons of second order: their input is smoothed by a synaptic current i.
 
         i[t] = alpha * i[t-1] + input[t],   v[t] = decay * u[t-1] + i[t],   s[t] = H(v[t] - threshold),   i[0] = u[0] = 0
@@ -27,7 +28,7 @@ class Synaptic(StepNeuron, LIF):
     with d v[t] / d v[t-1] as of `LIF` for each reset. With a detached soft reset it grows to 1 / ((1 - alpha) (1 - decay))
     times the slope, and the gradient grows with it from layer to layer: choose both small for deep networks. Under `SLTT`
     and `OTTT` current and membrane before a step are constants; OTTT's trace of the inputs has one decay, that of a membrane
-    without a synaptic current. Its derivatives are autograd's, so it takes longer than `LIF`.
+    without a synaptic current.
 
     Args:
         decay: fraction of the membrane potential that remains after one step, in (0, 1]; snnTorch's `beta`.
@@ -60,9 +61,40 @@ class Synaptic(StepNeuron, LIF):
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, {super().extra_repr()}"
 
-    def step(self, current: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        u, before = state or (None, None)
-        i = current if before is None else torch.add(current, before, alpha=self.alpha)
-        v = self._charge(u, i)
-        s = self._fire(v)
-        return s, (self._settled(v, s), i)
+    @torch.no_grad()
+    def spikes(self, inputs: Tensor) -> Tensor:
+        return super().spikes(self._smoothed(inputs, None)[0]).to(inputs.dtype)
+
+    def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        u, i = state or (None, None)
+        currents, i = self._smoothed(inputs, i)
+        spikes, u = super().unroll(currents, u)
+        return spikes.to(inputs.dtype), (u, i)
+
+    @torch.no_grad()
+    def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Spikes without a graph, and ((u, i), their derivatives by the current of all steps, summed spikes, their sum)."""
+        before, moved, *sums = state or (None, None, None, None)
+        (u, i), (carried, c) = before or (None, None), moved or (0.0, 0.0)
+        currents, i = self._smoothed(inputs, i)
+        drives = []
+        for _ in range(len(inputs)):
+            c = 1 + self.alpha * c
+            drives.append(c)
+        spikes, (u, carried, *sums) = self._traced(currents, drives, (u, carried, *sums))
+        return spikes.to(inputs.dtype), ((u, i), (carried, c), *sums)
+
+    @torch.no_grad()
+    def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        u, i = state or (None, None)
+        currents, i = self._smoothed(inputs, i)
+        spikes, slopes, u = super().slopes(currents, u)
+        return spikes.to(inputs.dtype), slopes.to(inputs.dtype), (u, i)
+
+    def _smoothed(self, inputs: Tensor, i: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The synaptic current after each step [T, B, ...], and after the last one."""
+        currents = []
+        for current in wide(inputs).unbind(0):
+            i = current if i is None else torch.add(current, i, alpha=self.alpha)
+            currents.append(i)
+        return stack(currents), i

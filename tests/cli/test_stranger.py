@@ -210,6 +210,14 @@ def test_a_layer_without_a_gradient_is_refused_before_anything_is_written(
         check_fits(replace(run, rule=other), data)
 
 
+def test_a_neuron_written_as_one_step_is_compiled_under_bptt_only() -> None:
+    with pytest.raises(
+        ValueError, match=r"^neuron is of the kind stranger.parts:Slowly, written as one step, which is compiled"
+    ):
+        replace(RUN, compile=True)
+    assert replace(RUN, compile=True, rule=BPTT(), loss=CrossEntropy()).compile
+
+
 def test_branches_want_stages() -> None:
     data = load(RUN.data, RUN.T)
     check_fits(replace(RUN, loss=SelfDistillation()), data)

@@ -15,7 +15,22 @@ from torch import Tensor, nn
 from torch._inductor import cpu_vec_isa
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikerate import BPTT, IF, LIF, OTTT, SLTT, ATan, Dspike, Learnable, ParametricLIF, RateBP, Rectangular, fused
+from spikerate import (
+    ALIF,
+    BPTT,
+    IF,
+    LIF,
+    OTTT,
+    SLTT,
+    ATan,
+    Dspike,
+    Learnable,
+    ParametricLIF,
+    RateBP,
+    Rectangular,
+    Synaptic,
+    fused,
+)
 from spikerate.neuron import Rectifier
 from spikerate.signal import _mean
 from spikerate.system.environment import compiler_problem
@@ -29,6 +44,10 @@ NEURONS: dict[str, Callable[[], nn.Module]] = {
     "hard, attached": lambda: LIF(v_reset=0.0, detach_reset=False, surrogate=Rectangular()),
     "no leak": IF,
     "rectifier": Rectifier,
+    "synaptic": lambda: Synaptic(0.4, 0.3),
+    "synaptic, hard": lambda: Synaptic(0.4, 0.3, v_reset=0.0, detach_reset=False),
+    "adaptive": ALIF,
+    "adaptive, hard": lambda: ALIF(v_reset=-0.1, detach_reset=False),
     "learned": lambda: ParametricLIF(Learnable(0.4), Learnable(0.8), detach_reset=False),
 }
 

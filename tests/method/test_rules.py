@@ -306,15 +306,18 @@ def test_the_training_forward_is_one_graph(model: str, rule: BPTT | RateBP) -> N
         a.sum().backward(retain_graph=True)
 
 
-def assert_compiles(rule: Any, T: int, neurons: list[nn.Module]) -> None:
-    """Compiled code has the gradients of the eager rule, in a network with these neurons."""
+def assert_compiles(rule: Any, T: int, neurons: list[nn.Module], backend: str) -> None:
+    """Compiled code has the gradients of the eager rule, in a network with these neurons.
+
+    With "aot_eager" the graphs are taken as for "inductor", and no code is made of them, which takes most of the time.
+    """
     first, *between = neurons
     start, *rest = small_network(lambda: first)
     layers = [layer for n in between for layer in (nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), n)]
     network = nn.Sequential(start, *rest[:2], *layers, *rest[2:]).double()
     x = torch.rand(T, 4, 2, 6, 6, dtype=torch.float64)
     torch.compiler.reset()
-    compiled = torch.compile(rule, fullgraph=True, dynamic=False)
+    compiled = torch.compile(rule, fullgraph=True, dynamic=False, backend=backend)
     assert_close(*(gradients(network, run(network, x).rate.square().sum()) for run in (compiled, rule)))
 
 
@@ -323,7 +326,7 @@ UNROLLED = [(BPTT(chunk=1), 2), (RateBP(chunk=1), 2), (RateBP(chunk=2), 3), (SLT
 
 @pytest.mark.parametrize(("rule", "T"), UNROLLED, ids=str)
 def test_compiled_code_has_the_eager_gradients(rule: Any, T: int) -> None:
-    assert_compiles(rule, T, [LIF(0.5, v_reset=0.0, detach_reset=False)])
+    assert_compiles(rule, T, [LIF(0.5, v_reset=0.0, detach_reset=False)], "aot_eager")
 
 
 @pytest.mark.parametrize(("rule", "T"), [(RateBP(), 1), (RateBP(), 3), (BPTT(), 3)], ids=str)
@@ -335,7 +338,7 @@ def test_every_kind_of_neuron_compiles(rule: BPTT | RateBP, T: int) -> None:
         IF(surrogate=ATan()),
         LIF(0.5, v_reset=0.0, detach_reset=False),
     ]
-    assert_compiles(rule, T, kinds)
+    assert_compiles(rule, T, kinds, "inductor" if T == 3 and isinstance(rule, RateBP) else "aot_eager")
 
 
 def test_bf16_autocast_stays_near_float32() -> None:

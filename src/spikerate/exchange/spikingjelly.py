@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikerate.integer import ILIF
-from spikerate.learnable import PLIF
+from spikerate.learnable import PLIF, ParametricLIF
 from spikerate.models import body_of, check_layers
-from spikerate.neuron import IF, LIF, Rectifier, StepNeuron
-from spikerate.signal import Feedback
+from spikerate.neuron import IF, LIF, Rectifier
+from spikerate.signal import Feedback, Neuron
 from spikerate.surrogate import ATan, Rectangular, Sigmoid, Surrogate, Triangular
 
 
@@ -35,17 +34,15 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
     for path, module in body.named_modules():
         if isinstance(module, Rectifier):
             raise ValueError(f"{_at(path)} is a rectifier, so the network is an ANN: give one with LIF")
-        if isinstance(module, ILIF):
-            raise ValueError(f"{_at(path)} is an integer neuron, for which there is none there: give a network with LIF")
         if isinstance(module, Feedback):
             raise ValueError(
                 f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"
             )
-        if isinstance(module, StepNeuron):
+        if isinstance(module, Neuron) and type(module) not in (LIF, PLIF, ParametricLIF):
             raise ValueError(
                 f"{_at(path)} is of the kind {type(module).__name__}, for which there is none there: give a network with LIF"
             )
-        if isinstance(module, LIF):
+        if isinstance(module, LIF):  # of these kinds
             values = [v.detach() if isinstance(v, Tensor) else v for v in (module.decay, module.threshold, module.v_reset)]
             if any(isinstance(value, Tensor) and value.numel() > 1 for value in values):
                 raise ValueError(

@@ -362,3 +362,14 @@ def test_where_a_recurrent_layer_would_not_learn_its_decay_it_is_refused() -> No
     for rule in (SLTT(), OTTT()):
         with pytest.raises(TypeError, match="Recurrent has PLIF as its neuron, whose parameter would get no gradient"):
             rule(net, currents())
+
+
+@pytest.mark.parametrize("rule", [BPTT(), RateBP(), RateBP(chunk=1), SLTT()], ids=str)
+def test_they_are_compiled(rule: Any) -> None:
+    kinds = [PLIF(), ParametricLIF(Learnable(0.4), Learnable(0.7), -0.1), ParametricLIF(Learnable(torch.full((5,), 0.5)))]
+    net = nn.Sequential(*(layer for kind in kinds for layer in (nn.Linear(5, 5), kind)), nn.Linear(5, 2)).double()
+    x = 3 * torch.randn(3, 2, 5, dtype=torch.float64)
+    whole: Any = torch.compile(lambda x: rule(net, x).rate, fullgraph=True, backend="aot_eager")
+    wanted = gradients(net, rule(net, x).rate.square().sum())
+    for name, value in gradients(net, whole(x).square().sum()).items():
+        torch.testing.assert_close(value, wanted[name])

@@ -45,6 +45,7 @@ class ALIF(LIF):
     """
 
     binary: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -73,9 +74,10 @@ class ALIF(LIF):
     def unroll(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         spikes = []
         u, a = state or (None, 0.0)
+        fire = self._fire if torch.is_grad_enabled() else self._fired
         for current in inputs.unbind(0):
             v = self._charge(u, current)
-            s = self._fire(v - self.beta * a)
+            s = fire(v - self.beta * a)
             spikes.append(s.to(current.dtype))
             u, a = self._settled(v, s), self.rho * a + s
         return stack(spikes), (u, a)
@@ -85,7 +87,7 @@ class ALIF(LIF):
         """Spikes without a graph, and ((u, a), their derivatives by the current of all steps, summed spikes, their sum)."""
         spikes = []
         before, moved, count, total = state or (None, None, 0.0, 0.0)
-        (u, a), (du, da) = before or (None, 0.0), moved or (0.0, 0.0)
+        (u, a), (du, da) = before or (None, 0.0), moved if isinstance(moved, tuple) else (0.0, 0.0)
         for current in inputs.unbind(0):
             v = self._charge(u, current)
             s, slope = self._fired(v - self.beta * a), self._slope(v - self.beta * a)

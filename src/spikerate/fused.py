@@ -17,10 +17,10 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
@@ -109,7 +109,7 @@ def run(
     try:
         # Again, a counter of operations that has come since would lead another way.
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS), _disable_current_modes() if again else nullcontext():
-            flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order))
+            flat = _compiled(f)(subject, _any_size(order.flat(train)), T, _flattened(state, order, train))
     except Exception as error:  # of the compiler, of any kind; an error of `f` itself is raised again by the eager call
         if again:
             raise
@@ -124,7 +124,8 @@ def _eager(f: Callable[[Any, Tensor, Any], Any], subject: Any, steps: Tensor, st
 
     The compiler, which makes one pass over memory of it, and GPUs get all samples at once, and so does autograd.
     """
-    graph = torch.is_grad_enabled() and steps.requires_grad
+    learns = isinstance(subject, nn.Module) and any(value.requires_grad for value in subject.parameters())
+    graph = torch.is_grad_enabled() and (steps.requires_grad or learns)
     if graph or torch.compiler.is_compiling() or steps.device.type != "cpu" or steps[0].numel() <= _IN_CACHE:
         return f(subject, steps, state)
     size = max(1, _IN_CACHE // steps[0, 0].numel())
@@ -140,14 +141,14 @@ def _eager(f: Callable[[Any, Tensor, Any], Any], subject: Any, steps: Tensor, st
 
 def _samples(state: Any, few: slice) -> Any:
     """A state of a few of the samples."""
-    return pytree.tree_map(lambda one: one[few] if isinstance(one, Tensor) else one, state)
+    return pytree.tree_map(lambda one: one[few] if _of_each(one) else one, state)
 
 
 def _room(done: Any, steps: Tensor) -> Any:
     """Room for what `f` returns of all samples, in the memory format of the steps [T, B, ...]; from what it did of a few."""
 
     def room(one: Any) -> Any:
-        if not isinstance(one, Tensor):
+        if not _of_each(one):
             return one
         empty = torch.empty_like(steps[0], dtype=one.dtype)
         if one.dim() < steps.dim():
@@ -160,7 +161,7 @@ def _room(done: Any, steps: Tensor) -> Any:
 def _over(spent: tuple[Any, ...], state: tuple[Any, ...], steps: Tensor) -> tuple[Any, ...]:
     """Room for a state in the memory of the one before, where that is of the same type."""
     return tuple(
-        old if isinstance(old, Tensor) and isinstance(new, Tensor) and old.dtype == new.dtype else _room(new, steps)
+        old if _of_each(old) and _of_each(new) and old.dtype == new.dtype else _room(new, steps)
         for old, new in zip(spent, state, strict=True)
     )
 
@@ -168,8 +169,13 @@ def _over(spent: tuple[Any, ...], state: tuple[Any, ...], steps: Tensor) -> tupl
 def _write(done: Any, out: Any, few: slice, dim: int) -> None:
     """Write what `f` did of a few samples, tensors of `dim` axes with time and of one less without, to its place."""
     for part, whole in zip(pytree.tree_leaves(done), pytree.tree_leaves(out), strict=True):
-        if isinstance(part, Tensor):
+        if _of_each(part):
             (whole[:, few] if part.dim() == dim else whole[few]).copy_(part)
+
+
+def _of_each(value: Any) -> TypeGuard[Tensor]:
+    """Whether a part of a state is a tensor [B, ...], with a value for each neuron."""
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _pays(train: Tensor, T: int, kind: type) -> bool:
@@ -236,16 +242,22 @@ def _any_size(flat: Tensor) -> Tensor:
     return flat
 
 
-def _flattened(state: Any, order: Order) -> Any:
-    """Tensors [B, ...] of a state as [N]."""
-    return pytree.tree_map(lambda one: _any_size(order.flat(one.unsqueeze(0))[0]) if isinstance(one, Tensor) else one, state)
+def _flattened(state: Any, order: Order, train: Tensor) -> Any:
+    """Tensors [B, ...] of a state as [N]; numbers as tensors, since a number would be compiled in, anew for each chunk."""
+
+    def flattened(one: Any) -> Any:
+        if isinstance(one, float):
+            return torch.tensor(one, dtype=torch.promote_types(train.dtype, torch.float32), device=train.device)
+        return _any_size(order.flat(one.unsqueeze(0))[0]) if _of_each(one) else one
+
+    return pytree.tree_map(flattened, state)
 
 
 def _restored(flat: Any, order: Order, like: Tensor) -> Any:
     """Tensors [T, N] as [T, B, ...], and [N] as [B, ...]."""
 
     def restored(one: Any) -> Any:
-        if not isinstance(one, Tensor):
+        if not _of_each(one):
             return one
         return order.unflat(one, like) if one.dim() == 2 else order.unflat(one.unsqueeze(0), like)[0]
 

@@ -40,6 +40,7 @@ class ILIF(LIF):
 
     levels: int
     binary: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.25, levels: int = 4, threshold: float = 1.0, detach_reset: bool = True) -> None:
         super().__init__(decay, None, threshold, None, detach_reset)

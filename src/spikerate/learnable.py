@@ -47,8 +47,8 @@ class ParametricLIF(LIF, Learns):
         d rate / d p = E_t[slope(v[t]) (e[t] - [p is threshold])],   e[t] = decay d u[t-1] / d p + [p is decay] u[t-1]
 
     where e[t] is d v[t] / d p, and `d u[t] / d p` follows from the equation of the reset. It is exact for one layer. At T=1
-    neither decay nor reset does anything, and they have no gradient. With a tensor for a value, one step after the other is
-    run eagerly, which takes longer than with numbers.
+    neither decay nor reset does anything, and they have no gradient. With a value for each channel or neuron, and under
+    `SLTT` and `OTTT`, one step after the other is run eagerly, which takes longer.
 
     Args:
         decay: in (0, 1]; learned, in (0, 1).
@@ -96,7 +96,7 @@ class ParametricLIF(LIF, Learns):
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
         """Whether all neurons have the same values, so that their places in a sample need not be known."""
-        return all(value.dim() == 0 for value in (*self._parameters.values(), *self._buffers.values()) if value is not None)
+        return all(value.dim() == 0 for value in (*self.parameters(), *self.buffers()))
 
     @property  # type: ignore[override]
     def decay(self) -> Any:
@@ -207,7 +207,8 @@ class ParametricLIF(LIF, Learns):
     def _put(self, name: str, value: Value, inverse: Callable[[Tensor], Tensor], start: Tensor) -> None:
         """Set a value: what is learned as a parameter, a tensor as a buffer, a number as it is."""
         if isinstance(value, Learnable):
-            setattr(self, f"w_{name}", nn.Parameter(inverse(start)))
+            device = start.device if isinstance(value.value, Tensor) else torch.empty(0).device
+            setattr(self, f"w_{name}", nn.Parameter(inverse(start).to(device)))
         elif isinstance(value, Tensor):
             self.register_buffer(f"{name}_of_each", value.detach().clone())
         else:
@@ -233,6 +234,7 @@ class PLIF(ParametricLIF):
     """
 
     binary: ClassVar[bool] = True
+    elementwise = ParametricLIF.elementwise
 
     def __init__(
         self,
@@ -356,7 +358,8 @@ def _tensor(name: str, value: Value) -> Tensor:
         raise ValueError(f"{name} is {plain!r}: give a number, a tensor, or Learnable(...) of one")
     if isinstance(plain, nn.Parameter):
         raise ValueError(f"{name} is a parameter: give Learnable(tensor), which keeps it in its range")
-    return plain.detach().clone() if isinstance(plain, Tensor) else torch.tensor(float(plain))
+    # On the CPU, since its range is looked at, and a network may be made on the meta device.
+    return plain.detach().clone() if isinstance(plain, Tensor) else torch.tensor(float(plain), device="cpu")
 
 
 def _told(value: Any) -> str:

@@ -44,6 +44,7 @@ class LIF(nn.Module):
 
     Attributes:
         binary: whether spikes are 0 or 1, so that a byte can hold one. A subclass says so again if its own are, too.
+        elementwise: as of `spikerate.signal.Neuron`. A subclass says so again, too: what it adds may see other neurons.
 
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
     """
@@ -54,6 +55,8 @@ class LIF(nn.Module):
     def __init_subclass__(cls, **how: Any) -> None:
         super().__init_subclass__(**how)
         cls.binary = bool(vars(cls).get("binary", False))
+        if "elementwise" not in vars(cls):
+            cls.elementwise = False
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class LIF(nn.Module):
         """Spikes [T, B, ...] without gradient, for the input currents [T, B, ...] and membranes that start at 0."""
         spikes: list[Tensor] = []
         v = None
-        for current in inputs.unbind(0):
+        for current in inputs:
             v = self._charge(None if v is None else self._reset(v, spikes[-1]), current)
             spikes.append(self._fired(v).to(current.dtype))
         return stack(spikes)
@@ -133,7 +136,7 @@ class LIF(nn.Module):
             spikes [T, B, ...] and the membrane potential after the last step [B, ...].
         """
         spikes = []
-        for current in inputs.unbind(0):
+        for current in inputs:
             v = self._charge(state, current)
             s = self._fire(v)
             spikes.append(s.to(current.dtype))
@@ -164,7 +167,7 @@ class LIF(nn.Module):
         """As `trace`, where the current of step t grows by `drives[t]` instead of 1."""
         spikes: list[Tensor] = []
         u, carried, count, total = state or (None, 0.0, None, None)
-        for current, drive in zip(inputs.unbind(0), drives, strict=True):
+        for current, drive in zip(inputs, drives, strict=True):
             v = self._charge(u, current)
             s = self._fired(v)
             slope = self._slope(v)
@@ -188,7 +191,7 @@ class LIF(nn.Module):
             spikes and slopes [T, B, ...], and the membrane potential after the last step [B, ...].
         """
         spikes, slopes = [], []
-        for current in inputs.unbind(0):
+        for current in inputs:
             v = self._charge(state, current)
             s = self._fired(v)
             spikes.append(s.to(current.dtype))

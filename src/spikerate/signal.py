@@ -63,7 +63,8 @@ class Neuron(Protocol):
         """Spikes without a graph, the slope of each at its own step, and the state: `Spatial`, `Traced` (SLTT, OTTT)."""
 
     @property
-    def elementwise(self) -> bool: ...
+    def elementwise(self) -> bool:
+        """As above."""
 
 
 class RuleRefused(TypeError, ValueError):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spikerate.neuron import LIF, stack, wide
+from spikerate.neuron import LIF, wide
 from spikerate.signal import State
 from spikerate.surrogate import Sigmoid, Surrogate
 from spikerate.system.ranges import check_plain, check_share
@@ -43,6 +43,7 @@ class Synaptic(LIF):
     """
 
     binary: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Synaptic(LIF):
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Spikes without a graph, and ((u, i), their derivatives by the current of all steps, summed spikes, their sum)."""
         before, moved, *sums = state or (None, None, None, None)
-        (u, i), (carried, c) = before or (None, None), moved or (0.0, 0.0)
+        (u, i), (carried, c) = before or (None, None), moved if isinstance(moved, tuple) else (0.0, 0.0)
         currents, i = self._smoothed(inputs, i)
         drives = []
         for _ in range(len(inputs)):
@@ -91,10 +92,10 @@ class Synaptic(LIF):
         spikes, slopes, u = super().slopes(currents, u)
         return spikes.to(inputs.dtype), slopes.to(inputs.dtype), (u, i)
 
-    def _smoothed(self, inputs: Tensor, i: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The synaptic current after each step [T, B, ...], and after the last one."""
+    def _smoothed(self, inputs: Tensor, i: Tensor | None) -> tuple[Any, Tensor | None]:
+        """The synaptic currents after each step, a list in place of a train that nobody needs; and the last of them."""
         currents = []
         for current in wide(inputs).unbind(0):
             i = current if i is None else torch.add(current, i, alpha=self.alpha)
             currents.append(i)
-        return stack(currents), i
+        return currents, i

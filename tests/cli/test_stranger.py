@@ -23,11 +23,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikerate as library
-from spikerate import BPTT, LIF, OTTT, SLTT, CrossEntropy, RateBP, SelfDistillation, Sigmoid, StepNeuron, fused, operation
+from spikerate import (
+    BPTT,
+    LIF,
+    OTTT,
+    SLTT,
+    CrossEntropy,
+    RateBP,
+    Rule,
+    SelfDistillation,
+    Sigmoid,
+    StepNeuron,
+    fused,
+    operation,
+)
 from spikerate.data import Data, load
 from spikerate.gradients.finite_difference import variant_rates
 from spikerate.report.gather import gather
-from spikerate.runs.config import Neuron, OwnNetwork, Run
+from spikerate.runs.config import LearningNeuron, Model, Neuron, OwnNetwork, Run
 from spikerate.runs.estimate import training_flops
 from spikerate.runs.experiment import begin, check_fits
 from spikerate.runs.kinds import take_own, with_kinds
@@ -208,6 +221,27 @@ def test_a_layer_without_a_gradient_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     for other in others:
         check_fits(replace(run, rule=other), data)
+
+
+@dataclass(frozen=True)
+class Later(Rule):
+    """Backpropagation through time without the first step, so it has none of one step."""
+
+    def __call__(self, network: Any, x: Tensor) -> Any:
+        return BPTT()(network, x[1:])
+
+    def passes(self, T: int) -> float:
+        return 3 * T
+
+
+def test_a_rule_that_wants_more_than_one_step_is_left_to_the_training() -> None:
+    check_fits(replace(RUN, rule=Later(), loss=CrossEntropy()), load(RUN.data, RUN.T))
+
+
+def test_neurons_that_learn_go_with_whatever_looks_at_shapes_alone() -> None:
+    data, run = load(RUN.data, RUN.T), Run(RUN.data, neuron=LearningNeuron(learn_threshold=True), T=2)
+    check_fits(replace(run, loss=SelfDistillation()), data)
+    check_fits(replace(run, model=Model("spikformer", 1, depth=2), data=replace(run.data, size=32)), data)
 
 
 def test_a_neuron_written_as_one_step_is_compiled_under_bptt_only() -> None:

@@ -171,6 +171,23 @@ def test_one_kernel_serves_all_sizes_and_orders(neuron: str, rule: Any, counted:
     assert graphs[0] == graphs[1] == graphs[2] > 0 and not fused._given_up
 
 
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_one_kernel_serves_all_chunks(neuron: str, counted: Counted) -> None:
+    graphs = []
+    for T in (4, 12):
+        step(RateBP(chunk=1), network(NEURONS[neuron]), torch.rand(T, 3, 2, 4, 4))
+        graphs.append(counted.graphs)
+    assert 0 < graphs[1] <= 2 * graphs[0] and not fused._given_up  # which have the number of all steps
+
+
+def test_what_inherits_from_a_neuron_is_not_flattened_unless_it_says_so() -> None:
+    """It may see other neurons."""
+    for kind in (LIF, ParametricLIF, Synaptic, ALIF):
+        other: Any = type("Other", (kind,), {})
+        same: Any = type("Same", (kind,), {"elementwise": True})
+        assert kind().elementwise and same().elementwise and not other().elementwise
+
+
 def test_neurons_with_a_value_of_each_are_not_flattened() -> None:
     assert ParametricLIF(Learnable(0.4), 0.8, Learnable(0.0)).elementwise
     for each in (torch.full((4, 1, 1), 0.4), Learnable(torch.full((4, 1, 1), 0.4))):

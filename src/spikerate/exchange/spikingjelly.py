@@ -24,7 +24,8 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
     they are; of a `Branched` the body is converted. A surrogate that SpikingJelly does not have is kept.
 
     Raises:
-        ValueError: a layer has no counterpart in SpikingJelly; the message names it.
+        ValueError: a layer has no counterpart in SpikingJelly, as all neurons but `LIF` and `ParametricLIF`, and what inherits
+            from these; the message names it.
         ImportError: SpikingJelly is not installed.
     """
     from spikingjelly.activation_based import neuron
@@ -38,11 +39,13 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
             raise ValueError(
                 f"{_at(path)} is recurrent, and only feed-forward networks are converted: write it in SpikingJelly"
             )
-        if isinstance(module, Neuron) and type(module) not in (LIF, PLIF, ParametricLIF):
-            raise ValueError(
-                f"{_at(path)} is of the kind {type(module).__name__}, for which there is none there: give a network with LIF"
-            )
-        if isinstance(module, LIF):  # of these kinds
+        if isinstance(module, Neuron):
+            if type(module) not in (LIF, PLIF, ParametricLIF):
+                kind = type(module).__name__
+                raise ValueError(
+                    f"{_at(path)} is of the kind {kind}, for which there is none there: give a network with LIF"
+                )
+            assert isinstance(module, LIF)
             values = [v.detach() if isinstance(v, Tensor) else v for v in (module.decay, module.threshold, module.v_reset)]
             if any(isinstance(value, Tensor) and value.numel() > 1 for value in values):
                 raise ValueError(

@@ -696,7 +696,7 @@ def _check_layer(neuron: NeuronSettings) -> None:
         raise ValueError(f"{path_of(neuron)} builds no layer: {_told(error)}") from error
     if not isinstance(layer, nn.Module):
         raise ValueError(f"{path_of(neuron)} builds a {type(layer).__name__}: give what builds a torch.nn.Module")
-    asked = [name for name in (*vars(NeuronLayer), *NeuronLayer.__annotations__) if not name.startswith("_")]
+    asked = [name for name in vars(NeuronLayer) if not name.startswith("_")]
     missing = [name for name in asked if name not in dir(layer)]
     if missing:
         raise ValueError(f"{path_of(layer)} has no {missing[0]}: a layer of neurons has it, or inherits from StepNeuron")

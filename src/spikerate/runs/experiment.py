@@ -27,6 +27,7 @@ from spikerate.runs.examples import Examples
 from spikerate.runs.record import RunFolder
 from spikerate.runs.state import Row, State
 from spikerate.runs.train import Start, Trainer, Watch
+from spikerate.signal import RuleRefused
 from spikerate.system import environment
 from spikerate.system.codec import Own
 from spikerate.system.dist import Ranks, restarted
@@ -244,9 +245,14 @@ def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
 
 
 def _check_rule(run: Run, num_classes: int, shape: tuple[int, int, int]) -> None:
-    """Raise `RuleRefused` if a layer has no gradient under the rule; one step of one sample is run."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        run.rule(run.build(num_classes, shape).eval(), torch.zeros(1, 1, *shape))
+    """Raise `RuleRefused` if a layer has no gradient under the rule; one step of one sample is run, of shapes alone."""
+    with torch.device("meta"), torch.enable_grad():
+        try:
+            run.rule(run.build(num_classes, shape).eval(), torch.zeros(1, 1, *shape))
+        except RuleRefused:
+            raise
+        except Exception:  # code of the user's may want values, or more steps or samples: the training says what is wrong
+            return
 
 
 def begin(path: Path, run: Run, data: DataSet, about: Mapping[str, Any], ranks: Ranks = Ranks()) -> RunFolder:

@@ -241,7 +241,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 def test_other_libraries_have_no_such_neuron_and_say_so() -> None:
     pytest.importorskip("spikingjelly")
-    with pytest.raises(ValueError, match="integer neuron"):
+    with pytest.raises(ValueError, match="of the kind ILIF, for which there is none there"):
         to_spikingjelly(network())
     pytest.importorskip("neurobench")
     with pytest.raises(ValueError, match="integer neurons"):

@@ -24,8 +24,8 @@ def to_spikingjelly(network: nn.Module) -> nn.Module:
     they are; of a `Branched` the body is converted. A surrogate that SpikingJelly does not have is kept.
 
     Raises:
-        ValueError: a layer has no counterpart in SpikingJelly, as all neurons but `LIF` and `ParametricLIF`, and what inherits
-            from these; the message names it.
+        ValueError: a layer has no counterpart in SpikingJelly, as all neurons but `LIF` and `ParametricLIF`, and what
+            inherits from these; the message names it.
         ImportError: SpikingJelly is not installed.
     """
     from spikingjelly.activation_based import neuron

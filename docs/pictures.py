@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import torch
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spikerate import ALIF, LIF, ATan, Dspike, FastSigmoid, Readout, Rectangular, Sigmoid, Synaptic, Triangular
+from spikerate.signal import Neuron
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikerate"
@@ -86,7 +86,7 @@ def kinds() -> Figure:
     return figure
 
 
-def held(neuron: Any, inputs: Tensor) -> list[Tensor]:
+def held(neuron: Neuron, inputs: Tensor) -> list[Tensor]:
     """Each state [T] of a single neuron after each step of its input [T, 1]."""
     state, states = None, []
     for current in inputs:

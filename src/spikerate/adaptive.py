@@ -84,20 +84,26 @@ class ALIF(LIF):
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Spikes without a graph, and ((u, a), their derivatives by the current of all steps, summed spikes, their sum)."""
+        """Spikes [T, B, ...] without a graph, and the state.
+
+        It is (u, a); what a unit more of the current at every step moves these by, (d u / d c, r); and the sums over all
+        steps so far of s and of g. All are [B, ...].
+        """
         spikes = []
         before, moved, count, total = state or (None, None, 0.0, 0.0)
-        (u, a), (du, da) = before or (None, 0.0), moved if isinstance(moved, tuple) else (0.0, 0.0)
+        u, a = before or (None, 0.0)
+        du, r = moved if isinstance(moved, tuple) else (0.0, 0.0)  # a stream goes on from states that nothing has moved yet
         for current in inputs.unbind(0):
             v = self._charge(u, current)
-            s, slope = self._fired(v - self.beta * a), self._slope(v - self.beta * a)
+            x = v - self.beta * a
+            s = self._fired(x)
             reach = 1 + self.decay * du
-            gained = slope * (reach - self.beta * da)
-            du = self._after_reset(v, s, reach, gained)
-            u, a, da = self._reset(v, s), self.rho * a + s, self.rho * da + gained
-            count, total = count + s, total + gained
+            g = self._slope(x) * (reach - self.beta * r)
+            du = self._after_reset(v, s, reach, g)
+            u, a, r = self._reset(v, s), self.rho * a + s, self.rho * r + g
+            count, total = count + s, total + g
             spikes.append(s.to(current.dtype))
-        return stack(spikes), ((u, a), (du, da), count, total)
+        return stack(spikes), ((u, a), (du, r), count, total)
 
     @torch.no_grad()
     def slopes(self, inputs: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
@@ -105,15 +111,9 @@ class ALIF(LIF):
         u, a = state or (None, 0.0)
         for current in inputs.unbind(0):
             v = self._charge(u, current)
-            s, slope = self._fired(v - self.beta * a), self._slope(v - self.beta * a)
+            x = v - self.beta * a
+            s = self._fired(x)
             spikes.append(s.to(current.dtype))
-            slopes.append(slope.to(current.dtype))
+            slopes.append(self._slope(x).to(current.dtype))
             u, a = self._reset(v, s), self.rho * a + s
         return stack(spikes), stack(slopes), (u, a)
-
-    def _after_reset(self, v: Tensor, s: Tensor, reach: Any, gained: Tensor) -> Any:
-        """d u[t] / d c, where d v[t] / d c is `reach` and d s[t] / d c is `gained`."""
-        if self.v_reset is None:
-            return reach if self.detach_reset else reach - self.threshold * gained
-        kept = (1 - s) * reach
-        return kept if self.detach_reset else kept + (self.v_reset - v) * gained

@@ -124,8 +124,7 @@ def _eager(f: Callable[[Any, Tensor, Any], Any], subject: Any, steps: Tensor, st
 
     The compiler, which makes one pass over memory of it, and GPUs get all samples at once, and so does autograd.
     """
-    learns = isinstance(subject, nn.Module) and any(value.requires_grad for value in subject.parameters())
-    graph = torch.is_grad_enabled() and (steps.requires_grad or learns)
+    graph = torch.is_grad_enabled() and (steps.requires_grad or _learns(subject))
     if graph or torch.compiler.is_compiling() or steps.device.type != "cpu" or steps[0].numel() <= _IN_CACHE:
         return f(subject, steps, state)
     size = max(1, _IN_CACHE // steps[0, 0].numel())
@@ -160,10 +159,11 @@ def _room(done: Any, steps: Tensor) -> Any:
 
 def _over(spent: tuple[Any, ...], state: tuple[Any, ...], steps: Tensor) -> tuple[Any, ...]:
     """Room for a state in the memory of the one before, where that is of the same type."""
-    return tuple(
-        old if _of_each(old) and _of_each(new) and old.dtype == new.dtype else _room(new, steps)
-        for old, new in zip(spent, state, strict=True)
-    )
+
+    def over(old: Any, new: Any) -> Any:
+        return old if _of_each(old) and _of_each(new) and old.dtype == new.dtype else _room(new, steps)
+
+    return pytree.tree_map(over, spent, state)
 
 
 def _write(done: Any, out: Any, few: slice, dim: int) -> None:
@@ -171,6 +171,11 @@ def _write(done: Any, out: Any, few: slice, dim: int) -> None:
     for part, whole in zip(pytree.tree_leaves(done), pytree.tree_leaves(out), strict=True):
         if _of_each(part):
             (whole[:, few] if part.dim() == dim else whole[few]).copy_(part)
+
+
+def _learns(subject: Any) -> bool:
+    """Whether a gradient is asked for by the values of a layer of neurons."""
+    return isinstance(subject, nn.Module) and any(value.requires_grad for value in subject.parameters())
 
 
 def _of_each(value: Any) -> TypeGuard[Tensor]:
@@ -243,11 +248,15 @@ def _any_size(flat: Tensor) -> Tensor:
 
 
 def _flattened(state: Any, order: Order, train: Tensor) -> Any:
-    """Tensors [B, ...] of a state as [N]; numbers as tensors, since a number would be compiled in, anew for each chunk."""
+    """Tensors [B, ...] of a state as [N], and numbers as tensors.
+
+    A number would be compiled into the kernel, and each chunk has another one.
+    """
 
     def flattened(one: Any) -> Any:
         if isinstance(one, float):
-            return torch.tensor(one, dtype=torch.promote_types(train.dtype, torch.float32), device=train.device)
+            # `torch.full` fills it on the device, where `torch.tensor` would wait for a copy.
+            return torch.full((), one, dtype=torch.promote_types(train.dtype, torch.float32), device=train.device)
         return _any_size(order.flat(one.unsqueeze(0))[0]) if _of_each(one) else one
 
     return pytree.tree_map(flattened, state)

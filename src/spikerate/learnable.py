@@ -181,20 +181,18 @@ class ParametricLIF(LIF, Learns):
                 e = self.decay * after[name] + by_itself.get(name, 0.0)
                 moved = slope * (e - float(name == "threshold"))
                 sums[name] = sums[name] + moved
-                after[name] = self._moved_by_reset(name, v, s, e, moved)
+                after[name] = self._after_reset(v, s, e, moved) + self._in_reset(name, s)
             count = count + s
             u = self._reset(v, s)
             spikes.append(s.to(current.dtype))
         assert u is not None
         return stack(spikes), (u, after, count, sums)
 
-    def _moved_by_reset(self, name: str, v: Tensor, s: Tensor, e: Any, moved: Tensor) -> Tensor:
-        """d u / d p where d v / d p is `e` and d s / d p is `moved`."""
+    def _in_reset(self, name: str, s: Tensor) -> Tensor | float:
+        """The part of d u / d p in which the value p stands in the equation of the reset itself."""
         if self.v_reset is None:
-            own, through = e - s * float(name == "threshold"), -self.threshold
-        else:
-            own, through = (1 - s) * e + s * float(name == "v_reset"), self.v_reset - v
-        return own if self.detach_reset else own + through * moved
+            return -s if name == "threshold" else 0.0
+        return s if name == "v_reset" else 0.0
 
     def _charge(self, u: Tensor | None, current: Tensor) -> Tensor:
         return super()._charge(None, current) + (0 if u is None else self.decay * u)
@@ -358,7 +356,7 @@ def _tensor(name: str, value: Value) -> Tensor:
         raise ValueError(f"{name} is {plain!r}: give a number, a tensor, or Learnable(...) of one")
     if isinstance(plain, nn.Parameter):
         raise ValueError(f"{name} is a parameter: give Learnable(tensor), which keeps it in its range")
-    # On the CPU, since its range is looked at, and a network may be made on the meta device.
+    # On the CPU: its range is checked here, and where the default device is meta a tensor has no values.
     return plain.detach().clone() if isinstance(plain, Tensor) else torch.tensor(float(plain), device="cpu")
 
 

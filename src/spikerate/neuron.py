@@ -17,7 +17,20 @@ from spikerate.surrogate import Sigmoid, Surrogate
 from spikerate.system.ranges import check_number, check_plain, check_positive
 
 
-class LIF(nn.Module):
+class _SaysAnew:
+    """A base of neurons whose subclasses say anew what holds of all their neurons, since what they add may be otherwise."""
+
+    binary: ClassVar[bool]
+    elementwise: ClassVar[bool]
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        for name in ("binary", "elementwise"):
+            if name not in vars(cls):
+                setattr(cls, name, False)
+
+
+class LIF(_SaysAnew, nn.Module):
     """Leaky integrate-and-fire neurons, one for each element of the input; time is the hidden axis of a `Signal`.
 
         v[t] = decay * u[t-1] + input[t],   s[t] = H(v[t] - threshold),   u[0] = 0
@@ -43,20 +56,15 @@ class LIF(nn.Module):
         TypeError: called on a tensor instead of a `Signal`.
 
     Attributes:
-        binary: whether spikes are 0 or 1, so that a byte can hold one. A subclass says so again if its own are, too.
-        elementwise: as of `spikerate.signal.Neuron`. A subclass says so again, too: what it adds may see other neurons.
+        binary: whether spikes are 0 or 1, so that a byte can hold one.
+        elementwise: whether neurons know nothing of each other (`spikerate.signal.Neuron`). Both are False in a subclass
+            that does not set them again: its spikes may have other values, and its neurons may see each other.
 
     Reference: Yu et al., NeurIPS 2024, section 3 (`decay=0.2`, `threshold=1`, soft reset, detached).
     """
 
     elementwise: ClassVar[bool] = True
     binary: ClassVar[bool] = True
-
-    def __init_subclass__(cls, **how: Any) -> None:
-        super().__init_subclass__(**how)
-        cls.binary = bool(vars(cls).get("binary", False))
-        if "elementwise" not in vars(cls):
-            cls.elementwise = False
 
     def __init__(
         self,
@@ -164,7 +172,7 @@ class LIF(nn.Module):
         return self._traced(inputs, [1.0] * len(inputs), state)
 
     def _traced(self, inputs: Tensor, drives: Sequence[float], state: State | None) -> tuple[Tensor, State]:
-        """As `trace`, where the current of step t grows by `drives[t]` instead of 1."""
+        """As `trace`, of a gain for a change of the currents by `drives[t]` at step t instead of by 1 at every step."""
         spikes: list[Tensor] = []
         u, carried, count, total = state or (None, 0.0, None, None)
         for current, drive in zip(inputs, drives, strict=True):
@@ -233,8 +241,13 @@ class LIF(nn.Module):
         kept = 1 - s if self.detach_reset else 1 - s + (self.v_reset - v) * slope
         return self.decay * kept
 
+    def _after_reset(self, v: Tensor, s: Tensor, reach: Any, gained: Tensor) -> Any:
+        """d u[t] / d p of anything p through v[t] and s[t], where d v[t] / d p is `reach` and d s[t] / d p is `gained`."""
+        own, through = (reach, -self.threshold) if self.v_reset is None else ((1 - s) * reach, self.v_reset - v)
+        return own if self.detach_reset else own + through * gained
 
-class Rectifier(nn.Module):
+
+class Rectifier(_SaysAnew, nn.Module):
     """The activation of an ANN as a neuron without memory: `s[t] = max(0, input[t])`. At T = 1 the network is an ANN.
 
     On a tensor instead of a `Signal` it is `F.relu`.

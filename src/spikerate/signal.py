@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import FrameType, FunctionType
@@ -40,9 +40,6 @@ class Neuron(Protocol):
     `inputs` are currents [T, B, ...]; `state` is what the layer was left with by the steps before, None at the start. A
     layer that inherits from `StepNeuron` has all by one method, `step`.
 
-    Attributes:
-        elementwise: whether neurons know nothing of each other, and the methods are such that `torch.compile` takes them:
-            then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
     """
 
     def spikes(self, inputs: Tensor) -> Tensor:
@@ -64,7 +61,10 @@ class Neuron(Protocol):
 
     @property
     def elementwise(self) -> bool:
-        """As above."""
+        """Whether neurons know nothing of each other, and `torch.compile` takes the methods above.
+
+        Then they may be called with trains [T, N] and states [N] of all neurons in another order, to be made one pass.
+        """
 
 
 class RuleRefused(TypeError, ValueError):
@@ -767,7 +767,7 @@ class RateCoded(Signal):
     def fire(self, neuron: Neuron) -> RateCoded:
         self.tape.meet("a neuron", neuron, self.number)
         if isinstance(neuron, Learns):
-            return self._fire_learning(neuron)
+            return self._fire_learning(neuron, neuron.learned)
         with torch.no_grad():
             before = self._before(neuron)
             if self.tape.last:
@@ -779,9 +779,7 @@ class RateCoded(Signal):
                 value, gain, data = *[_nothing(spikes)] * 2, None
             self.tape.leave(neuron, state)
         average = autograd.scale(value, self.average, gain)
-        counted = data is not None and not torch.compiler.is_compiling()
-        counts = autograd.Counts(average, self.tape.T, data) if counted else None
-        return self._after(average, spikes, True, False, counts)
+        return self._after(average, spikes, True, False, self._counts(average, data))
 
     def _before(self, neuron: Neuron) -> Any:
         """What `Neuron.trace` goes on from: membranes of the call before, that have moved nothing yet, and empty sums."""
@@ -791,13 +789,14 @@ class RateCoded(Signal):
         none = torch.zeros_like(self.train[0], dtype=torch.promote_types(self.dtype, torch.float32))
         return state, 0.0, none, none
 
-    def _fire_learning(self, neuron: Any) -> RateCoded:
+    def _fire_learning(self, neuron: Neuron, learned: Mapping[str, Tensor]) -> RateCoded:
+        """The spikes of a layer of neurons with values that are learned, by name, each with its own gain."""
         with torch.no_grad():
             before = self.tape.resume(neuron, self.train)
             if before is not None and self.tape.first:  # the membranes of the call before, which nothing has moved yet
                 before = (before, {}, 0.0, {})
             if not self.tape.last:
-                spikes, state = _fused(_moved, neuron, self.train, self.T, before)
+                spikes, state = _fused(_traced, neuron, self.train, self.T, before)
                 self.tape.leave(neuron, state)
                 nothing = _nothing(spikes)
                 return self._after(autograd.scale(nothing, self.average, nothing), spikes, True, False)
@@ -806,10 +805,13 @@ class RateCoded(Signal):
             spikes, value, gains, data, membrane = known
             self.tape.leave(neuron, membrane)
         average = autograd.scale(value, self.average, gains["current"])
-        for name, learned in neuron.learned.items():
-            average = average + gains[name] * (learned - learned.detach()).to(spikes.dtype)
-        counted = data is not None and not torch.compiler.is_compiling()
-        return self._after(average, spikes, True, False, autograd.Counts(average, self.tape.T, data) if counted else None)
+        for name, now in learned.items():
+            average = average + gains[name] * (now - now.detach()).to(spikes.dtype)
+        return self._after(average, spikes, True, False, self._counts(average, data))
+
+    def _counts(self, average: Tensor, data: Tensor | None) -> autograd.Counts | None:
+        """The counts of spikes by which the next layer keeps an average in a byte, where there are such."""
+        return None if data is None or torch.compiler.is_compiling() else autograd.Counts(average, self.tape.T, data)
 
     def _after(
         self, average: Tensor, train: Tensor, valued: bool, constant: bool, counts: autograd.Counts | None = None
@@ -1017,23 +1019,25 @@ def _rate_gain_and_membrane(neuron: Neuron, steps: Tensor, state: tuple[Any, int
 def _outcome(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> Any:
     before, T = state
     spikes, (*own, total, gain) = neuron.trace(steps, _unpacked(before, T, steps.dtype))
-    counts = total.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
-    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), counts, own
+    return spikes, (total / T).to(spikes.dtype), (gain / T).to(spikes.dtype), _in_bytes(neuron, total, T), own
 
 
-def _moved(neuron: Any, steps: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
+def _in_bytes(neuron: Neuron, count: Tensor, T: int) -> Tensor | None:
+    """The counts of spikes over T steps in a byte each, if they fit."""
+    return count.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
+
+
+def _traced(neuron: Neuron, steps: Tensor, state: Moved | None) -> tuple[Tensor, Moved]:
     """The spikes of a chunk that another one follows, of neurons that learn, and the state."""
-    spikes, state = neuron.trace(steps, state)
-    return spikes, state
+    return neuron.trace(steps, state)
 
 
-def _rate_and_gains(neuron: Any, steps: Tensor, state: tuple[Any, int, bool]) -> Any:
+def _rate_and_gains(neuron: Neuron, steps: Tensor, state: tuple[Any, int, bool]) -> Any:
     """As `_rate_and_gain` of neurons that learn, with a gain for each name, and the membranes if they stay, else None."""
     before, T, stays = state
     spikes, (membrane, _, count, sums) = neuron.trace(steps, before)
-    counts = count.to(torch.uint8) if T <= _MOST_IN_A_BYTE and _binary(neuron) else None
     gains = {name: (moved / T).to(spikes.dtype) for name, moved in sums.items()}
-    return spikes, (count / T).to(spikes.dtype), gains, counts, membrane if stays else None
+    return spikes, (count / T).to(spikes.dtype), gains, _in_bytes(neuron, count, T), membrane if stays else None
 
 
 def _trace(neuron: Neuron, steps: Tensor, state: tuple[Any, int]) -> tuple[Tensor, Any]:

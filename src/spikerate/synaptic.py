@@ -74,9 +74,14 @@ class Synaptic(LIF):
 
     @torch.no_grad()
     def trace(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Spikes without a graph, and ((u, i), their derivatives by the current of all steps, summed spikes, their sum)."""
+        """Spikes [T, B, ...] without a graph, and the state.
+
+        It is (u, i); what a unit more of the current at every step moves these by, (decay d u / d c, c); and the sums over
+        all steps so far of s and of slope * reach. All are [B, ...], or a number where it is the same for all neurons.
+        """
         before, moved, *sums = state or (None, None, None, None)
-        (u, i), (carried, c) = before or (None, None), moved if isinstance(moved, tuple) else (0.0, 0.0)
+        u, i = before or (None, None)
+        carried, c = moved if isinstance(moved, tuple) else (0.0, 0.0)  # a stream goes on from states that nothing has moved
         currents, i = self._smoothed(inputs, i)
         drives = []
         for _ in range(len(inputs)):
@@ -93,7 +98,11 @@ class Synaptic(LIF):
         return spikes.to(inputs.dtype), slopes.to(inputs.dtype), (u, i)
 
     def _smoothed(self, inputs: Tensor, i: Tensor | None) -> tuple[Any, Tensor | None]:
-        """The synaptic currents after each step, a list in place of a train that nobody needs; and the last of them."""
+        """The synaptic current after each of the T steps, and the last one again, which is the state.
+
+        Each is [B, ...], in float32 or wider. They are a list, since the loops of `LIF` take one step after the other: a
+        train [T, B, ...] would be written to memory only to be taken apart.
+        """
         currents = []
         for current in wide(inputs).unbind(0):
             i = current if i is None else torch.add(current, i, alpha=self.alpha)

@@ -43,7 +43,7 @@ from spikerate.report.gather import gather
 from spikerate.runs.config import LearningNeuron, Model, Neuron, OwnNetwork, Run
 from spikerate.runs.estimate import training_flops
 from spikerate.runs.experiment import begin, check_fits
-from spikerate.runs.kinds import take_own, with_kinds
+from spikerate.runs.kinds import PARTS, take_own, with_kinds
 from spikerate.runs.optim import SGD
 from spikerate.runs.record import RunFolder
 from spikerate.runs.train import Trainer
@@ -225,7 +225,7 @@ def test_a_layer_without_a_gradient_is_refused_before_anything_is_written(
 
 @dataclass(frozen=True)
 class Later(Rule):
-    """Backpropagation through time without the first step, so it has none of one step."""
+    """Backpropagation through time that leaves the first step out, so that of one step nothing is left."""
 
     def __call__(self, network: Any, x: Tensor) -> Any:
         return BPTT()(network, x[1:])
@@ -238,8 +238,12 @@ def test_a_rule_that_wants_more_than_one_step_is_left_to_the_training() -> None:
     check_fits(replace(RUN, rule=Later(), loss=CrossEntropy()), load(RUN.data, RUN.T))
 
 
-def test_neurons_that_learn_go_with_whatever_looks_at_shapes_alone() -> None:
-    data, run = load(RUN.data, RUN.T), Run(RUN.data, neuron=LearningNeuron(learn_threshold=True), T=2)
+@pytest.mark.parametrize("neuron", [n for n in PARTS["--neuron"].kinds if n != "relu"])
+def test_every_neuron_goes_with_whatever_looks_at_shapes_alone(neuron: str) -> None:
+    """Self-distillation and the sizes of a transformer are checked on the meta device."""
+    data, run = load(RUN.data, RUN.T), with_kinds(Run(RUN.data, T=2), {"--neuron": neuron})
+    if isinstance(run.neuron, LearningNeuron):
+        run = replace(run, neuron=replace(run.neuron, learn_threshold=True))
     check_fits(replace(run, loss=SelfDistillation()), data)
     check_fits(replace(run, model=Model("spikformer", 1, depth=2), data=replace(run.data, size=32)), data)
 

@@ -19,8 +19,10 @@ from spikerate import (
     ALIF,
     BPTT,
     IF,
+    ILIF,
     LIF,
     OTTT,
+    PLIF,
     SLTT,
     ATan,
     Dspike,
@@ -177,12 +179,13 @@ def test_one_kernel_serves_all_chunks(neuron: str, counted: Counted) -> None:
     for T in (4, 12):
         step(RateBP(chunk=1), network(NEURONS[neuron]), torch.rand(T, 3, 2, 4, 4))
         graphs.append(counted.graphs)
-    assert 0 < graphs[1] <= 2 * graphs[0] and not fused._given_up  # which have the number of all steps
+    # Each graph has the number of all steps in it, so 12 chunks have as many of their own as 4, and no more.
+    assert 0 < graphs[1] <= 2 * graphs[0] and not fused._given_up
 
 
 def test_what_inherits_from_a_neuron_is_not_flattened_unless_it_says_so() -> None:
     """It may see other neurons."""
-    for kind in (LIF, ParametricLIF, Synaptic, ALIF):
+    for kind in (LIF, ILIF, PLIF, ParametricLIF, Synaptic, ALIF, Rectifier):
         other: Any = type("Other", (kind,), {})
         same: Any = type("Same", (kind,), {"elementwise": True})
         assert kind().elementwise and same().elementwise and not other().elementwise

@@ -309,7 +309,7 @@ def test_the_training_forward_is_one_graph(model: str, rule: BPTT | RateBP) -> N
 def assert_compiles(rule: Any, T: int, neurons: list[nn.Module], backend: str) -> None:
     """Compiled code has the gradients of the eager rule, in a network with these neurons.
 
-    With "aot_eager" the graphs are taken as for "inductor", and no code is made of them, which takes most of the time.
+    "aot_eager" takes the same graphs as "inductor", and leaves out what takes longest: making code of them.
     """
     first, *between = neurons
     start, *rest = small_network(lambda: first)

@@ -296,10 +296,19 @@ def test_bad_input_is_one_sentence() -> None:
         ALIF()(torch.rand(2, 3))
 
 
+@pytest.mark.parametrize("rule", [RateBP(), SLTT()], ids=str)
+def test_what_autograd_finds_step_by_step_is_not_compiled(rule: Any) -> None:
+    net, x = network(lambda: alpha_of_the_page()(0.75, 0.5, 0.3)), torch.rand(3, 2, 7, dtype=torch.float64)
+    whole: Any = torch.compile(lambda x: rule(net, x).rate, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="Alpha is written as one step, whose slopes and gain autograd finds"):
+        whole(x)
+
+
 @pytest.mark.parametrize("rule", [BPTT(), RateBP(), SLTT()], ids=str)
 def test_they_are_compiled(rule: Any) -> None:
     net, x = nn.Sequential(nn.Linear(4, 5), ALIF(), nn.Linear(5, 5), Synaptic(), nn.Linear(5, 2)), torch.randn(3, 2, 4)
     whole: Any = torch.compile(lambda x: rule(net, x).rate, fullgraph=True, backend="aot_eager")
-    for name, value in gradients(net, rule(net, x).rate.square().sum()).items():
-        torch.testing.assert_close(gradients(net, whole(x).square().sum())[name], value)
+    wanted = gradients(net, rule(net, x).rate.square().sum())
+    for name, value in gradients(net, whole(x).square().sum()).items():
+        torch.testing.assert_close(value, wanted[name])
     assert Run(neuron=SynapticNeuron(), rule=rule, compile=True).neuron.build().alpha == 0.2  # type: ignore[attr-defined]

@@ -99,6 +99,8 @@ def draw_bench(outcomes: Sequence[Outcome], file: Path) -> None:
             floors = [1000 * ann.step.median * floor for _, floor in by_T]
             line, name = ("-.", f"({_named(ann)})") if ann.cell.setting.compile else ("--", _named(ann))
             times.plot([T for T, _ in by_T], floors, color=_BLACK, ls=line, lw=0.8, label=f"{name} x (T + 2) / 3")
+        for axes in (times, memory):
+            axes.set_ylim(bottom=0)  # after all lines: from here on the limits stay as they are
         figure.legend(*times.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
 
 
@@ -117,7 +119,6 @@ def _draw_costs(axes: Axes, costs: Sequence[Cost], height: Callable[[Cost], floa
             line = ":" if cell.setting.compile else "-"
             axes.axhline(y, color=_BLACK if cell.method == ANN else _GREY, ls=line, lw=0.8, label=name)
     axes.set_xticks(sorted({cost.cell.T for cost in costs}))
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("T")
     axes.set_ylabel(what)
 

@@ -245,13 +245,16 @@ def check_fits(run: Run, data: DataSet, ranks: Ranks = Ranks()) -> None:
 
 
 def _check_rule(run: Run, num_classes: int, shape: tuple[int, int, int]) -> None:
-    """Raise `RuleRefused` if a layer has no gradient under the rule; one step of one sample is run, of shapes alone."""
+    """Raise `RuleRefused` if a layer has no gradient under the rule.
+
+    One step of one sample is run on the meta device, which computes shapes and no values.
+    """
     with torch.device("meta"), torch.enable_grad():
         try:
             run.rule(run.build(num_classes, shape).eval(), torch.zeros(1, 1, *shape))
         except RuleRefused:
             raise
-        except Exception:  # code of the user's may want values, or more steps or samples: the training says what is wrong
+        except Exception:  # the user's code may need values, or more steps or samples: what is wrong, the training says
             return
 
 
